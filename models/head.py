@@ -1,0 +1,76 @@
+"""The detection head: two separate branches on every level, one for where a box is, one for what it holds.
+
+Anchor-free: every cell of every level predicts one box, as its distances to the four sides. A distance is the mean of a
+distribution over `BINS` cells, as in generalized focal loss (Li et al., arXiv 2006.04388); the separate branches are YOLOX's
+(arXiv 2107.08430).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.blocks import ConvNormAct
+
+BINS = 16  # a side lies 0 to 15 cells away from the centre of its cell
+
+
+class Predictions(NamedTuple):
+    """What the head says, for B images and A cells of all levels together, always float32."""
+
+    sides: Tensor  # (B, A, 4, BINS): logits of the distances to left, top, right, bottom, in cells
+    logits: Tensor  # (B, A, classes): before the sigmoid
+    centers: Tensor  # (A, 2): x, y of each cell's centre, in pixels
+    strides: Tensor  # (A,): the cell's size, in pixels
+
+
+def decode_boxes(sides: Tensor, centers: Tensor, strides: Tensor) -> Tensor:
+    """Distances' logits (..., 4, BINS), centres (..., 2) and strides (...) to boxes (..., 4): xyxy, in pixels."""
+    bins = torch.arange(BINS, device=sides.device, dtype=sides.dtype)
+    distances = (sides.softmax(-1) * bins).sum(-1) * strides[..., None]
+    return torch.cat((centers - distances[..., :2], centers + distances[..., 2:]), dim=-1)
+
+
+class Head(nn.Module):
+    """Maps one feature map for each stride to `Predictions`.
+
+    `in_channels[i]` is the width of the map at stride `strides[i]` pixels; `num_classes` >= 1.
+    """
+
+    def __init__(self, in_channels: Sequence[int], strides: Sequence[int], num_classes: int) -> None:
+        super().__init__()
+        self.strides = tuple(strides)
+        self.num_classes = num_classes
+        box_width = max(16, in_channels[0] // 4, 4 * BINS)
+        class_width = max(in_channels[0], min(num_classes, 100))
+        self.box_branches = nn.ModuleList(self._branch(c, box_width, 4 * BINS) for c in in_channels)
+        self.class_branches = nn.ModuleList(self._branch(c, class_width, num_classes) for c in in_channels)
+        for boxes, classes, stride in zip(self.box_branches, self.class_branches, strides, strict=True):
+            nn.init.ones_(boxes[-1].bias)
+            # Start from the rate of a sparse picture, five objects at 640 px, so that the background does not drown the first
+            # steps: the prior of focal loss (Lin et al., arXiv 1708.02002), here by level.
+            nn.init.constant_(classes[-1].bias, math.log(5 / num_classes / (640 / stride) ** 2))
+
+    @staticmethod
+    def _branch(in_channels: int, width: int, out_channels: int) -> nn.Sequential:
+        return nn.Sequential(
+            ConvNormAct(in_channels, width, 3), ConvNormAct(width, width, 3), nn.Conv2d(width, out_channels, 1)
+        )
+
+    def forward(self, features: Sequence[Tensor]) -> Predictions:
+        sides, logits, centers, strides = [], [], [], []
+        for feature, stride, boxes, classes in zip(
+            features, self.strides, self.box_branches, self.class_branches, strict=True
+        ):
+            height, width = feature.shape[-2:]
+            sides.append(boxes(feature).permute(0, 2, 3, 1).reshape(len(feature), height * width, 4, BINS))
+            logits.append(classes(feature).permute(0, 2, 3, 1).reshape(len(feature), height * width, -1))
+            y = (torch.arange(height, device=feature.device) + 0.5) * stride
+            x = (torch.arange(width, device=feature.device) + 0.5) * stride
+            centers.append(torch.cartesian_prod(y, x).flip(-1))
+            strides.append(torch.full((height * width,), float(stride), device=feature.device))
+        return Predictions(
+            torch.cat(sides, dim=1).float(), torch.cat(logits, dim=1).float(), torch.cat(centers), torch.cat(strides)
+        )

@@ -1,0 +1,34 @@
+"""The exponential moving average of the weights: what is validated, saved as best, and used afterwards."""
+
+import copy
+
+import torch
+from torch import nn
+
+
+class EMA:
+    """Keeps `model`, a copy whose parameters and buffers follow those of the trained one.
+
+    After n updates the decay is min(decay, (1 + n) / (10 + n)), so that a short run averages over its last tenth and not over
+    its random beginning.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take in the state of `model` after an optimizer step; counts, which are whole numbers, are copied."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
+        torch._foreach_lerp_(
+            [mine for mine, _ in pairs if mine.is_floating_point()],
+            [new for mine, new in pairs if mine.is_floating_point()],
+            1 - decay,
+        )
+        for mine, new in pairs:
+            if not mine.is_floating_point():
+                mine.copy_(new)

@@ -1,0 +1,65 @@
+"""The pictures of a run folder: batches with their boxes, and the curves of results.csv."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.io import write_jpeg
+from torchvision.utils import draw_bounding_boxes, make_grid
+
+COLORS = ["#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#46f0f0", "#f032e6", "#bcf60c", "#fabebe", "#008080"]
+LIMIT = 16  # pictures in one grid
+
+
+def _drawn(images: Tensor, targets: Sequence[dict[str, Tensor]], names: Sequence[str]) -> list[Tensor]:
+    """Each picture (3, h, w) uint8 with its boxes, their class names and, where there are any, scores."""
+    drawn = []
+    for image, target in zip(images[:LIMIT].cpu(), targets[:LIMIT], strict=False):
+        labels = target["labels"].tolist()
+        scores = target["scores"].tolist() if "scores" in target else [None] * len(labels)
+        texts = [names[k] if s is None else f"{names[k]} {s:.2f}" for k, s in zip(labels, scores, strict=True)]
+        colors = [COLORS[k % len(COLORS)] for k in labels]
+        boxes = target["boxes"].cpu()
+        drawn.append(draw_bounding_boxes(image, boxes, texts, colors, width=2) if len(boxes) else image)
+    return drawn
+
+
+def draw_batch(images: Tensor, targets: Sequence[dict[str, Tensor]], names: Sequence[str], path: Path) -> None:
+    """Write a grid of the batch's first pictures, with their boxes, to the JPEG `path`."""
+    write_jpeg(make_grid(_drawn(images, targets, names), nrow=4), str(path))
+
+
+def draw_predictions(
+    images: Tensor,
+    targets: Sequence[dict[str, Tensor]],
+    predictions: Sequence[dict[str, Tensor]],
+    names: Sequence[str],
+    path: Path,
+    score: float = 0.25,
+) -> None:
+    """Write pairs to the JPEG `path`: each picture with its labels, and beside it with what scores above `score`."""
+    kept = [{key: value[p["scores"] > score] for key, value in p.items()} for p in predictions]
+    pairs = zip(_drawn(images, targets, names), _drawn(images, kept, names), strict=True)
+    write_jpeg(make_grid([picture for pair in pairs for picture in pair], nrow=4), str(path))
+
+
+def draw_results(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw every column of results.csv over the epochs, one small plot each, to the picture `path`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = [name for name in rows[0] if name != "epoch"]
+    figure, grid = plt.subplots(-(-len(names) // 4), 4, figsize=(14, 3 * -(-len(names) // 4)), layout="constrained")
+    for axes, name in zip(grid.flat, names, strict=False):
+        points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
+        axes.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else None)
+        axes.set_title(name)
+        axes.grid(alpha=0.3)
+    for axes in grid.flat[len(names) :]:
+        axes.remove()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
