@@ -29,7 +29,7 @@ from utils.schedulers import build_scheduler, draw_plan, plan
 
 ROOT = Path(__file__).resolve().parent
 DEFAULTS = {
-    "hyp": "hyp.yaml", "data": "shapes.yaml", "model": "yolo-n", "weights": None, "epochs": None, "batch_size": 16, "imgsz": None,
+    "hyp": "hyp.yaml", "data": "shapes.yaml", "model": "yolo-n", "weights": None, "epochs": None, "batch_size": None, "imgsz": None,
     "device": "auto", "workers": None, "seed": 0, "project": "runs/train", "name": "exp", "exist_ok": False, "resume": None,
     "patience": 50, "noval": False, "noplots": False,
 }  # fmt: skip
@@ -57,7 +57,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--model", choices=MODELS, metavar="NAME", help=f"{', '.join(MODELS)} (yolo-n)")
     p.add_argument("--weights", metavar="FILE", help="start with this checkpoint's tensors, where name and shape match")
     p.add_argument("--epochs", type=at_least(1), metavar="N", help="passes over the training pictures (the data file's, or 100)")
-    p.add_argument("--batch-size", type=at_least(1), metavar="N", help="pictures in a batch (16)")
+    p.add_argument("--batch-size", type=at_least(1), metavar="N", help="pictures in a batch (the data file's, or 16)")
     p.add_argument("--imgsz", type=at_least(32), metavar="PX", help="side of a sample, a multiple of 32 (the data file's, or 640)")
     p.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (auto: cuda if there is one, else cpu)")
     p.add_argument("--workers", type=at_least(0), metavar="N", help="processes that load data (by the number of cores, at most 8)")
@@ -172,9 +172,8 @@ def train(args: argparse.Namespace) -> None:
     names = train_annotations.names
     report_faults("train", train_annotations)
     report_faults("val", val_annotations)
-    args.imgsz = args.imgsz or config.imgsz or 640
-    args.imgsz = -(-args.imgsz // 32) * 32
-    args.epochs = args.epochs or config.epochs or 100
+    args.epochs, args.batch_size = args.epochs or config.epochs, args.batch_size or config.batch_size
+    args.imgsz = -(-(args.imgsz or config.imgsz) // 32) * 32
     train_set = TrainSet(train_annotations, args.imgsz, hyp, args.seed, mosaic_until=args.epochs - hyp.close_mosaic)
     val_set = ValSet(val_annotations, args.imgsz, stride=32)
     batches = EpochBatches(len(train_set), args.batch_size, args.seed)
@@ -290,12 +289,16 @@ def train(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit status: 0, or 2 after one sentence on stderr for a user's mistake."""
+    """Run the command; its exit status: 0, 2 after one sentence on stderr for a user's mistake, 130 after Ctrl-C."""
     try:
         train(parse_args(argv))
     except UserError as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        # One that a loader's process raised comes with that process's traceback before the sentence.
+        print(f"train.py: {str(error).rstrip().rpartition('UserError: ')[2]}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("train.py: interrupted; --resume goes on after the last whole epoch", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -44,8 +44,9 @@ class DataConfig(BaseModel):
     val: Source | list[Source]
     names: dict[int, str] | list[str] | None = Field(None, description="class names; COCO json brings its own")
     make: Literal["shapes"] | None = Field(None, description="draw the built-in data set at `path` if it is not there")
-    imgsz: int | None = Field(None, ge=32, description="--imgsz of this data set, if the command does not say")
-    epochs: int | None = Field(None, ge=1, description="--epochs of this data set, if the command does not say")
+    imgsz: int = Field(640, ge=32, description="--imgsz of this data set, if the command does not say; so for the next two")
+    epochs: int = Field(100, ge=1)
+    batch_size: int = Field(16, ge=1)
 
 
 @dataclass(frozen=True)

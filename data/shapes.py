@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 COUNTS = {"train": 500, "val": 100}
-SIDES = (112, 192)  # smallest and largest width and height, pixels
-RADII = (6, 44)  # smallest and largest half-diagonal of a shape, pixels
+SIDES = (96, 160)  # smallest and largest width and height, pixels
+RADII = (8, 44)  # smallest and largest half-diagonal of a shape, pixels
 HIDDEN = 0.35  # no shape is hidden by later ones by more than this share
 FINE = 4  # outlines are drawn this many times larger and scaled down, for smooth edges
 

@@ -23,7 +23,7 @@ class EMA:
         """Take in the state of `model` after an optimizer step; counts, which are whole numbers, are copied."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
+        pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
         torch._foreach_lerp_(
             [mine for mine, _ in pairs if mine.is_floating_point()],
             [new for mine, new in pairs if mine.is_floating_point()],
@@ -32,3 +32,7 @@ class EMA:
         for mine, new in pairs:
             if not mine.is_floating_point():
                 mine.copy_(new)
+
+
+def _tensors(model: nn.Module) -> list[torch.Tensor]:
+    return [*model.parameters(), *model.buffers()]

@@ -22,8 +22,8 @@ class SchedulerHyp(_Strict):
     name: Literal["cawb"] = Field("cawb", description="the schedule: cawb")
     steps: list[Annotated[int, Field(ge=1)]] = Field([], description="epochs after which the rate boots again; [] is plain cosine")
     step_scale: float = Field(0.8, gt=0, le=10, description="each boot's peak, as a share of the one before")
-    eta_min: Share = Field(0.05, description="the cosine's floor, as a share of the peak")
-    warmup_epoch: int = Field(3, ge=0, le=1000, description="epochs in which the rate rises from 0, batch by batch")
+    eta_min: Share = Field(0.01, description="the cosine's floor, as a share of the peak")
+    warmup_epoch: int = Field(2, ge=0, le=1000, description="epochs in which the rate rises from 0, batch by batch")
     epoch_scale: float = Field(1.0, ge=0, le=1000, description="epochs that stretch a segment, so that it ends above its floor")
     lf: str | None = Field(None, description="a lambda of (epochs into the segment, its length) in place of the cosine")
 
@@ -38,17 +38,17 @@ class SchedulerHyp(_Strict):
 class Hyp(_Strict):
     """All hyperparameters of a run. Raises pydantic's ValidationError for an unknown key, a wrong type or a value out of range."""
 
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd with Nesterov momentum, or adamw")
-    lr0: float = Field(0.01, gt=0, le=10, description="learning rate at the schedule's peak")
-    momentum: float = Field(0.937, ge=0, lt=1, description="sgd's momentum, or adamw's beta1")
-    weight_decay: float = Field(5e-4, ge=0, le=1, description="decay of the convolutions' weights; biases and norms have none")
+    optimizer: Literal["sgd", "adamw"] = Field("adamw", description="sgd with Nesterov momentum, or adamw")
+    lr0: float = Field(0.002, gt=0, le=10, description="learning rate at the schedule's peak")
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd's momentum, or adamw's beta1")
+    weight_decay: float = Field(0.01, ge=0, le=1, description="decay of the convolutions' weights; biases and norms have none")
     grad_clip: float = Field(10.0, ge=0, le=1e6, description="largest norm of the whole gradient; 0 leaves it as it is")
     accumulate: int = Field(1, ge=1, le=10000, description="batches whose gradients are averaged for one optimizer step")
     ema_decay: float = Field(0.999, ge=0, lt=1, description="decay a step of the average of the weights, once warmed up")
     scheduler: SchedulerHyp = Field(SchedulerHyp(), description="the learning rate over the run")
 
     box: float = Field(7.5, ge=0, le=1000, description="gain of the box loss (complete IoU)")
-    cls: float = Field(0.5, ge=0, le=1000, description="gain of the class loss (binary cross-entropy)")
+    cls: float = Field(2.0, ge=0, le=1000, description="gain of the class loss (binary cross-entropy)")
     dfl: float = Field(1.5, ge=0, le=1000, description="gain of the distribution focal loss")
 
     mosaic: Share = Field(1.0, description="probability that a sample is put together from four pictures")

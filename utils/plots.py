@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.io import write_jpeg
+from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import draw_bounding_boxes, make_grid
 
 COLORS = ["#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#46f0f0", "#f032e6", "#bcf60c", "#fabebe", "#008080"]
@@ -28,7 +28,7 @@ def _drawn(images: Tensor, targets: Sequence[dict[str, Tensor]], names: Sequence
 
 def draw_batch(images: Tensor, targets: Sequence[dict[str, Tensor]], names: Sequence[str], path: Path) -> None:
     """Write a grid of the batch's first pictures, with their boxes, to the JPEG `path`."""
-    write_jpeg(make_grid(_drawn(images, targets, names), nrow=4), str(path))
+    to_pil_image(make_grid(_drawn(images, targets, names), nrow=4)).save(path)
 
 
 def draw_predictions(
@@ -42,7 +42,7 @@ def draw_predictions(
     """Write pairs to the JPEG `path`: each picture with its labels, and beside it with what scores above `score`."""
     kept = [{key: value[p["scores"] > score] for key, value in p.items()} for p in predictions]
     pairs = zip(_drawn(images, targets, names), _drawn(images, kept, names), strict=True)
-    write_jpeg(make_grid([picture for pair in pairs for picture in pair], nrow=4), str(path))
+    to_pil_image(make_grid([picture for pair in pairs for picture in pair], nrow=4)).save(path)
 
 
 def draw_results(rows: Sequence[dict[str, Any]], path: Path) -> None:

@@ -1,0 +1,42 @@
+"""A data set small enough to train on in seconds, and the real one that is lent for tests."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+BCCD = Path(__file__).parents[2] / "shared" / "datasets" / "bccd"
+
+
+def write_tiny(folder: Path, train: int = 12, val: int = 5, classes: int = 2) -> Path:
+    """Bright rectangles on dark noise in the YOLO layout, one class a brightness; returns the data.yaml."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("val", val)):
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(0, 60, (64, 80, 3), dtype=np.uint8)
+            lines = []
+            for _ in range(int(rng.integers(1, 4))):
+                label = int(rng.integers(classes))
+                x, y, w, h = (int(v) for v in (rng.integers(0, 50), rng.integers(0, 34), *rng.integers(12, 30, 2)))
+                pixels[y : y + h, x : x + w] = 140 + 100 * label
+                lines.append(f"{label} {(x + w / 2) / 80} {(y + h / 2) / 64} {w / 80} {h / 64}\n")
+            Image.fromarray(pixels).save(folder / "images" / split / f"{i}.png")
+            (folder / "labels" / split / f"{i}.txt").write_text("".join(lines))
+    data = folder / "data.yaml"
+    data.write_text(f"path: .\ntrain: images/train\nval: images/val\nnames: {[f'class{k}' for k in range(classes)]}\n")
+    return data
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return write_tiny(tmp_path / "tiny")
+
+
+@pytest.fixture
+def bccd() -> Path:
+    if not BCCD.is_dir():
+        pytest.skip(f"the real images are not at {BCCD}")
+    return BCCD

@@ -1,0 +1,68 @@
+"""Checkpoints are whole or not there, hold plain data, and nothing in a foreign file runs."""
+
+import os
+import pickle
+
+import pytest
+import torch
+
+from utils.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from utils.errors import UserError
+
+
+def test_what_is_saved_is_read_again(tmp_path):
+    state = {"model": {"w": torch.arange(3.0)}, "epoch": 3, "rows": [{"lr": 0.1, "mAP": None}], "name": "x", "finished": False}
+    save_checkpoint(state, tmp_path / "last.pt")
+    loaded = load_checkpoint(tmp_path / "last.pt")
+    assert torch.equal(loaded["model"].pop("w"), state["model"].pop("w"))
+    assert {k: v for k, v in loaded.items() if k != "format"} == state
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_failed_write_leaves_the_last_good_one(tmp_path):
+    save_checkpoint({"epoch": 1}, tmp_path / "last.pt")
+    with pytest.raises((AttributeError, pickle.PicklingError, TypeError)):
+        save_checkpoint({"epoch": 2, "what": lambda: None}, tmp_path / "last.pt")
+    assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_payload_does_not_run(tmp_path):
+    torch.save({"format": 1, "model": Payload(tmp_path / "ran")}, tmp_path / "zip.pt")
+    (tmp_path / "raw.pt").write_bytes(pickle.dumps(Payload(tmp_path / "ran")))
+    for name in ("zip.pt", "raw.pt"):
+        with pytest.raises(UserError, match=name):
+            load_checkpoint(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_damaged_and_foreign_files_are_named(tmp_path):
+    save_checkpoint({"epoch": 1, "w": torch.zeros(10000)}, tmp_path / "last.pt")
+    whole = (tmp_path / "last.pt").read_bytes()
+    for i, content in enumerate([b"", b"text", whole[:1000], whole[:-100], whole[: len(whole) // 2]]):
+        (tmp_path / f"{i}.pt").write_bytes(content)
+        with pytest.raises(UserError, match=f"{i}.pt"):
+            load_checkpoint(tmp_path / f"{i}.pt")
+    torch.save({"epoch": 1}, tmp_path / "foreign.pt")
+    torch.save({"format": 999}, tmp_path / "newer.pt")
+    for name, says in (("foreign.pt", "foreign.pt"), ("newer.pt", "999"), ("none.pt", "none.pt")):
+        with pytest.raises(UserError, match=says):
+            load_checkpoint(tmp_path / name)
+
+
+def test_the_newest_run_is_found(tmp_path):
+    with pytest.raises(UserError, match="--resume"):
+        newest_checkpoint(tmp_path)
+    for i, name in enumerate(("exp", "exp3", "exp2")):
+        (tmp_path / name / "weights").mkdir(parents=True)
+        save_checkpoint({"epoch": i}, tmp_path / name / "weights" / "last.pt")
+        os.utime(tmp_path / name / "weights" / "last.pt", (1000 + i, 1000 + i))
+    assert newest_checkpoint(tmp_path) == tmp_path / "exp2" / "weights" / "last.pt"

@@ -1,0 +1,139 @@
+"""Reading data sets: the YOLO layout in all its forms and COCO json give the same arrays; faults are named and counted."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.formats import label_file, read_data_config, read_split
+from utils.errors import UserError
+
+
+def split(path, name="train"):
+    return read_split(read_data_config(path), name)
+
+
+def write_data(folder, **keys):
+    path = folder / "other.yaml"
+    path.write_text("\n".join(f"{key}: {json.dumps(value)}" for key, value in keys.items()))
+    return path
+
+
+def test_folder_list_and_glob_are_the_same(tiny):
+    folder = tiny.parent
+    files = sorted(str(p) for p in (folder / "images" / "train").iterdir())
+    (folder / "list.txt").write_text("\n".join(files) + "\n\n")
+    (folder / "relative.txt").write_text("\n".join(f"images/train/{i}.png" for i in range(12)))
+    expected = split(tiny)
+    assert len(expected) == 12 and len(expected.boxes) == len(expected.labels) > 12
+    names = ["class0", "class1"]
+    for source in ("list.txt", "images/train/*.png", "relative.txt", ["images/train/?.png", "images/train/1?.png"]):
+        found = split(write_data(folder, train=source, val="images/val", names=names))
+        order = np.argsort(found.files)
+        assert found.files[order].tolist() == expected.files.tolist()
+        assert sorted(found.boxes.tolist()) == sorted(expected.boxes.tolist())
+    assert split(write_data(folder, train="images/train", val="images/val", names=dict(enumerate(names)))).names == tuple(names)
+
+
+def test_coco_json_gives_the_same_as_yolo(bccd, tmp_path):
+    names = {0: "RBC", 1: "WBC", 2: "Platelets"}
+    for coco in (
+        {"annotations": str(bccd / "annotations" / "train.json"), "images": str(bccd / "images" / "train")},
+        [{"annotations": str(bccd / "annotations" / "train.json"), "images": str(bccd / "images" / "train")}],
+    ):
+        ours = split(write_data(tmp_path, train=coco, val="x"))
+        yolo = split(write_data(tmp_path, path=str(bccd), train="images/train", val="images/val", names=list(names.values())))
+        assert ours.names == yolo.names and len(ours) == len(yolo) == 292 and len(ours.boxes) == 3941
+        order = np.argsort(ours.files)
+        assert [str(f) for f in ours.files[order]] == [str(f) for f in yolo.files]
+        assert (ours.sizes[order] == yolo.sizes).all()
+        for i, j in enumerate(order):
+            mine = np.c_[ours.labels, ours.boxes * 640][ours.offsets[j] : ours.offsets[j + 1]]
+            theirs = np.c_[yolo.labels, yolo.boxes * 640][yolo.offsets[i] : yolo.offsets[i + 1]]
+            np.testing.assert_allclose(mine[np.lexsort(mine.T)], theirs[np.lexsort(theirs.T)], atol=0.01)
+
+
+def test_coco_ids_need_not_be_dense_and_crowds_are_marked(tmp_path):
+    Image.new("RGB", (100, 50)).save(tmp_path / "a.png")
+    (tmp_path / "labels.json").write_text(
+        json.dumps(
+            {
+                "images": [{"id": 7, "file_name": "a.png", "width": 100, "height": 50}],
+                "categories": [{"id": 90, "name": "last"}, {"id": 3, "name": "first"}],
+                "annotations": [
+                    {"id": 1, "image_id": 7, "category_id": 90, "bbox": [10, 5, 20, 10], "iscrowd": 0},
+                    {"id": 2, "image_id": 7, "category_id": 3, "bbox": [-5, 0, 15, 50], "iscrowd": 1},
+                    {"id": 3, "image_id": 7, "category_id": 3, "bbox": [10, 10, 0, 10]},
+                    {"id": 4, "image_id": 7, "category_id": 4, "bbox": [10, 10, 5, 10]},
+                    {"id": 5, "image_id": 8, "category_id": 3, "bbox": [10, 10, 5, 10]},
+                ],
+            }
+        )
+    )
+    found = split(write_data(tmp_path, train="labels.json", val="labels.json"))
+    assert found.names == ("first", "last") and found.labels.tolist() == [1, 0] and found.crowd.tolist() == [False, True]
+    np.testing.assert_allclose(found.boxes, [[0.1, 0.1, 0.3, 0.3], [0, 0, 0.1, 1]], atol=1e-6)
+    assert len(found.faults) == 3 and all("labels.json" in fault for fault in found.faults)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("0 0.5 0.5 0.2", "4 fields"), ("0 0.5 0.5 0.2 0.2 0.9", "6 fields"), ("0 0.5 x 0.2 0.2", "five numbers"),
+        ("2 0.5 0.5 0.2 0.2", "class 2"), ("-1 0.5 0.5 0.2 0.2", "class -1"), ("0.5 0.5 0.5 0.2 0.2", "class 0.5"),
+        ("0 1.5 0.5 0.2 0.2", "1.5"), ("0 0.5 0.5 0 0.2", "above 0"), ("0 0.5 -0.1 0.2 0.2", "-0.1"), ("0 nan 0.5 0.2 0.2", "nan"),
+    ],
+)  # fmt: skip
+def test_a_bad_label_line_is_named_and_the_rest_kept(tiny, line, says):
+    path = tiny.parent / "labels" / "train" / "3.txt"
+    before = split(tiny)
+    path.write_text(f"{line}\n{path.read_text()}")
+    found = split(tiny)
+    assert found.boxes.tolist() == before.boxes.tolist()
+    assert len(found.faults) == 1 and f"{path}: line 1" in found.faults[0] and says in found.faults[0]
+
+
+def test_bad_pictures_are_named_and_left_out(tiny):
+    images = tiny.parent / "images" / "train"
+    (images / "0.png").write_bytes(b"")
+    (images / "1.png").write_text("text")
+    Image.new("RGB", (400, 400), "red").save(images / "cut.jpg")
+    whole = (images / "cut.jpg").read_bytes()
+    (images / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    found = split(tiny)
+    assert len(found) == 10 and len(found.faults) == 3
+    for name in ("0.png", "1.png", "cut.jpg"):
+        assert any(str(images / name) in fault for fault in found.faults)
+
+
+def test_labels_lie_where_the_yolo_layout_has_them():
+    assert str(label_file("a/images/b/images/c/d.x.jpg")).replace("\\", "/") == "a/images/b/labels/c/d.x.txt"
+    assert str(label_file("a/d.jpg")).replace("\\", "/") == "a/d.txt"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("train: images/train\nval: images/val\n", "names"),
+        ("train: images/train\nval: images/val\nnames: {0: a, 2: b}\n", "gap"),
+        ("train: nowhere\nval: images/val\nnames: [a, b]\n", "nowhere"),
+        ("train: labels\nval: images/val\nnames: [a, b]\n", "no picture"),
+        ("val: images/val\nnames: [a, b]\n", "train"),
+        ("train: [\n", "line"),
+        ("- 1\n", "key: value"),
+        ("train: images/train\ntrain: images/val\nval: images/val\nnames: [a, b]\n", "twice"),
+        ("train: a.json\nval: images/val\nnames: [a, b]\n", "a.json"),
+    ],
+)
+def test_what_is_wrong_with_a_data_file(tiny, text, says):
+    tiny.write_text(text)
+    with pytest.raises(UserError, match=says):
+        split(tiny)
+
+
+def test_a_data_set_without_any_box(tiny):
+    shutil.rmtree(tiny.parent / "labels")
+    with pytest.raises(UserError, match="no box"):
+        split(tiny)

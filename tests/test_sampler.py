@@ -1,0 +1,34 @@
+"""The order of an epoch: everything once, in even batches, from (seed, epoch) alone."""
+
+import pytest
+
+from data.sampler import EpochBatches, sample_rng
+
+
+def epoch_of(samples, batch_size, seed, epoch, start=0):
+    batches = EpochBatches(samples, batch_size, seed)
+    batches.epoch, batches.start = epoch, start
+    return list(batches)
+
+
+@pytest.mark.parametrize(("samples", "batch_size"), [(292, 16), (17, 16), (16, 16), (3, 16), (100, 7), (1, 1)])
+def test_every_picture_once_in_even_batches(samples, batch_size):
+    batches = epoch_of(samples, batch_size, 0, 0)
+    assert len(batches) == len(EpochBatches(samples, batch_size, 0)) == -(-samples // batch_size)
+    keys = [key for batch in batches for key in batch]
+    assert sorted(index for _, _, index in keys) == list(range(samples))
+    assert [place for _, place, _ in keys] == list(range(samples))
+    sizes = {len(batch) for batch in batches}
+    assert max(sizes) <= batch_size and max(sizes) - min(sizes) <= 1
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    assert epoch_of(50, 8, 1, 2) == epoch_of(50, 8, 1, 2)
+    assert epoch_of(50, 8, 1, 2)[3:] == epoch_of(50, 8, 1, 2, start=3)
+    orders = {tuple(k[2] for b in epoch_of(50, 8, seed, epoch) for k in b) for seed in range(3) for epoch in range(3)}
+    assert len(orders) == 9
+
+
+def test_no_two_samples_share_their_random_numbers():
+    drawn = {float(sample_rng(seed, epoch, place).random()) for seed in range(3) for epoch in range(3) for place in range(20)}
+    assert len(drawn) == 180

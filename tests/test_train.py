@@ -1,0 +1,216 @@
+"""Whole runs as a user starts them: what a run folder holds, resuming after a kill, and what a mistake gets."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import write_tiny
+
+import train
+from utils.schedulers import CosineAnnealingWarmbootingLR, plan
+
+ROOT = Path(__file__).parents[1]
+QUICK = ["--imgsz", "64", "--batch-size", "4", "--workers", "0", "--device", "cpu"]
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
+
+
+def run(*arguments: object) -> None:
+    """A run in this process, which must succeed."""
+    assert train.main([*map(str, arguments)]) == 0
+
+
+def weights(folder: Path, name: str = "last.pt") -> dict:
+    return torch.load(folder / "weights" / name, weights_only=True)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def same(a: object, b: object) -> bool:
+    """Equal to the bit, through all nested containers."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b or a != a and b != b
+
+
+def test_a_run_and_its_folder(tiny, tmp_path):
+    hyp = tmp_path / "mine.yaml"
+    hyp.write_text("scheduler: {warmup_epoch: 1, steps: [2]}\nclose_mosaic: 1\n")
+    arguments = ["--hyp", hyp, "--data", tiny, "--model", "yolo-n", "--epochs", 4, *QUICK, "--project", tmp_path / "runs"]
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "exp"
+    files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert files == {
+        "args.yaml", "hyp.yaml", "results.csv", "lr.png", "results.png", "train_batch.jpg", "val_batch.jpg",
+        "weights/best.pt", "weights/last.pt",
+    }  # fmt: skip
+    assert all((folder / name).stat().st_size > 0 for name in files)
+    used = yaml.safe_load((folder / "args.yaml").read_text())
+    assert (used["epochs"], used["imgsz"], used["batch_size"], used["seed"]) == (4, 64, 4, 0)
+    assert yaml.safe_load((folder / "hyp.yaml").read_text())["scheduler"]["steps"] == [2]
+    assert "class0" in done.stdout and "class1" in done.stdout  # the final table
+
+    table = rows(folder)
+    assert [row["epoch"] for row in table] == ["0", "1", "2", "3"]
+    for key in ("train/box", "train/cls", "train/dfl", "metrics/precision", "metrics/recall", "metrics/mAP50", "metrics/mAP75",
+                "metrics/mAP50-95", "seconds"):  # fmt: skip
+        assert all(float(row[key]) >= 0 for row in table), key
+    # Each epoch's rates are those of its last batch in the plan: 12 pictures by 4 are 3 batches.
+    optimizer = torch.optim.SGD([{"params": [torch.zeros(1)]}] * 1, lr=0.01)
+    schedule = CosineAnnealingWarmbootingLR(optimizer, epochs=4, steps=[2], batchs=3, warmup_epoch=1)
+    planned = plan(schedule, 4, 3)
+    for epoch, row in enumerate(table):
+        assert float(row["lr/0"]) == pytest.approx(planned[3 * epoch + 2][0], rel=1e-12)
+        assert row["lr/1"] == row["lr/0"]
+
+    again = train.main([*map(str, arguments[:-4]), "--noplots", "--noval", "--project", str(tmp_path / "runs"), "--epochs", "2"])
+    assert again == 0
+    second = tmp_path / "runs" / "exp2"
+    assert not list(second.glob("*.png")) and not list(second.glob("*.jpg"))
+    assert [row["metrics/mAP50"] == "" for row in rows(second)] == [True, False]
+
+
+def kill_after(arguments: list[str], folder: Path, epochs: int) -> None:
+    """Start a run and kill it, without warning, once `epochs` rows are written and a little more is under way."""
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while time.time() < deadline and process.poll() is None:
+        if (folder / "weights" / "last.pt").exists() and len(rows(folder)) >= epochs:
+            break
+        time.sleep(0.01)
+    time.sleep(0.15)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+@pytest.mark.parametrize(("optimizer", "workers"), [("sgd", 0), ("adamw", 2)])
+def test_a_killed_run_resumes_to_the_same_weights(optimizer, workers, tiny, tmp_path):
+    hyp = tmp_path / "h.yaml"
+    hyp.write_text(f"optimizer: {optimizer}\nlr0: 0.002\naccumulate: 2\nscheduler: {{warmup_epoch: 2, steps: [4]}}\nclose_mosaic: 2\n")
+    arguments = ["--hyp", hyp, "--data", tiny, "--epochs", 12, *QUICK, "--workers", workers, "--noplots"]
+    run(*arguments, "--project", tmp_path / "whole")
+    project = tmp_path / "killed"
+    kill_after(command(*arguments, "--project", project), project / "exp", 2)
+    done_before = len(rows(project / "exp"))
+    assert 2 <= done_before < 12
+    run("--resume", "--project", project)
+    whole, resumed = weights(tmp_path / "whole" / "exp"), weights(project / "exp")
+    for name in ("model", "average", "optimizer", "scheduler", "best", "best_epoch", "epoch", "ema_updates"):
+        assert same(whole[name], resumed[name]), name
+    table, table_resumed = rows(tmp_path / "whole" / "exp"), rows(project / "exp")
+    for row in table + table_resumed:
+        del row["seconds"], row["train_seconds"]
+    assert table == table_resumed
+    assert same(weights(tmp_path / "whole" / "exp", "best.pt")["average"], weights(project / "exp", "best.pt")["average"])
+
+
+def test_resume_goes_on_with_the_runs_own_arguments_or_says_why_not(tiny, tmp_path, capsys):
+    project = tmp_path / "runs"
+    run("--data", tiny, "--epochs", 1, *QUICK, "--noplots", "--project", project)
+    capsys.readouterr()
+    for arguments, says in (
+        (["--resume", project / "exp"], "finished"),
+        (["--resume", project / "exp", "--epochs", 3], "--epochs"),
+        (["--resume", project / "nothing"], "nothing"),
+        (["--resume", project / "exp" / "weights" / "best.pt"], "last.pt"),
+        (["--resume", "--project", tmp_path], "finished"),
+        (["--resume", "--project", tmp_path / "tiny"], "no weights/last.pt"),
+    ):
+        assert train.main([*map(str, arguments)]) == 2
+        error = capsys.readouterr().err
+        assert says in error and error.count("\n") == 1, error
+
+
+def test_weights_of_an_earlier_run_are_taken_where_they_fit(tiny, tmp_path, capsys):
+    run("--data", tiny, "--epochs", 1, *QUICK, "--noplots", "--project", tmp_path / "a")
+    capsys.readouterr()
+    one = write_tiny(tmp_path / "one", classes=1)
+    best = tmp_path / "a" / "exp" / "weights" / "best.pt"
+    run("--data", one, "--epochs", 1, *QUICK, "--noplots", "--project", tmp_path / "b", "--weights", best)
+    tensors = len(weights(tmp_path / "a" / "exp")["average"])
+    # a class less changes the last convolution of three class branches: weight and bias each
+    assert f"{tensors - 6} of the model's {tensors} tensors" in capsys.readouterr().out
+
+
+def test_seeds_and_repetition(tiny, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run("--data", tiny, "--epochs", 1, *QUICK, "--noplots", "--project", tmp_path, "--name", name, "--seed", seed)
+    a, b, c = (weights(tmp_path / name)["model"] for name in "abc")
+    assert same(a, b) and not same(a, c)
+
+
+def test_it_learns_one_class_on_real_images(bccd, tmp_path):
+    """White blood cells alone: 40 of the real pictures, a hundred steps."""
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    chosen = [p for p in sorted((bccd / "labels" / "train").glob("*.txt")) if p.read_text().startswith("1 ") or "\n1 " in p.read_text()]
+    for path in chosen[:40]:
+        lines = [f"0{line[1:]}\n" for line in path.read_text().splitlines() if line.startswith("1 ")]
+        (tmp_path / "labels" / path.name).write_text("".join(lines))
+        (tmp_path / "images" / f"{path.stem}.jpg").symlink_to(bccd / "images" / "train" / f"{path.stem}.jpg")
+    (tmp_path / "data.yaml").write_text("train: images\nval: images\nnames: [WBC]\n")
+    run("--data", tmp_path / "data.yaml", "--epochs", 20, "--imgsz", 96, "--batch-size", 8, "--device", "cpu", "--noplots", "--noval",
+        "--project", tmp_path / "runs")  # fmt: skip
+    assert weights(tmp_path / "runs" / "exp")["best"] > 0.1
+
+
+def test_patience_stops_a_run(tiny, tmp_path, capsys):
+    (tmp_path / "h.yaml").write_text("lr0: 1e-9\nscheduler: {warmup_epoch: 0}\n")
+    run("--hyp", tmp_path / "h.yaml", "--data", tiny, "--epochs", 20, *QUICK, "--noplots", "--project", tmp_path, "--patience", 2)
+    assert "stopped" in capsys.readouterr().out
+    assert len(rows(tmp_path / "exp")) < 20 and weights(tmp_path / "exp")["finished"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--hyp", "nowhere.yaml"], "nowhere.yaml"),
+        (["--data", "nowhere.yaml"], "nowhere.yaml"),
+        (["--model", "yolo-z"], "yolo-z"),
+        (["--epochs", "0"], "--epochs"),
+        (["--batch-size", "many"], "many"),
+        (["--imgsz", "8"], "--imgsz"),
+        (["--unknown"], "--unknown"),
+        (["--device", "cuda:99"], "cuda:99"),
+        (["--device", "toaster"], "toaster"),
+        (["--weights", "none.pt"], "none.pt"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_leaves_nothing(arguments, says, tiny, tmp_path, capsys):
+    project = tmp_path / "runs"
+    assert train.main(["--data", str(tiny), "--project", str(project), *QUICK[:-2], *arguments]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1 and error.startswith("train.py: ")
+    assert not project.exists()
+
+
+def test_a_mistake_from_the_command_line(tmp_path):
+    (tmp_path / "bad.yaml").write_text("lr_0: 0.1\n")
+    done = subprocess.run(command("--hyp", tmp_path / "bad.yaml"), capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == f"train.py: {tmp_path / 'bad.yaml'}: unknown key 'lr_0'; did you mean 'lr0'?\n"
+
+
+def test_help_names_every_argument():
+    done = subprocess.run(command("--help"), capture_output=True, text=True)
+    assert done.returncode == 0
+    for name in train.DEFAULTS:
+        assert f"--{name.replace('_', '-')}" in done.stdout
