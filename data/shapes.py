@@ -3,6 +3,7 @@
 It exists so that a fresh clone trains and tests with no download. It is written once, in the ordinary YOLO layout.
 """
 
+import colorsys
 import math
 import os
 import shutil
@@ -12,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-COUNTS = {"train": 500, "val": 100}
-SIDES = (96, 160)  # smallest and largest width and height, pixels
-RADII = (8, 44)  # smallest and largest half-diagonal of a shape, pixels
-HIDDEN = 0.35  # no shape is hidden by later ones by more than this share
+COUNTS = {"train": 400, "val": 80}
+SIDES = (128, 192)  # smallest and largest width and height, pixels
+RADII = (12, 44)  # smallest and largest half-diagonal of a shape, pixels
+HIDDEN = 0.2  # no shape is hidden by later ones by more than this share
 FINE = 4  # outlines are drawn this many times larger and scaled down, for smooth edges
 
 
@@ -74,10 +75,16 @@ def _noise(height: int, width: int, cell: int, rng: np.random.Generator) -> np.n
 
 
 def _background(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """Two colours, mixed by noise of three finenesses: (height, width, 3) float, 0..255."""
-    mix = sum(weight * _noise(height, width, cell, rng) for weight, cell in ((0.55, 48), (0.3, 12), (0.15, 2)))
-    low, high = rng.uniform(20, 235, (2, 3))
+    """Two muted colours, mixed by noise of three finenesses: (height, width, 3) float, 0..255."""
+    mix = sum(weight * _noise(height, width, cell, rng) for weight, cell in ((0.5, 48), (0.3, 12), (0.2, 2)))
+    low, high = rng.uniform(20, 235, (2, 1)) + rng.uniform(-25, 25, (2, 3))
     return low + (high - low) * mix[..., None]
+
+
+def _paint(label: int, rng: np.random.Generator) -> np.ndarray:
+    """A colour (3,), stronger than the background's. A class has hues it likes, as things in the world do, but shares them."""
+    hue = (label / 5 + rng.normal(0, 0.1)) % 1
+    return 255 * np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.6, 1.0), rng.uniform(0.5, 1.0)))
 
 
 def _draw(rng: np.random.Generator) -> tuple[Image.Image, list[str]]:
@@ -87,7 +94,7 @@ def _draw(rng: np.random.Generator) -> tuple[Image.Image, list[str]]:
     owner = np.full((height, width), -1)  # which shape each pixel shows
     areas: list[int] = []
     lines: list[str] = []
-    for _ in range(int(rng.integers(1, 9))):
+    for _ in range(int(rng.integers(1, 13))):
         label = int(rng.integers(5))
         radius = math.exp(rng.uniform(math.log(RADII[0]), math.log(RADII[1])))
         points = _outline(label, radius, rng) + rng.uniform((radius / 2, radius / 2), (width - radius / 2, height - radius / 2))
@@ -98,8 +105,7 @@ def _draw(rng: np.random.Generator) -> tuple[Image.Image, list[str]]:
         left = [np.count_nonzero((owner == i) & ~covered) for i in range(len(areas))]
         if not covered.any() or any(now < (1 - HIDDEN) * area for now, area in zip(left, areas, strict=True)):
             continue  # it would hide too much of an earlier one
-        color = rng.uniform(0, 255, 3)
-        texture = color + rng.uniform(0, 60) * (_noise(height, width, int(rng.integers(2, 9)), rng)[..., None] - 0.5)
+        texture = _paint(label, rng) + rng.uniform(0, 60) * (_noise(height, width, int(rng.integers(2, 9)), rng)[..., None] - 0.5)
         pixels = pixels * (1 - alpha) + texture * alpha
         owner[covered] = len(areas)
         areas.append(int(covered.sum()))

@@ -47,11 +47,11 @@ class Head(nn.Module):
         class_width = max(in_channels[0], min(num_classes, 100))
         self.box_branches = nn.ModuleList(self._branch(c, box_width, 4 * BINS) for c in in_channels)
         self.class_branches = nn.ModuleList(self._branch(c, class_width, num_classes) for c in in_channels)
-        for boxes, classes, stride in zip(self.box_branches, self.class_branches, strides, strict=True):
-            nn.init.ones_(boxes[-1].bias)
-            # Start from the rate of a sparse picture, five objects at 640 px, so that the background does not drown the first
-            # steps: the prior of focal loss (Lin et al., arXiv 1708.02002), here by level.
-            nn.init.constant_(classes[-1].bias, math.log(5 / num_classes / (640 / stride) ** 2))
+        for boxes, classes in zip(self.box_branches, self.class_branches, strict=True):
+            # An object is a few cells wide on the level that fits it: start with sides about 2.5 cells away, not half of BINS.
+            boxes[-1].bias.data = -torch.arange(BINS, dtype=torch.float32).repeat(4) / 3
+            # The prior of focal loss (Lin et al., arXiv 1708.02002), so that the background does not drown the first steps.
+            nn.init.constant_(classes[-1].bias, -math.log(99))
 
     @staticmethod
     def _branch(in_channels: int, width: int, out_channels: int) -> nn.Sequential:
