@@ -20,6 +20,7 @@ from data.sampler import EpochBatches
 from data.shapes import make_shapes
 from models import MODELS, build_model
 from utils.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from utils.device import has_bf16, peak_memory_gb, select_device
 from utils.ema import EMA
 from utils.errors import UserError
 from utils.hyp import Hyp, load_hyp, save_hyp
@@ -29,9 +30,9 @@ from utils.schedulers import build_scheduler, draw_plan, plan
 
 ROOT = Path(__file__).resolve().parent
 DEFAULTS = {
-    "hyp": "hyp.yaml", "data": "shapes.yaml", "model": "yolo-n", "weights": None, "epochs": None, "batch_size": None, "imgsz": None,
-    "device": "auto", "workers": None, "seed": 0, "project": "runs/train", "name": "exp", "exist_ok": False, "resume": None,
-    "patience": 50, "noval": False, "noplots": False,
+    "hyp": "hyp.yaml", "data": "shapes.yaml", "model": "yolo-n", "weights": None, "epochs": None, "batch_size": None,
+    "imgsz": None, "device": "auto", "workers": None, "seed": 0, "project": "runs/train", "name": "exp", "exist_ok": False,
+    "resume": None, "patience": 50, "noval": False, "noplots": False,
 }  # fmt: skip
 WITH_RESUME = {"resume", "project", "device", "workers"}  # what a resumed run may be told; the rest comes from its checkpoint
 
@@ -58,15 +59,17 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--weights", metavar="FILE", help="start with this checkpoint's tensors, where name and shape match")
     p.add_argument("--epochs", type=at_least(1), metavar="N", help="passes over the training pictures (the data file's, or 100)")
     p.add_argument("--batch-size", type=at_least(1), metavar="N", help="pictures in a batch (the data file's, or 16)")
-    p.add_argument("--imgsz", type=at_least(32), metavar="PX", help="side of a sample, a multiple of 32 (the data file's, or 640)")
+    p.add_argument("--imgsz", type=at_least(32), metavar="PX", help="side of a sample, in steps of 32 (the data file's, or 640)")
     p.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (auto: cuda if there is one, else cpu)")
-    p.add_argument("--workers", type=at_least(0), metavar="N", help="processes that load data (by the number of cores, at most 8)")
+    p.add_argument(
+        "--workers", type=at_least(0), metavar="N", help="processes that load data (on CUDA one a core, at most 8; else 0)"
+    )
     p.add_argument("--seed", type=at_least(0), metavar="N", help="of everything random (0)")
     p.add_argument("--project", metavar="DIR", help="folder of the run folders (runs/train)")
     p.add_argument("--name", metavar="NAME", help="the run's folder: exp, and if that is taken exp2, exp3, ... (exp)")
     p.add_argument("--exist-ok", action="store_true", help="use the run's folder even if it is taken")
     p.add_argument("--resume", nargs="?", const="", metavar="PATH", help="go on with this run folder or checkpoint (the newest)")
-    p.add_argument("--patience", type=at_least(0), metavar="N", help="stop after N epochs without a better mAP50-95; 0: never (50)")
+    p.add_argument("--patience", type=at_least(0), metavar="N", help="stop after N epochs with no better mAP50-95; 0: never (50)")
     p.add_argument("--noval", action="store_true", help="validate after the last epoch only")
     p.add_argument("--noplots", action="store_true", help="draw no pictures")
     given = vars(p.parse_args(argv))
@@ -74,25 +77,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     if refused:
         raise UserError(f"--{refused[0].replace('_', '-')}: not with --resume, which goes on with the run's own arguments")
     return argparse.Namespace(**DEFAULTS | given)
-
-
-def select_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(f"cuda:{name}" if name.isdigit() else name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
-        count = torch.cuda.device_count()
-        raise UserError(f"--device {name}: is not there; there is cpu" + "".join(f", cuda:{i}" for i in range(count))) from None
-    return device
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether bf16 arithmetic is in the hardware; emulated, it would be slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def new_run_folder(project: Path, name: str, exist_ok: bool) -> Path:
@@ -132,14 +116,6 @@ def report_faults(split: str, annotations: Annotations) -> None:
         print(f"{split}: {len(annotations.faults)} faults in all; what they name is left out", file=sys.stderr)
 
 
-def memory_gb(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device) / 1e9
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-
-
 def train(args: argparse.Namespace) -> None:
     # Where to go on from: a resumed run has its arguments and hyperparameters in its checkpoint.
     state: dict[str, Any] | None = None
@@ -153,9 +129,11 @@ def train(args: argparse.Namespace) -> None:
             raise UserError(f"{path}: this run is finished, after {state['epoch']} epochs; there is nothing to resume")
         own = {k: v for k, v in vars(args).items() if k in ("device", "workers") and v != DEFAULTS[k]}
         args = argparse.Namespace(**state["args"] | own)
-        hyp, run = Hyp(**state["hyp"]), path.resolve().parent.parent
+        run = path.resolve().parent.parent
+        hyp, hyp_file = Hyp(**state["hyp"]), run / "hyp.yaml"
     else:
-        hyp = load_hyp(resolve(args.hyp, ROOT / "hyp"))
+        hyp_file = resolve(args.hyp, ROOT / "hyp")
+        hyp = load_hyp(hyp_file)
     device = select_device(args.device)
     bf16 = has_bf16(device)
     # Where the step itself computes on every core, a process beside it costs more than it brings.
@@ -165,11 +143,14 @@ def train(args: argparse.Namespace) -> None:
     torch.backends.cudnn.benchmark = True
 
     # Data.
-    config = read_data_config(resolve(args.data, ROOT / "data"))
+    args.data = str(resolve(args.data, ROOT / "data").resolve())  # to be found again when resumed from elsewhere
+    config = read_data_config(Path(args.data))
     if config.make == "shapes" and make_shapes(Path(config.path)):
         print(f"the built-in data set was drawn into {config.path}")
     train_annotations, val_annotations = read_split(config, "train"), read_split(config, "val")
     names = train_annotations.names
+    if val_annotations.names != names:
+        raise UserError(f"{args.data}: train has the classes {list(names)}, val has {list(val_annotations.names)}")
     report_faults("train", train_annotations)
     report_faults("val", val_annotations)
     args.epochs, args.batch_size = args.epochs or config.epochs, args.batch_size or config.batch_size
@@ -177,7 +158,12 @@ def train(args: argparse.Namespace) -> None:
     train_set = TrainSet(train_annotations, args.imgsz, hyp, args.seed, mosaic_until=args.epochs - hyp.close_mosaic)
     val_set = ValSet(val_annotations, args.imgsz, stride=32)
     batches = EpochBatches(len(train_set), args.batch_size, args.seed)
-    loading = {"num_workers": workers, "collate_fn": collate, "pin_memory": device.type == "cuda", "persistent_workers": workers > 0}
+    loading = {
+        "num_workers": workers,
+        "persistent_workers": workers > 0,
+        "collate_fn": collate,
+        "pin_memory": device.type == "cuda",
+    }
     train_loader = DataLoader(train_set, batch_sampler=batches, **loading)
     val_loader = DataLoader(val_set, batch_size=args.batch_size, **loading)
     a = val_annotations
@@ -190,7 +176,10 @@ def train(args: argparse.Namespace) -> None:
     model.to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer(model, hyp)
     scheduler = build_scheduler(hyp.scheduler, optimizer, args.epochs, len(batches))
-    planned = plan(scheduler, args.epochs, len(batches))
+    try:
+        planned = plan(scheduler, args.epochs, len(batches))
+    except ValueError as error:
+        raise UserError(f"{hyp_file}: {error}") from None
     ema = EMA(model, hyp.ema_decay)
     start, rows, best, best_epoch, result = 0, [], -1.0, -1, None
 
@@ -221,7 +210,7 @@ def train(args: argparse.Namespace) -> None:
         scheduler.step(epoch)
         batches.epoch = epoch
         model.train()
-        means = torch.zeros(3, device=device)
+        means = torch.zeros((), device=device)  # of each loss over the epoch so far
         bar = tqdm(train_loader, desc=f"{epoch}/{args.epochs - 1}", unit="batch", disable=None, leave=False)
         for i, (images, targets) in enumerate(bar):
             scheduler.step_batch()
@@ -236,11 +225,11 @@ def train(args: argparse.Namespace) -> None:
                 optimizer.step()
                 optimizer.zero_grad()
                 ema.update(model)
-            means += (torch.stack(list(losses.values())).detach() - means) / (i + 1)
+            means = means + (torch.stack(list(losses.values())).detach() - means) / (i + 1)
             if not bar.disable and i % 10 == 0:
-                shown = dict(zip(losses, (f"{x:.3f}" for x in means.tolist()), strict=True))
-                lr = f"{scheduler.get_last_lr()[0]:.2e}"
-                bar.set_postfix(shown, lr=lr, images=(i + 1) * args.batch_size, mem=f"{memory_gb(device):.1f}G", refresh=False)
+                shown = {name: f"{mean:.3f}" for name, mean in zip(losses, means.tolist(), strict=True)}
+                shown |= {"lr": f"{scheduler.get_last_lr()[0]:.2e}", "mem": f"{peak_memory_gb(device):.1f}G"}
+                bar.set_postfix(shown, images=(i + 1) * len(train_set) // len(batches), refresh=False)
         seconds = time.time() - began
 
         # Validate the average.
@@ -262,9 +251,9 @@ def train(args: argparse.Namespace) -> None:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rows)
-        measured = "  ".join(f"{k} {latest.overall[k]:.3f}" for k in METRICS) if validated else "not validated"
-        print(f"epoch {epoch}  " + "  ".join(f"{k} {v:.3f}" for k, v in zip(losses, means.tolist(), strict=True)) + f"  {measured}  "
-              f"lr {scheduler.get_last_lr()[0]:.2e}  {len(train_set) / seconds:.0f} images/s")  # fmt: skip
+        told = dict(zip(losses, means.tolist(), strict=True)) | (latest.overall if validated else {})
+        told = "  ".join(f"{name} {value:.3f}" for name, value in told.items())
+        print(f"epoch {epoch}  {told}  lr {scheduler.get_last_lr()[0]:.2e}  {len(train_set) / seconds:.0f} images/s")
         model_only = {"args": vars(args), "hyp": hyp.model_dump(), "names": list(names), "epoch": epoch + 1, "best": best,
                       "average": ema.model.state_dict()}  # fmt: skip
         if improved:

@@ -1,1 +1,1 @@
-"""Data sets: reading them (`formats`), making samples of them (`dataset`, `augment`, `sampler`), and the built-in one (`shapes`)."""
+"""Data sets: reading them (`formats`), samples of them (`dataset`, `augment`, `sampler`), the built-in one (`shapes`)."""

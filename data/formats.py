@@ -183,7 +183,8 @@ def _list_images(root: Path, source: str, split: str) -> list[str]:
     if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
         return [str(path)]
     if any(mark in source for mark in "*?["):
-        return sorted(p for p in glob.glob(str(path), recursive=True) if Path(p).suffix.lower() in IMAGE_SUFFIXES)
+        found = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+        return sorted(p for p in found if Path(p).suffix.lower() in IMAGE_SUFFIXES)
     raise UserError(f"{split}: {path}: is not there; allowed are a folder, a .txt list, a glob, or a COCO .json")
 
 

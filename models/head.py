@@ -55,15 +55,11 @@ class Head(nn.Module):
 
     @staticmethod
     def _branch(in_channels: int, width: int, out_channels: int) -> nn.Sequential:
-        return nn.Sequential(
-            ConvNormAct(in_channels, width, 3), ConvNormAct(width, width, 3), nn.Conv2d(width, out_channels, 1)
-        )
+        return nn.Sequential(ConvNormAct(in_channels, width, 3), ConvNormAct(width, width, 3), nn.Conv2d(width, out_channels, 1))
 
     def forward(self, features: Sequence[Tensor]) -> Predictions:
         sides, logits, centers, strides = [], [], [], []
-        for feature, stride, boxes, classes in zip(
-            features, self.strides, self.box_branches, self.class_branches, strict=True
-        ):
+        for feature, stride, boxes, classes in zip(features, self.strides, self.box_branches, self.class_branches, strict=True):
             height, width = feature.shape[-2:]
             sides.append(boxes(feature).permute(0, 2, 3, 1).reshape(len(feature), height * width, 4, BINS))
             logits.append(classes(feature).permute(0, 2, 3, 1).reshape(len(feature), height * width, -1))

@@ -4,8 +4,8 @@ Assignment is task-aligned (Feng et al., TOOD, arXiv 2108.07755): an object goes
 class and box together. The errors are complete IoU (arXiv 1911.08287), distribution focal loss (arXiv 2006.04388) and binary
 cross-entropy against the alignment itself.
 
-Only the pairs (object, cell inside it) are looked at, not the full objects x cells grid: an object covers few cells, so that is
-some fifty times less work, and memory does not grow with objects times picture.
+Only the pairs (object, cell inside it) are computed, not the full objects x cells grid: an object covers few cells of a picture
+and none of the other pictures of its batch.
 """
 
 from collections.abc import Sequence
@@ -63,9 +63,7 @@ def assign(predictions: Predictions, boxes: Tensor, labels: Tensor, image: Tenso
     total = predictions.logits.shape[0] * cells_per_image
     obj, cell = candidate_pairs(boxes, predictions.centers, predictions.strides)
     flat = image[obj] * cells_per_image + cell
-    predicted = decode_boxes(
-        predictions.sides.flatten(0, 1)[flat], predictions.centers[cell], predictions.strides[cell]
-    )
+    predicted = decode_boxes(predictions.sides.flatten(0, 1)[flat], predictions.centers[cell], predictions.strides[cell])
     iou = _paired_iou(predicted, boxes[obj])
     score = predictions.logits.flatten(0, 1)[flat, labels[obj]].sigmoid()
     alignment = score**ALPHA * iou**BETA

@@ -1,7 +1,8 @@
 """The anchor-free YOLO, in the sizes n, s, m, l and x.
 
-A CSP backbone, a path-aggregation neck (Liu et al., arXiv 1803.01534) and the head of `head.py` on strides 8, 16 and 32. Widths and
-depths are those that the YOLOv8 family made the field's yardstick, so that parameters and FLOPs can be compared size by size.
+A CSP backbone, a path-aggregation neck (Liu et al., arXiv 1803.01534) and the head of `head.py` on strides 8, 16 and 32.
+Widths and depths are those that the YOLOv8 family made the field's yardstick, so that parameters and FLOPs can be compared
+size by size.
 
 The interface is torchvision's for detectors: `model(images, targets)` in training gives a dict of losses, `model(images)` in
 evaluation a list with one dict of `boxes`, `scores` and `labels` for each picture.
@@ -137,9 +138,7 @@ class YOLO(nn.Module):
         width = -(-max(w for _, w in sizes) // self.stride) * self.stride
         if not (isinstance(images, Tensor) and images.shape[-2:] == (height, width)):
             grey = GREY / 255 if images[0].is_floating_point() else GREY
-            images = torch.stack(
-                [F.pad(i, (0, width - i.shape[-1], 0, height - i.shape[-2]), value=grey) for i in images]
-            )
+            images = torch.stack([F.pad(i, (0, width - i.shape[-1], 0, height - i.shape[-2]), value=grey) for i in images])
         images = images.to(memory_format=torch.channels_last)
         return images if images.is_floating_point() else images.float() / 255
 

@@ -39,7 +39,8 @@ def write(kind: str, folder: Path) -> Path:
         picture.convert("CMYK").save(folder / kind, quality=98)
     elif kind.startswith("exif"):
         orientation = int(kind[4])
-        undo = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270, 5: Image.Transpose.TRANSPOSE}
+        turn = Image.Transpose
+        undo = {3: turn.ROTATE_180, 5: turn.TRANSPOSE, 6: turn.ROTATE_90, 8: turn.ROTATE_270}
         exif = Image.Exif()
         exif[0x0112] = orientation
         picture.transpose(undo[orientation]).save(folder / kind, quality=98, exif=exif)
@@ -84,8 +85,8 @@ def contrast(image: torch.Tensor, box: torch.Tensor) -> tuple[float, float]:
     return float(red[within].median()), float(red[near].median())
 
 
-KINDS = ["rgb.jpg", "grey.jpg", "cmyk.jpg", "exif3.jpg", "exif5.jpg", "exif6.jpg", "exif8.jpg", "alpha.png", "palette.png", "deep.png",
-         "object.bmp", "object.webp", "object.gif"]  # fmt: skip
+KINDS = ["rgb.jpg", "grey.jpg", "cmyk.jpg", "exif3.jpg", "exif5.jpg", "exif6.jpg", "exif8.jpg", "alpha.png",
+         "palette.png", "deep.png", "object.bmp", "object.webp", "object.gif"]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)

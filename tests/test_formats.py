@@ -83,7 +83,8 @@ def test_coco_ids_need_not_be_dense_and_crowds_are_marked(tmp_path):
     [
         ("0 0.5 0.5 0.2", "4 fields"), ("0 0.5 0.5 0.2 0.2 0.9", "6 fields"), ("0 0.5 x 0.2 0.2", "five numbers"),
         ("2 0.5 0.5 0.2 0.2", "class 2"), ("-1 0.5 0.5 0.2 0.2", "class -1"), ("0.5 0.5 0.5 0.2 0.2", "class 0.5"),
-        ("0 1.5 0.5 0.2 0.2", "1.5"), ("0 0.5 0.5 0 0.2", "above 0"), ("0 0.5 -0.1 0.2 0.2", "-0.1"), ("0 nan 0.5 0.2 0.2", "nan"),
+        ("0 1.5 0.5 0.2 0.2", "1.5"), ("0 0.5 0.5 0 0.2", "above 0"), ("0 0.5 -0.1 0.2 0.2", "-0.1"),
+        ("0 nan 0.5 0.2 0.2", "nan"),
     ],
 )  # fmt: skip
 def test_a_bad_label_line_is_named_and_the_rest_kept(tiny, line, says):

@@ -66,7 +66,8 @@ def test_against_pycocotools_on_the_predictions_of_a_trained_model(bccd):
             optimizer.zero_grad()
             sum(model(images, targets).values()).backward()
             optimizer.step()
-    detections = detect(model, DataLoader(ValSet(val, 160, 32), batch_size=16, collate_fn=collate), torch.device("cpu"), bf16=False)
+    loader = DataLoader(ValSet(val, 160, 32), batch_size=16, collate_fn=collate)
+    detections = detect(model, loader, torch.device("cpu"), bf16=False)
     assert len(detections) > 1000
     found = compare(truth_of(val), detections)
     assert found.overall["mAP50"] > 0.02  # it has learned something: there is something to compare

@@ -32,7 +32,7 @@ def targets_of(*counts):
     torch.manual_seed(0)
     targets = []
     for n in counts:
-        corner, size = torch.rand(n, 2) * 60, torch.rand(n, 2) * 30 + 6
+        corner, size = torch.rand(n, 2) * 60, torch.rand(n, 2) * 30 + 9
         targets.append({"boxes": torch.cat((corner, corner + size), 1), "labels": torch.randint(3, (n,))})
     return targets
 

@@ -24,7 +24,7 @@ def rates(optimizer):
 
 
 def build(case):
-    arguments = "epochs steps step_scale eta_min warmup_epoch epoch_scale batchs lf".split()
+    arguments = ("epochs", "steps", "step_scale", "eta_min", "warmup_epoch", "epoch_scale", "batchs", "lf")
     optimizer = stand_in(*case["base_lr"])
     return optimizer, CosineAnnealingWarmbootingLR(optimizer, **{name: case[name] for name in arguments})
 
@@ -59,7 +59,7 @@ def independent_rate(case, base, epoch, batch):
     if count < warmup:
         return base * count / warmup
     inner = sorted(s for s in case["steps"] if case["warmup_epoch"] < s < case["epochs"])
-    bounds = [case["warmup_epoch"]] + inner + [case["epochs"]]
+    bounds = [case["warmup_epoch"], *inner, case["epochs"]]
     i = 0
     while epoch > bounds[i + 1]:
         i += 1
@@ -72,8 +72,8 @@ def independent_rate(case, base, epoch, batch):
 
 
 CASE = {
-    "epochs": 6, "steps": [4, 2], "step_scale": 0.7, "eta_min": 0.1, "warmup_epoch": 1, "epoch_scale": 2.0, "batchs": 5, "lf": None,
-    "base_lr": [0.01, 0.1],
+    "epochs": 6, "steps": [4, 2], "step_scale": 0.7, "eta_min": 0.1, "warmup_epoch": 1, "epoch_scale": 2.0, "batchs": 5,
+    "lf": None, "base_lr": [0.01, 0.1],
 }  # fmt: skip
 
 
@@ -165,12 +165,15 @@ def test_lf_is_arithmetic(text, x, y, value):
 @pytest.mark.parametrize(
     "text",
     [
-        "", "1", "x", "def f(x, y): return 1", "lambda x: x", "lambda: 1", "lambda x, y, z: 1", "lambda *x: 1", "lambda x=1, y=2: 1",
+        "", "1", "x", "def f(x, y): return 1", "lambda x: x", "lambda: 1", "lambda x, y, z: 1", "lambda *x: 1",
+        "lambda x=1, y=2: 1",
         "lambda x, *, y: 1", "lambda x, y: __import__('os').system('true')", "lambda x, y: ().__class__", "lambda x, y: x.real",
         "lambda x, y: 'a' * 10", "lambda x, y: [x][0]", "lambda x, y: [i for i in (1, 2)]", "lambda x, y: (z := 1)",
         "lambda x, y: (lambda: 1)()", "lambda x, y: f'{x}'", "lambda x, y: True", "lambda x, y: 1j", "lambda x, y: open('f')",
-        "lambda x, y: exp(*(1,))", "lambda x, y: pow(x, y, mod=2)", "lambda x, y: factorial(10 ** 9)", "lambda x, y: x << 10 ** 9",
-        "lambda x, y: math.__dict__", "lambda x, y: math.sys", "lambda x, y: x and y", "lambda x, y: (" * 200, "lambda x, y: 1" + "+1" * 300,
+        "lambda x, y: exp(*(1,))", "lambda x, y: pow(x, y, mod=2)", "lambda x, y: factorial(10 ** 9)",
+        "lambda x, y: x << 10 ** 9",
+        "lambda x, y: math.__dict__", "lambda x, y: math.sys", "lambda x, y: x and y", "lambda x, y: (" * 200,
+        "lambda x, y: 1" + "+1" * 300,
         "lambda x, y=().__class__: 1", "lambda x, y: 1" + "0" * 400, "lambda x, y: x\0",
     ],
 )  # fmt: skip
@@ -179,7 +182,9 @@ def test_anything_else_is_refused(text):
         parse_lf(text)
 
 
-@pytest.mark.parametrize("body", ["9**9**9**9", "1 / 0", "(-8) ** 0.5", "exp(1000)", "inf", "nan", "cos()", "sqrt(-x)", "abs((-8) ** 0.5)"])
+@pytest.mark.parametrize(
+    "body", ["9**9**9**9", "1 / 0", "(-8) ** 0.5", "exp(1000)", "inf", "nan", "cos()", "sqrt(-x)", "abs((-8) ** 0.5)"]
+)
 def test_what_fails_when_evaluated(body):
     with pytest.raises(ValueError, match="lf"):
         parse_lf(f"lambda x, y: {body}")(1, 2)

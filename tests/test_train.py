@@ -46,7 +46,7 @@ def same(a: object, b: object) -> bool:
         return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(same, a, b))
-    return a == b or a != a and b != b
+    return a == b or (a != a and b != b)
 
 
 def test_a_run_and_its_folder(tiny, tmp_path):
@@ -104,7 +104,7 @@ def kill_after(arguments: list[str], folder: Path, epochs: int) -> None:
 @pytest.mark.parametrize(("optimizer", "workers"), [("sgd", 0), ("adamw", 2)])
 def test_a_killed_run_resumes_to_the_same_weights(optimizer, workers, tiny, tmp_path):
     hyp = tmp_path / "h.yaml"
-    hyp.write_text(f"optimizer: {optimizer}\nlr0: 0.002\naccumulate: 2\nscheduler: {{warmup_epoch: 2, steps: [4]}}\nclose_mosaic: 2\n")
+    hyp.write_text(f"optimizer: {optimizer}\naccumulate: 2\nclose_mosaic: 2\nscheduler: {{warmup_epoch: 2, steps: [4]}}\n")
     arguments = ["--hyp", hyp, "--data", tiny, "--epochs", 12, *QUICK, "--workers", workers, "--noplots"]
     run(*arguments, "--project", tmp_path / "whole")
     project = tmp_path / "killed"
@@ -161,14 +161,14 @@ def test_it_learns_one_class_on_real_images(bccd, tmp_path):
     """White blood cells alone: 40 of the real pictures, a hundred steps."""
     for kind in ("images", "labels"):
         (tmp_path / kind).mkdir()
-    chosen = [p for p in sorted((bccd / "labels" / "train").glob("*.txt")) if p.read_text().startswith("1 ") or "\n1 " in p.read_text()]
-    for path in chosen[:40]:
+    labels = sorted((bccd / "labels" / "train").glob("*.txt"))
+    for path in [path for path in labels if "\n1 " in "\n" + path.read_text()][:40]:
         lines = [f"0{line[1:]}\n" for line in path.read_text().splitlines() if line.startswith("1 ")]
         (tmp_path / "labels" / path.name).write_text("".join(lines))
         (tmp_path / "images" / f"{path.stem}.jpg").symlink_to(bccd / "images" / "train" / f"{path.stem}.jpg")
     (tmp_path / "data.yaml").write_text("train: images\nval: images\nnames: [WBC]\n")
-    run("--data", tmp_path / "data.yaml", "--epochs", 20, "--imgsz", 96, "--batch-size", 8, "--device", "cpu", "--noplots", "--noval",
-        "--project", tmp_path / "runs")  # fmt: skip
+    size = ["--epochs", 20, "--imgsz", 96, "--batch-size", 8, "--device", "cpu"]
+    run("--data", tmp_path / "data.yaml", *size, "--noplots", "--noval", "--project", tmp_path / "runs")
     assert weights(tmp_path / "runs" / "exp")["best"] > 0.1
 
 
@@ -200,6 +200,14 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(arguments, says, tiny, tmp
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1 and error.startswith("train.py: ")
     assert not project.exists()
+
+
+def test_a_rate_that_cannot_be_is_found_before_the_first_epoch(tiny, tmp_path, capsys):
+    (tmp_path / "h.yaml").write_text('scheduler: {warmup_epoch: 1, lf: "lambda x, y: 0.5 - x / y"}\n')
+    assert train.main(["--hyp", str(tmp_path / "h.yaml"), "--data", str(tiny), "--project", str(tmp_path / "runs")]) == 2
+    error = capsys.readouterr().err
+    assert "h.yaml: scheduler: epoch 51" in error and error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_mistake_from_the_command_line(tmp_path):

@@ -20,7 +20,7 @@ class SchedulerHyp(_Strict):
     """The `scheduler` block: CAWB and its arguments; `utils/schedulers.py` says what they do."""
 
     name: Literal["cawb"] = Field("cawb", description="the schedule: cawb")
-    steps: list[Annotated[int, Field(ge=1)]] = Field([], description="epochs after which the rate boots again; [] is plain cosine")
+    steps: list[Annotated[int, Field(ge=1)]] = Field([], description="epochs after which the rate boots again")
     step_scale: float = Field(0.8, gt=0, le=10, description="each boot's peak, as a share of the one before")
     eta_min: Share = Field(0.01, description="the cosine's floor, as a share of the peak")
     warmup_epoch: int = Field(2, ge=0, le=1000, description="epochs in which the rate rises from 0, batch by batch")
@@ -36,7 +36,7 @@ class SchedulerHyp(_Strict):
 
 
 class Hyp(_Strict):
-    """All hyperparameters of a run. Raises pydantic's ValidationError for an unknown key, a wrong type or a value out of range."""
+    """All hyperparameters of a run. Raises pydantic's ValidationError for an unknown key, a wrong type or a bad value."""
 
     optimizer: Literal["sgd", "adamw"] = Field("adamw", description="sgd with Nesterov momentum, or adamw")
     lr0: float = Field(0.002, gt=0, le=10, description="learning rate at the schedule's peak")
