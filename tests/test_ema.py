@@ -10,7 +10,7 @@ from utils.ema import EMA
 def test_the_average_of_a_sequence():
     model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
     ema = EMA(model, decay=0.5)
-    expected = float(model[0].weight)
+    expected = model[0].weight.item()
     for n in range(1, 12):
         with torch.no_grad():
             model[0].weight.fill_(float(n))

@@ -40,7 +40,7 @@ def test_it_reads_without_a_fault(few, tmp_path):
 
 
 def test_a_failure_leaves_nothing_behind(few, tmp_path, monkeypatch):
-    def full(*_):
+    def full(*_, **__):
         raise OSError("no space left")
 
     monkeypatch.setattr(shapes.Image.Image, "save", full)

@@ -14,7 +14,6 @@ import yaml
 from conftest import write_tiny
 
 import train
-from utils.schedulers import CosineAnnealingWarmbootingLR, plan
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["--imgsz", "64", "--batch-size", "4", "--workers", "0", "--device", "cpu"]
@@ -51,7 +50,7 @@ def same(a: object, b: object) -> bool:
 
 def test_a_run_and_its_folder(tiny, tmp_path):
     hyp = tmp_path / "mine.yaml"
-    hyp.write_text("scheduler: {warmup_epoch: 1, steps: [2]}\nclose_mosaic: 1\n")
+    hyp.write_text("lr0: 0.004\nclose_mosaic: 1\nscheduler: {warmup_epoch: 1, steps: [2], eta_min: 0.1}\n")
     arguments = ["--hyp", hyp, "--data", tiny, "--model", "yolo-n", "--epochs", 4, *QUICK, "--project", tmp_path / "runs"]
     done = subprocess.run(command(*arguments), capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -72,13 +71,11 @@ def test_a_run_and_its_folder(tiny, tmp_path):
     for key in ("train/box", "train/cls", "train/dfl", "metrics/precision", "metrics/recall", "metrics/mAP50", "metrics/mAP75",
                 "metrics/mAP50-95", "seconds"):  # fmt: skip
         assert all(float(row[key]) >= 0 for row in table), key
-    # Each epoch's rates are those of its last batch in the plan: 12 pictures by 4 are 3 batches.
-    optimizer = torch.optim.SGD([{"params": [torch.zeros(1)]}] * 1, lr=0.01)
-    schedule = CosineAnnealingWarmbootingLR(optimizer, epochs=4, steps=[2], batchs=3, warmup_epoch=1)
-    planned = plan(schedule, 4, 3)
-    for epoch, row in enumerate(table):
-        assert float(row["lr/0"]) == pytest.approx(planned[3 * epoch + 2][0], rel=1e-12)
-        assert row["lr/1"] == row["lr/0"]
+    # The rates are those of each epoch's last batch: 12 pictures by 4 are 3 batches, the last of the warm-up's has 2 behind it;
+    # then the cosine from epoch 1, 1 epoch long and stretched by 1, and after epoch 2 booted again at 0.8 of the peak, 2 long.
+    expected = [0.004 * 2 / 3, 0.004, 0.004 * 0.55, 0.004 * 0.8 * 0.55]
+    assert [float(row["lr/0"]) for row in table] == pytest.approx(expected, rel=1e-12)
+    assert all(row["lr/1"] == row["lr/0"] for row in table)
 
     again = train.main([*map(str, arguments[:-4]), "--noplots", "--noval", "--project", str(tmp_path / "runs"), "--epochs", "2"])
     assert again == 0
@@ -170,6 +167,12 @@ def test_it_learns_one_class_on_real_images(bccd, tmp_path):
     size = ["--epochs", 20, "--imgsz", 96, "--batch-size", 8, "--device", "cpu"]
     run("--data", tmp_path / "data.yaml", *size, "--noplots", "--noval", "--project", tmp_path / "runs")
     assert weights(tmp_path / "runs" / "exp")["best"] > 0.1
+
+
+def test_the_default_run_learns(tmp_path):
+    """The README's first command: the built-in data, made if it is not there, and the default hyp file. Some minutes."""
+    run("--hyp", "hyp.yaml", "--project", tmp_path)
+    assert weights(tmp_path / "exp")["best"] >= 0.70
 
 
 def test_patience_stops_a_run(tiny, tmp_path, capsys):

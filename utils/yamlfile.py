@@ -20,10 +20,13 @@ class _Loader(yaml.SafeLoader):
     """Safe YAML that takes 1e-3 for a number and a key given twice for a mistake."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key, (key_node, _) in zip(keys, node.value, strict=True):
-            if isinstance(key, str | int) and keys.count(key) > 1:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str | int) and key in seen:
                 raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark)
+            if isinstance(key, str | int):
+                seen.add(key)
         return super().construct_mapping(node, deep)
 
 
