@@ -246,7 +246,7 @@ def train(args: argparse.Namespace) -> None:
         row = {"epoch": epoch, **{f"train/{k}": round(v, 5) for k, v in zip(losses, means.tolist(), strict=True)}}
         row |= {f"metrics/{k}": round(latest.overall[k], 5) if validated else None for k in METRICS}
         row |= {f"lr/{g}": lr for g, lr in enumerate(scheduler.get_last_lr())}
-        rows.append(row | {"seconds": round(time.time() - began, 2), "train_seconds": round(seconds, 2)})
+        rows.append(row | {"seconds": round(time.time() - began, 2)})
         with (run / "results.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()

@@ -10,17 +10,20 @@ from torchvision.utils import draw_bounding_boxes, make_grid
 
 COLORS = ["#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#46f0f0", "#f032e6", "#bcf60c", "#fabebe", "#008080"]
 LIMIT = 16  # pictures in one grid
+SMALLEST = 320  # pixels; smaller pictures are enlarged, so that the class names can be read
 
 
 def _drawn(images: Tensor, targets: Sequence[dict[str, Tensor]], names: Sequence[str]) -> list[Tensor]:
-    """Each picture (3, h, w) uint8 with its boxes, their class names and, where there are any, scores."""
+    """Each picture (3, h, w) uint8 with its boxes, their class names and, where there are any, scores; small ones enlarged."""
+    times = max(1, SMALLEST // max(images.shape[-2:]))
     drawn = []
-    for image, target in zip(images[:LIMIT].cpu(), targets[:LIMIT], strict=False):
+    images = images[:LIMIT].cpu().repeat_interleave(times, 2).repeat_interleave(times, 3)
+    for image, target in zip(images, targets[:LIMIT], strict=True):
         labels = target["labels"].tolist()
         scores = target["scores"].tolist() if "scores" in target else [None] * len(labels)
         texts = [names[k] if s is None else f"{names[k]} {s:.2f}" for k, s in zip(labels, scores, strict=True)]
         colors = [COLORS[k % len(COLORS)] for k in labels]
-        boxes = target["boxes"].cpu()
+        boxes = target["boxes"].cpu() * times
         drawn.append(draw_bounding_boxes(image, boxes, texts, colors, width=2) if len(boxes) else image)
     return drawn
 
@@ -46,13 +49,12 @@ def draw_predictions(
 
 def draw_results(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw every column of results.csv over the epochs, one small plot each, to the picture `path`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # not pyplot: a picture needs no window and no global state
 
     names = [name for name in rows[0] if name != "epoch"]
-    figure, grid = plt.subplots(-(-len(names) // 4), 4, figsize=(14, 3 * -(-len(names) // 4)), layout="constrained")
+    lines = -(-len(names) // 4)
+    figure = Figure(figsize=(14, 3 * lines), layout="constrained")
+    grid = figure.subplots(lines, 4)
     for axes, name in zip(grid.flat, names, strict=False):
         points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
         axes.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else None)
@@ -61,4 +63,3 @@ def draw_results(rows: Sequence[dict[str, Any]], path: Path) -> None:
     for axes in grid.flat[len(names) :]:
         axes.remove()
     figure.savefig(path, dpi=100)
-    plt.close(figure)

@@ -344,9 +344,10 @@ def plan(scheduler: BatchWarmup, epochs: int, batches_per_epoch: int) -> list[li
 
 def draw_plan(planned: list[list[float]], batches_per_epoch: int, path: str | Path) -> None:
     """Draw the curves of a `plan`, one line for each different group, over epochs, and write them to the picture `path`."""
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # not pyplot: a picture needs no window and no global state
 
-    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
     epochs = [i / batches_per_epoch for i in range(len(planned))]
     curves: dict[tuple[float, ...], list[int]] = {}
     for group, curve in enumerate(zip(*planned, strict=True)):
@@ -357,4 +358,3 @@ def draw_plan(planned: list[list[float]], batches_per_epoch: int, path: str | Pa
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)
-    plt.close(figure)
