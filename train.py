@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data.dataset import TrainSet, ValSet, collate, resolve
+from data.dataset import TrainSet, ValSet, collate
 from data.formats import Annotations, read_data_config, read_split
 from data.sampler import EpochBatches
 from data.shapes import make_shapes
@@ -27,6 +27,7 @@ from utils.hyp import Hyp, load_hyp, save_hyp
 from utils.metrics import METRICS, Result, coco_truth, detect, evaluate, table
 from utils.plots import draw_batch, draw_predictions, draw_results
 from utils.schedulers import build_scheduler, draw_plan, plan
+from utils.yamlfile import find_file
 
 ROOT = Path(__file__).resolve().parent
 DEFAULTS = {
@@ -132,7 +133,7 @@ def train(args: argparse.Namespace) -> None:
         run = path.resolve().parent.parent
         hyp, hyp_file = Hyp(**state["hyp"]), run / "hyp.yaml"
     else:
-        hyp_file = resolve(args.hyp, ROOT / "hyp")
+        hyp_file = find_file(args.hyp, ROOT / "hyp")
         hyp = load_hyp(hyp_file)
     device = select_device(args.device)
     bf16 = has_bf16(device)
@@ -143,7 +144,7 @@ def train(args: argparse.Namespace) -> None:
     torch.backends.cudnn.benchmark = True
 
     # Data.
-    args.data = str(resolve(args.data, ROOT / "data").resolve())  # to be found again when resumed from elsewhere
+    args.data = str(find_file(args.data, ROOT / "data").resolve())  # to be found again when resumed from elsewhere
     config = read_data_config(Path(args.data))
     if config.make == "shapes" and make_shapes(Path(config.path)):
         print(f"the built-in data set was drawn into {config.path}")

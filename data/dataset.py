@@ -1,7 +1,5 @@
 """Samples out of annotations: `TrainSet` augments, `ValSet` letterboxes. What each gives depends on its key alone."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from PIL import Image, ImageOps
@@ -111,11 +109,3 @@ def collate(samples: list[tuple[Tensor, Target]]) -> tuple[Tensor, list[Target]]
     """Samples of one size as a batch: pictures (B, 3, h, w) uint8 and their targets."""
     images, targets = zip(*samples, strict=True)
     return torch.stack(images), list(targets)
-
-
-def resolve(path: str, folder: Path) -> Path:
-    """`path` as given if it is there, else below `folder`. Raises UserError when it is in neither place."""
-    for candidate in (Path(path), folder / path):
-        if candidate.is_file():
-            return candidate
-    raise UserError(f"{path}: is not there, nor is {folder / path}")

@@ -67,7 +67,7 @@ class Annotations:
 
 
 def read_data_config(path: Path) -> DataConfig:
-    """The data.yaml at `path`, its `path` made absolute and its `names` a list.
+    """The data.yaml at `path`, its `path` made absolute, its `names` a list, its `train` and `val` lists of sources.
 
     Raises UserError when it cannot be read or is wrong.
     """
@@ -79,27 +79,31 @@ def read_data_config(path: Path) -> DataConfig:
         names = [names[i] for i in range(len(names))]
     if names is not None and not names:
         raise UserError(f"{path}: names: found none, need at least one class")
+    sources = {split: _sources(getattr(config, split)) for split in ("train", "val")}
+    if names is None and any(isinstance(source, str) for source in (*sources["train"], *sources["val"])):
+        raise UserError(f"{path}: key 'names' is missing; only COCO json brings its own class names")
     root = (path.parent / config.path).resolve()
-    return config.model_copy(update={"path": str(root), "names": names})
+    return config.model_copy(update={"path": str(root), "names": names, **sources})
+
+
+def _sources(value: Source | list[Source]) -> list[Source]:
+    """A list of sources, those that name a .json file as COCO's."""
+    values = value if isinstance(value, list) else [value]
+    return [CocoSource(annotations=v) if isinstance(v, str) and v.endswith(".json") else v for v in values]
 
 
 def read_split(config: DataConfig, split: str) -> Annotations:
-    """The split `train` or `val` of a data set, as arrays.
+    """The split `train` or `val` of a data set that `read_data_config` read, as arrays.
 
     Raises UserError when a source is missing, or no picture or no box is left.
     """
     root = Path(config.path)
-    sources = getattr(config, split)
     found: list[_Picture] = []
     names = config.names
-    for source in sources if isinstance(sources, list) else [sources]:
-        if isinstance(source, str) and source.endswith(".json"):
-            source = CocoSource(annotations=source)
+    for source in getattr(config, split):
         if isinstance(source, CocoSource):
             pictures, names = _read_coco(root / source.annotations, root / source.images, names)
         else:
-            if names is None:
-                raise UserError(f"data file of {root}: names: missing; need the classes' names, 0 to n - 1")
             pictures = _read_yolo(_list_images(root, source, split), len(names))
         found += pictures
     annotations = _gather(found, tuple(names or ()))

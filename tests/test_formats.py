@@ -123,7 +123,7 @@ def test_labels_lie_where_the_yolo_layout_has_them():
         ("train: images/train\nval: images/val\nnames: {0: a, 2: b}\n", "gap"),
         ("train: nowhere\nval: images/val\nnames: [a, b]\n", "nowhere"),
         ("train: labels\nval: images/val\nnames: [a, b]\n", "no picture"),
-        ("val: images/val\nnames: [a, b]\n", "train"),
+        ("val: images/val\nnames: [a, b]\n", "'train' is missing"),
         ("train: [\n", "line"),
         ("- 1\n", "key: value"),
         ("train: images/train\ntrain: images/val\nval: images/val\nnames: [a, b]\n", "twice"),

@@ -1,4 +1,4 @@
-"""Reads a YAML file into a pydantic model, and turns whatever is wrong with it into one sentence.
+"""Finds a YAML file, reads it into a pydantic model, and turns whatever is wrong with it into one sentence.
 
 Hyp files and data files are both read here, so that both name their mistakes alike.
 """
@@ -32,6 +32,14 @@ class _Loader(yaml.SafeLoader):
 
 # YAML 1.1, which PyYAML follows, wants a point in 1.0e-3; everybody writes 1e-3.
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789"))
+
+
+def find_file(path: str, folder: Path) -> Path:
+    """`path` as given if it is there, else below `folder`. Raises UserError when it is in neither place."""
+    for candidate in (Path(path), folder / path):
+        if candidate.is_file():
+            return candidate
+    raise UserError(f"{path}: is not there, nor is {folder / path}")
 
 
 def read_yaml(path: Path, model: type[Model]) -> Model:
@@ -75,6 +83,8 @@ def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
         return f"unknown key {key!r}; {hint}"
+    if first["type"] == "missing":
+        return f"key {key!r} is missing"
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{key}: found {first.get('input')!r}, {message}{more}" if key else f"{message}{more}"
