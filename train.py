@@ -53,7 +53,7 @@ def at_least(lowest: int) -> Any:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    p = Parser(description=__doc__, argument_default=argparse.SUPPRESS)
+    p = Parser(description="Train a detector. Defaults stand in parentheses.", argument_default=argparse.SUPPRESS)
     p.add_argument("--hyp", metavar="FILE", help="hyperparameters: a file, or the name of one in hyp/ (hyp.yaml)")
     p.add_argument("--data", metavar="FILE", help="data set: a data.yaml, or the name of one in data/ (shapes.yaml, built in)")
     p.add_argument("--model", choices=MODELS, metavar="NAME", help=f"{', '.join(MODELS)} (yolo-n)")
