@@ -44,7 +44,7 @@ def test_coco_json_gives_the_same_as_yolo(bccd, tmp_path):
         {"annotations": str(bccd / "annotations" / "train.json"), "images": str(bccd / "images" / "train")},
         [{"annotations": str(bccd / "annotations" / "train.json"), "images": str(bccd / "images" / "train")}],
     ):
-        ours = split(write_data(tmp_path, train=coco, val="x"))
+        ours = split(write_data(tmp_path, train=coco, val=coco))
         yolo = split(write_data(tmp_path, path=str(bccd), train="images/train", val="images/val", names=list(names.values())))
         assert ours.names == yolo.names and len(ours) == len(yolo) == 292 and len(ours.boxes) == 3941
         order = np.argsort(ours.files)
