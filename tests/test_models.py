@@ -77,7 +77,7 @@ def test_uint8_and_float_pictures_and_odd_sizes_are_the_same():
 def test_pictures_without_objects_still_teach():
     model = build_model("yolo-n", 3).train()
     losses = model(torch.zeros(2, 3, 64, 64), targets_of(0, 0))
-    assert float(losses["box"]) == float(losses["dfl"]) == 0 and float(losses["cls"]) > 0
+    assert losses["box"].item() == losses["dfl"].item() == 0 and losses["cls"].item() > 0
     sum(losses.values()).backward()
 
 

@@ -152,6 +152,8 @@ def test_seeds_and_repetition(tiny, tmp_path):
         run("--data", tiny, "--epochs", 1, *QUICK, "--noplots", "--project", tmp_path, "--name", name, "--seed", seed)
     a, b, c = (weights(tmp_path / name)["model"] for name in "abc")
     assert same(a, b) and not same(a, c)
+    run("--data", tiny, "--epochs", 1, *QUICK, "--noplots", "--project", tmp_path, "--name", "c", "--exist-ok")
+    assert same(weights(tmp_path / "c")["model"], a) and not (tmp_path / "c2").exists()
 
 
 def test_it_learns_one_class_on_real_images(bccd, tmp_path):

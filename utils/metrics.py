@@ -53,9 +53,10 @@ def evaluate(truth: dict[str, Any], detections: np.ndarray) -> Result:
     The averages are COCO's: over IoU 0.50 to 0.95, 101 recall points, at most 100 detections a picture. Precision and recall
     are those at the recall point where a class's F1 at IoU 0.5 is best, averaged over the classes.
     """
-    from faster_coco_eval import COCO, COCOeval_faster  # its import takes as long as torch's: not before it is needed
+    from faster_coco_eval import COCO, COCOeval_faster  # imported here: a run need not wait for it to start
 
-    evaluation = COCOeval_faster(COCO(truth), COCO(truth).loadRes(detections), "bbox", print_function=lambda *_: None)
+    coco = COCO(truth)
+    evaluation = COCOeval_faster(coco, coco.loadRes(detections), "bbox", print_function=lambda *_: None)
     evaluation.evaluate()
     evaluation.accumulate()
     # [IoU, recall, class, area, detections a picture], -1 where there is no truth; all areas, 100 detections
