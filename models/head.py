@@ -42,7 +42,6 @@ class Head(nn.Module):
     def __init__(self, in_channels: Sequence[int], strides: Sequence[int], num_classes: int) -> None:
         super().__init__()
         self.strides = tuple(strides)
-        self.num_classes = num_classes
         box_width = max(16, in_channels[0] // 4, 4 * BINS)
         class_width = max(in_channels[0], min(num_classes, 100))
         self.box_branches = nn.ModuleList(self._branch(c, box_width, 4 * BINS) for c in in_channels)

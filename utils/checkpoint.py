@@ -39,17 +39,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """The state in the file `path`, on the CPU. Raises UserError when it is not there, damaged, or not one of ours."""
     try:
         with path.open("rb") as file:
-            if not zipfile.is_zipfile(file):  # what torch.save writes; the old loader for anything else is not needed
-                raise UserError(f"{path}: is no checkpoint of this project, or is damaged")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+            is_zip = zipfile.is_zipfile(file)  # what torch.save writes; torch's old loader for anything else is not needed
+        state = torch.load(path, map_location="cpu", weights_only=True) if is_zip else None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except UserError:
-        raise
     except Exception:  # damaged bytes make the reader fail in whatever way they happen to
         raise UserError(f"{path}: is no checkpoint of this project, or is damaged") from None
     if not isinstance(state, dict) or "format" not in state:
-        raise UserError(f"{path}: is no checkpoint of this project")
+        raise UserError(f"{path}: is no checkpoint of this project, or is damaged")
     if state["format"] != FORMAT:
         raise UserError(f"{path}: has format {state['format']}, this version reads format {FORMAT}")
     return state

@@ -152,10 +152,10 @@ def _math_name(node: ast.AST, names: list[str]) -> str | None:
 
 
 class BatchWarmup(LRScheduler):
-    """What every schedule here shares: the parameter groups, the batch-wise warm-up from 0, and the state.
+    """What every schedule here shares: the parameter groups and the batch-wise warm-up from 0.
 
     It is an `LRScheduler` by type, so that frameworks accept it, but asks no more of the optimizer than `param_groups`. A
-    subclass gives `_lr(base, epoch)`.
+    subclass gives `_rates(epoch)`, every group's rate once the warm-up is over.
     """
 
     def __init__(self, optimizer: Any, batchs: int, warmup_epoch: float) -> None:
