@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import yaml
@@ -19,14 +19,16 @@ from data.formats import Annotations, read_data_config, read_split
 from data.sampler import EpochBatches
 from data.shapes import make_shapes
 from models import MODELS, build_model
+from utils.arguments import Parser, at_least
 from utils.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from utils.device import has_bf16, peak_memory_gb, select_device
 from utils.ema import EMA
 from utils.errors import UserError
 from utils.hyp import Hyp, load_hyp, save_hyp
 from utils.metrics import METRICS, Result, coco_truth, detect, evaluate, table
+from utils.plan import planned_scheduler
 from utils.plots import draw_batch, draw_predictions, draw_results
-from utils.schedulers import build_scheduler, draw_plan, plan
+from utils.schedulers import draw_plan
 from utils.yamlfile import find_file
 
 ROOT = Path(__file__).resolve().parent
@@ -36,20 +38,6 @@ DEFAULTS = {
     "resume": None, "patience": 50, "noval": False, "noplots": False,
 }  # fmt: skip
 WITH_RESUME = {"resume", "project", "device", "workers"}  # what a resumed run may be told; the rest comes from its checkpoint
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
-def at_least(lowest: int) -> Any:
-    def integer(text: str) -> int:
-        if not text.lstrip("-").isdigit() or int(text) < lowest:
-            raise argparse.ArgumentTypeError(f"found {text!r}, need a whole number from {lowest}")
-        return int(text)
-
-    return integer
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -176,11 +164,7 @@ def train(args: argparse.Namespace) -> None:
         load_matching(model, Path(args.weights))
     model.to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer(model, hyp)
-    scheduler = build_scheduler(hyp.scheduler, optimizer, args.epochs, len(batches))
-    try:
-        planned = plan(scheduler, args.epochs, len(batches))
-    except ValueError as error:
-        raise UserError(f"{hyp_file}: {error}") from None
+    scheduler, planned = planned_scheduler(hyp, hyp_file, optimizer, args.epochs, batches.sizes, args.batch_size)
     ema = EMA(model, hyp.ema_decay)
     start, rows, best, best_epoch, result = 0, [], -1.0, -1, None
 
@@ -214,7 +198,7 @@ def train(args: argparse.Namespace) -> None:
         means = torch.zeros((), device=device)  # of each loss over the epoch so far
         bar = tqdm(train_loader, desc=f"{epoch}/{args.epochs - 1}", unit="batch", disable=None, leave=False)
         for i, (images, targets) in enumerate(bar):
-            scheduler.step_batch()
+            scheduler.step_batch(len(images))
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 losses = model(images.to(device, non_blocking=True), targets)
             first = i - i % hyp.accumulate  # the batches of one optimizer step: fewer at the epoch's end

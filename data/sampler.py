@@ -12,14 +12,16 @@ class EpochBatches(Sampler[list[Key]]):
     """Batches of keys for one epoch, every picture once, in the order that (seed, epoch) gives.
 
     There are ceil(samples / batch_size) batches in an epoch, as even as can be (sizes differ by at most one), so that the last
-    one is never a handful whose gradient would count as much as a full one's. Set `epoch`, and `start` to begin at a later
-    batch, before iterating.
+    one is never a handful whose gradient would count as much as a full one's; `sizes` holds the samples of each. Set `epoch`, and
+    `start` to begin at a later batch, before iterating.
     """
 
     def __init__(self, samples: int, batch_size: int, seed: int) -> None:
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self.epoch = 0
         self.start = 0
+        self.bounds = np.linspace(0, samples, len(self) + 1).round().astype(int)
+        self.sizes: list[int] = np.diff(self.bounds).tolist()
 
     def __len__(self) -> int:
         return -(-self.samples // self.batch_size)
@@ -27,8 +29,7 @@ class EpochBatches(Sampler[list[Key]]):
     def __iter__(self) -> Iterator[list[Key]]:
         # 0 in third place is the order's own random stream; the samples' begin at 1 (see `sample_rng`).
         order = np.random.default_rng((self.seed, self.epoch, 0)).permutation(self.samples)
-        bounds = np.linspace(0, self.samples, len(self) + 1).round().astype(int)
-        for first, last in zip(bounds[self.start : -1], bounds[self.start + 1 :], strict=True):
+        for first, last in zip(self.bounds[self.start : -1], self.bounds[self.start + 1 :], strict=True):
             yield [(self.epoch, place, int(order[place])) for place in range(first, last)]
 
 

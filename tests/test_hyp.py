@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from utils.errors import UserError
-from utils.hyp import Hyp, SchedulerHyp, load_hyp, save_hyp
+from utils.hyp import SCHEDULER_BLOCKS, CawbHyp, Hyp, load_hyp, save_hyp
 
 DEFAULT = Path(__file__).parents[1] / "hyp" / "hyp.yaml"
 
@@ -15,10 +15,10 @@ def test_the_default_file_says_every_key_and_is_the_default():
     assert load_hyp(DEFAULT) == Hyp()
     content = yaml.safe_load(DEFAULT.read_text())
     assert set(content) == set(Hyp.model_fields)
-    assert set(content["scheduler"]) == set(SchedulerHyp.model_fields)
+    assert set(content["scheduler"]) == set(CawbHyp.model_fields)
 
 
-@pytest.mark.parametrize("model", [Hyp, SchedulerHyp])
+@pytest.mark.parametrize("model", [Hyp, CawbHyp])
 def test_every_key_has_a_default_a_bound_and_a_description(model):
     for name, field in model.model_fields.items():
         assert not field.is_required() and field.description, name
@@ -26,24 +26,61 @@ def test_every_key_has_a_default_a_bound_and_a_description(model):
             assert len(field.metadata) >= 2, name
 
 
-def test_what_is_saved_is_read_again(tmp_path):
-    hyp = Hyp(lr0=0.02, scheduler=SchedulerHyp(steps=[3, 5], lf="lambda x, y: 1 - x / y"))
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"steps": [3, "66.5%"], "lf": "lambda x, y: 1 - x / y"},
+        {"name": "poly", "learning_rate_decay_a": 1e-4, "learning_rate_decay_b": 0.75, "warmup_epoch": 3},
+        {"name": "linear", "learning_rate_decay_a": 1e-4},
+        {"name": "manual", "learning_rate_args": "1000:1.0,2000:0.9"},
+        {"name": "constant"},
+    ],
+)
+def test_what_is_saved_is_read_again(block, tmp_path):
+    hyp = Hyp(lr0=0.02, scheduler=block)
     save_hyp(hyp, tmp_path / "hyp.yaml")
     assert load_hyp(tmp_path / "hyp.yaml") == hyp
+    assert {key: value for key, value in hyp.scheduler if key in block} == block
+
+
+def test_each_schedule_has_its_own_arguments_and_no_others():
+    of_all = {"name", "warmup_epoch"}
+    a_and_b = of_all | {"learning_rate_decay_a", "learning_rate_decay_b"}
+    assert {name: set(model.model_fields) for name, model in SCHEDULER_BLOCKS.items()} == {
+        "cawb": of_all | {"steps", "step_scale", "eta_min", "epoch_scale", "lf"},
+        "constant": of_all,
+        **dict.fromkeys(("poly", "caffe_poly", "exp", "discexp", "linear"), a_and_b),
+        **dict.fromkeys(("manual", "pass_manual"), of_all | {"learning_rate_args"}),
+    }
 
 
 def test_numbers_as_people_write_them(tmp_path):
-    (tmp_path / "h.yaml").write_text("lr0: 1e-3\nweight_decay: 5E-4\nbox: 7\n")
+    (tmp_path / "h.yaml").write_text("lr0: 1e-3\nweight_decay: 5E-4\nbox: 7\nscale: .25\n")
     hyp = load_hyp(tmp_path / "h.yaml")
-    assert (hyp.lr0, hyp.weight_decay, hyp.box) == (1e-3, 5e-4, 7.0)
+    assert (hyp.lr0, hyp.weight_decay, hyp.box, hyp.scale) == (1e-3, 5e-4, 7.0, 0.25)
+
+
+def test_a_pair_of_numbers_is_no_time_of_day(tmp_path):
+    (tmp_path / "h.yaml").write_text("scheduler: {name: manual, learning_rate_args: 1000:1.0}\n")
+    assert load_hyp(tmp_path / "h.yaml").scheduler.learning_rate_args == "1000:1.0"
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("lr: 0.1", "'lr0'"), ("momentun: 0.9", "'momentum'"), ("zzz: 1", "known are"),
-        ("scheduler: {warmup_epochs: 3}", "'warmup_epoch'"), ("scheduler: {name: cosine}", "scheduler: name"),
-        ("scheduler: 3", "scheduler"),
+        ("scheduler: {warmup_epochs: 3}", "'warmup_epoch'"),
+        ("scheduler: {name: cosine}", "name: found 'cosine', allowed are cawb"),
+        ("scheduler: {name: 3}", "scheduler: name: found 3"), ("scheduler: 3", "scheduler: found 3"),
+        ("scheduler: {name: poly, steps: [3]}", "unknown key 'scheduler: steps'.*learning_rate_decay_a"),
+        ("scheduler: {name: poly, learning_rate_decay_a: 1}", "'scheduler: learning_rate_decay_b' is missing"),
+        ("scheduler: {name: exp, learning_rate_decay_a: .inf, learning_rate_decay_b: 1}", "decay_a: found inf.*finite"),
+        ("scheduler: {name: manual, learning_rate_args: '10:1,x'}", "scheduler: learning_rate_args: found 'x', need pairs"),
+        ("scheduler: {name: manual, learning_rate_args: '10:1,5:2'}", "must rise"),
+        ("scheduler: {steps: [0%]}", "found '0%'"), ("scheduler: {steps: [100%]}", "found '100%'"),
+        ("scheduler: {steps: [0.5]}", "found 0.5"),
+        ("scheduler: {steps: [33%, true]}", "steps: 1: found True"), ("scheduler: {steps: 50%}", "list"),
+        ("scheduler: {steps: ['1e1%']}", "found '1e1%'"), ("scheduler: {steps: [-3]}", "found -3"),
         ("lr0: fast", "lr0: found 'fast'"), ("lr0: true", "lr0: found True"), ("lr0: -1", "greater than 0"),
         ("lr0: .nan", "finite"),
         ("lr0: .inf", "finite"), ("mosaic: 1.5", "mosaic: found 1.5"), ("optimizer: lion", "optimizer: found 'lion'"),

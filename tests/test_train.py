@@ -84,6 +84,23 @@ def test_a_run_and_its_folder(tiny, tmp_path):
     assert [row["metrics/mAP50"] == "" for row in rows(second)] == [True, False]
 
 
+def test_samples_are_counted_as_they_are(tiny, tmp_path, capsys):
+    """12 pictures by 5 are batches of 4: the rate of an epoch's last batch is that of the 8 before it and 12 in each epoch before."""
+    (tmp_path / "h.yaml").write_text(
+        "lr0: 0.004\nscheduler: {name: poly, warmup_epoch: 1, learning_rate_decay_a: 0.1, learning_rate_decay_b: 0.5}\n"
+    )
+    size = ["--imgsz", 64, "--batch-size", 5, "--device", "cpu", "--noval", "--noplots"]
+    run("--hyp", tmp_path / "h.yaml", "--data", tiny, "--epochs", 3, *size, "--project", tmp_path / "runs")
+    expected = [0.004 * 2 / 3, *(0.004 / (1 + 0.1 * t) ** 0.5 for t in (20, 32))]
+    assert [float(row["lr/0"]) for row in rows(tmp_path / "runs" / "exp")] == pytest.approx(expected, rel=1e-12)
+    assert weights(tmp_path / "runs" / "exp")["scheduler"]["num_samples_processed"] == 36
+
+    (tmp_path / "h.yaml").write_text("scheduler: {steps: [50%, 7]}\n")
+    run("--hyp", tmp_path / "h.yaml", "--data", tiny, "--epochs", 1, *size, "--project", tmp_path / "runs")
+    error = capsys.readouterr().err
+    assert error.count("is left out") == 2 and "h.yaml: scheduler: steps: 50% is left out: it falls on epoch 1" in error
+
+
 def kill_after(arguments: list[str], folder: Path, epochs: int) -> None:
     """Start a run and kill it, without warning, once `epochs` rows are written and a little more is under way."""
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -98,10 +115,16 @@ def kill_after(arguments: list[str], folder: Path, epochs: int) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
-@pytest.mark.parametrize(("optimizer", "workers"), [("sgd", 0), ("adamw", 2)])
-def test_a_killed_run_resumes_to_the_same_weights(optimizer, workers, tiny, tmp_path):
+@pytest.mark.parametrize(
+    ("optimizer", "workers", "scheduler"),
+    [
+        ("sgd", 0, "{warmup_epoch: 2, steps: [4]}"),
+        ("adamw", 2, "{name: poly, warmup_epoch: 3, learning_rate_decay_a: 0.1, learning_rate_decay_b: 0.5}"),
+    ],
+)
+def test_a_killed_run_resumes_to_the_same_weights(optimizer, workers, scheduler, tiny, tmp_path):
     hyp = tmp_path / "h.yaml"
-    hyp.write_text(f"optimizer: {optimizer}\naccumulate: 2\nclose_mosaic: 2\nscheduler: {{warmup_epoch: 2, steps: [4]}}\n")
+    hyp.write_text(f"optimizer: {optimizer}\naccumulate: 2\nclose_mosaic: 2\nscheduler: {scheduler}\n")
     arguments = ["--hyp", hyp, "--data", tiny, "--epochs", 12, *QUICK, "--workers", workers, "--noplots"]
     run(*arguments, "--project", tmp_path / "whole")
     project = tmp_path / "killed"

@@ -1,38 +1,87 @@
 """The hyp file: every hyperparameter, with its default, its bounds and what it does, as one strict pydantic model."""
 
+import inspect
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Union
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, create_model
 
-from utils.schedulers import parse_lf
+from utils.schedulers import SCHEDULES, own_arguments, parse_lf, parse_rates, restart_epoch
 from utils.yamlfile import read_yaml
 
 Share = Annotated[float, Field(ge=0, le=1)]
+WarmupEpoch = Annotated[int, Field(ge=0, le=1000, description="epochs in which the rate rises from 0, batch by batch")]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class SchedulerHyp(_Strict):
-    """The `scheduler` block: CAWB and its arguments; `utils/schedulers.py` says what they do."""
+def _restart(step: Any) -> Any:
+    restart_epoch(step, 1)
+    return step
 
-    name: Literal["cawb"] = Field("cawb", description="the schedule: cawb")
-    steps: list[Annotated[int, Field(ge=1)]] = Field([], description="epochs after which the rate boots again")
+
+def _lf(text: str | None) -> str | None:
+    if text is not None:
+        parse_lf(text)
+    return text
+
+
+def _rates(text: str) -> str:
+    counts = [count for count, _ in parse_rates(text)]
+    if counts != sorted(set(counts)):
+        raise ValueError(f"found {text!r}, the counts must rise from pair to pair")
+    return text
+
+
+class CawbHyp(_Strict):
+    """The `scheduler` block of CAWB; `utils/schedulers.py` says what its arguments do."""
+
+    name: Literal["cawb"] = Field("cawb", description="the schedule")
+    steps: list[Annotated[int | str, PlainValidator(_restart)]] = Field(
+        [], description="after which epochs, or which shares of the run (33%), the rate boots again"
+    )
     step_scale: float = Field(0.8, gt=0, le=10, description="each boot's peak, as a share of the one before")
     eta_min: Share = Field(0.01, description="the cosine's floor, as a share of the peak")
-    warmup_epoch: int = Field(2, ge=0, le=1000, description="epochs in which the rate rises from 0, batch by batch")
+    warmup_epoch: WarmupEpoch = 2
     epoch_scale: float = Field(1.0, ge=0, le=1000, description="epochs that stretch a segment, so that it ends above its floor")
-    lf: str | None = Field(None, description="a lambda of (epochs into the segment, its length) in place of the cosine")
+    lf: Annotated[str | None, AfterValidator(_lf)] = Field(
+        None, description="a lambda of (epochs into the segment, its length) in place of the cosine"
+    )
 
-    @field_validator("lf")
-    @classmethod
-    def _lf_is_arithmetic(cls, text: str | None) -> str | None:
-        if text is not None:
-            parse_lf(text)
-        return text
+
+class _AnnealingHyp(_Strict):
+    warmup_epoch: WarmupEpoch = 0
+
+
+_ARGUMENTS: dict[str, Any] = {
+    "learning_rate_decay_a": Annotated[float, Field(description="a of the schedule's formula")],
+    "learning_rate_decay_b": Annotated[float, Field(description="b of the schedule's formula")],
+    "learning_rate_args": Annotated[str, AfterValidator(_rates), Field(description="count:rate pairs, counts rising")],
+}
+
+
+def _annealing_hyp(name: str) -> type[_AnnealingHyp]:
+    """The block of a sample-count schedule: its name and what its formula takes, so that a new formula needs nothing here."""
+    takes = {
+        key: (_ARGUMENTS[key], ... if parameter.default is inspect.Parameter.empty else parameter.default)
+        for key, parameter in own_arguments(name).items()
+    }
+    return create_model(name, __base__=_AnnealingHyp, name=(Literal[name], Field(description="the schedule")), **takes)
+
+
+def _cawb_unless_named(block: Any) -> Any:
+    return {"name": "cawb", **block} if isinstance(block, dict) else block
+
+
+SCHEDULER_BLOCKS = {"cawb": CawbHyp, **{name: _annealing_hyp(name) for name in SCHEDULES}}
+SchedulerHyp = Annotated[
+    Union[tuple(SCHEDULER_BLOCKS.values())],  # noqa: UP007
+    Field(discriminator="name"),
+    BeforeValidator(_cawb_unless_named),
+]
 
 
 class Hyp(_Strict):
@@ -45,7 +94,7 @@ class Hyp(_Strict):
     grad_clip: float = Field(10.0, ge=0, le=1e6, description="largest norm of the whole gradient; 0 leaves it as it is")
     accumulate: int = Field(1, ge=1, le=10000, description="batches whose gradients are averaged for one optimizer step")
     ema_decay: float = Field(0.999, ge=0, lt=1, description="decay a step of the average of the weights, once warmed up")
-    scheduler: SchedulerHyp = Field(SchedulerHyp(), description="the learning rate over the run")
+    scheduler: SchedulerHyp = Field(CawbHyp(), description="the learning rate over the run")
 
     box: float = Field(7.5, ge=0, le=1000, description="gain of the box loss (complete IoU)")
     cls: float = Field(2.0, ge=0, le=1000, description="gain of the class loss (binary cross-entropy)")

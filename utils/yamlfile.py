@@ -6,7 +6,7 @@ Hyp files and data files are both read here, so that both name their mistakes al
 import difflib
 import re
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -30,8 +30,18 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.1, which PyYAML follows, wants a point in 1.0e-3; everybody writes 1e-3.
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789"))
+# Numbers as YAML 1.2 has them. 1.1, which PyYAML follows, wants a point in 1.0e-3, and takes 1000:1.0 for 60001 seconds.
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_INT, _FLOAT)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_INT, re.compile(r"^[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(r"^([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"),
+    list("-+.0123456789"),
+)
 
 
 def find_file(path: str, folder: Path) -> Path:
@@ -72,19 +82,41 @@ def validated(content: dict[str, Any], model: type[Model], source: str) -> Model
 
 
 def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
-    first = error.errors()[0]
-    location = [str(part) for part in first["loc"]]
+    errors = error.errors()
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])  # a misspelt key is why another is missing
+    location, model = _without_tags(first["loc"], model)
     key = ": ".join(location)
     if first["type"] == "extra_forbidden":
-        for part in location[:-1]:  # the model of the block that holds the key
-            inner = model.model_fields[part].annotation
-            model = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else model
         known = list(model.model_fields)
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
         return f"unknown key {key!r}; {hint}"
     if first["type"] == "missing":
         return f"key {key!r} is missing"
+    if first["type"] == "union_tag_invalid":
+        tag = first["ctx"]["discriminator"].strip("'")
+        return (
+            f"{key}: {tag}: found {first['input'].get(tag)!r}, allowed are {first['ctx']['expected_tags'].replace(chr(39), '')}"
+        )
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{key}: found {first.get('input')!r}, {message}{more}" if key else f"{message}{more}"
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    if first["type"] == "value_error":  # a validator's own sentence says what was found
+        return f"{key}: {message}{more}" if key else f"{message}{more}"
+    return f"{key}: found {first.get('input')!r}, {message}{more}"
+
+
+def _without_tags(location: tuple[str | int, ...], model: type[BaseModel]) -> tuple[list[str], type[BaseModel]]:
+    """The keys as the file has them, which pydantic mixes with the tags of unions, and the model of the block of the last one."""
+    keys, parts = [], list(location)
+    while parts:
+        part = str(parts.pop(0))
+        keys.append(part)
+        if not parts or part not in model.model_fields:
+            continue
+        annotation = model.model_fields[part].annotation
+        blocks = [m for m in (annotation, *get_args(annotation)) if isinstance(m, type) and issubclass(m, BaseModel)]
+        if len(blocks) > 1:
+            tag = parts.pop(0)
+            blocks = [m for m in blocks if any(tag in get_args(field.annotation) for field in m.model_fields.values())]
+        model = blocks[0] if blocks else model
+    return keys, model
