@@ -85,7 +85,7 @@ def test_a_run_and_its_folder(tiny, tmp_path):
 
 
 def test_samples_are_counted_as_they_are(tiny, tmp_path, capsys):
-    """12 pictures by 5 are batches of 4: the rate of an epoch's last batch is that of the 8 before it and 12 in each epoch before."""
+    """12 pictures by 5 are 3 batches of 4: before an epoch's last batch there are its first 8 and 12 of each epoch before."""
     (tmp_path / "h.yaml").write_text(
         "lr0: 0.004\nscheduler: {name: poly, warmup_epoch: 1, learning_rate_decay_a: 0.1, learning_rate_decay_b: 0.5}\n"
     )
