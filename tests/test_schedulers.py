@@ -1,7 +1,9 @@
 """The schedules give the golden rates, can be picked up anywhere, and an `lf` text can do nothing but arithmetic."""
 
+import inspect
 import json
 import math
+import re
 import time
 import warnings
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from utils.schedulers import SCHEDULES, AnnealingLR, CosineAnnealingWarmbootingLR, anneal, parse_lf, plan
+from utils.schedulers import SCHEDULES, AnnealingLR, BatchWarmup, CosineAnnealingWarmbootingLR, anneal, parse_lf, plan
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
@@ -337,6 +339,25 @@ def test_a_state_of_something_else_is_refused():
             scheduler.load_state_dict(state)
     with pytest.raises(ValueError, match="system"):
         cawb.load_state_dict(cawb.state_dict() | {"lf": "lambda x, y: __import__('os').system('true')"})
+
+
+def test_the_line_by_line_explanation_has_every_line():
+    """docs/schedulers.md explains the algorithm as it is: its lines are those of the code, none missing, none made up."""
+    text = (ROOT / "docs" / "schedulers.md").read_text()
+    explained = re.findall(
+        r"^\| `([^`]+)` \| \S.* \| \S.*\|$", text[text.index("### Line by line") : text.index("### Where it")], re.M
+    )
+    methods = (
+        BatchWarmup.step, CosineAnnealingWarmbootingLR._rates, CosineAnnealingWarmbootingLR._segment,
+        CosineAnnealingWarmbootingLR._factor, BatchWarmup.step_batch,
+    )  # fmt: skip
+    lines = []
+    for method in methods:
+        code = re.sub(r'"""[^"]*"""', "", inspect.getsource(method))
+        lines += [line for line in (re.sub(r" *#.*", "", line).strip() for line in code.splitlines()[1:]) if line]
+    assert explained[3:] == lines
+    source = (ROOT / "utils" / "schedulers.py").read_text()
+    assert all(f"        {line}\n" in source for line in explained[:3])
 
 
 def test_a_decayed_optimizer_starts_from_its_first_rate():

@@ -9,7 +9,7 @@ import torch
 
 from utils.errors import UserError
 
-FORMAT = 1  # raise it when the layout of the state changes
+FORMAT = 2  # raise it when the layout of the state changes
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:

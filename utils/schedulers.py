@@ -66,6 +66,9 @@ def own_arguments(schedule: str) -> dict[str, inspect.Parameter]:
     if schedule not in SCHEDULES:
         raise ValueError(f"learning_rate_schedule: found {schedule!r}, allowed are {', '.join(SCHEDULES)}")
     parameters = list(inspect.signature(SCHEDULES[schedule]).parameters.values())[2:]
+    for parameter in parameters:
+        if parameter.name not in _LONG_NAMES:
+            raise TypeError(f"schedule {schedule!r} takes {parameter.name!r}; beside lr and t it can take a, b and args")
     return {_LONG_NAMES[parameter.name]: parameter for parameter in parameters}
 
 
@@ -84,6 +87,8 @@ def _bind(schedule: str, a: float, b: float, args: str) -> Callable[[list[float]
 
     def rates(base: list[float], t: float) -> list[float]:
         try:
+            if base.count(base[0]) == len(base):  # as most runs have it: one base rate, so one rate, for all groups
+                return [_real(formula(base[0], t, *own))] * len(base)
             return [_real(formula(lr, t, *own)) for lr in base]
         except (ArithmeticError, ValueError) as error:
             arguments = "".join(f", {key}={value!r}" for key, value in zip(own_arguments(schedule), own, strict=True))
@@ -113,7 +118,7 @@ def anneal(
     Raises ValueError for an unknown schedule, for `learning_rate_args` that are no such pairs, and where a formula has no value.
     """
     rates = _bind(learning_rate_schedule, learning_rate_decay_a, learning_rate_decay_b, learning_rate_args)
-    return rates([learning_rate], t)[0]
+    return float(rates([learning_rate], t)[0])
 
 
 # --- the schedulers -----------------------------------------------------------------------------------------------------------
@@ -159,7 +164,10 @@ class BatchWarmup(LRScheduler):
 
     def _set(self, rates: list[float]) -> float:
         for group, lr in zip(self.optimizer.param_groups, rates, strict=True):
-            _put(group, lr)
+            if group["lr"].__class__ is float:
+                group["lr"] = lr
+            else:
+                _put(group, lr)
         return rates[0]
 
     def step(self, external_iter: int | None = None) -> float:
@@ -375,7 +383,8 @@ class AnnealingLR(BatchWarmup):
 
         Returns the first group's rate. Batches before any `step()` belong to pass 0.
         """
-        self.iters = max(self.iters, 0)
+        if self.iters < 0:
+            self.iters = 0
         rate = super().step_batch()
         if rate is None:
             rate = self._set(self._rates(self.iters + self.last_epoch, self.num_samples_processed))
