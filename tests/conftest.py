@@ -4,7 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
+
+settings.register_profile("slow machines", deadline=None)
+settings.load_profile("slow machines")
 
 BCCD = Path(__file__).parents[2] / "shared" / "datasets" / "bccd"
 

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given
@@ -313,6 +314,18 @@ def test_state_picked_up_at_every_batch(name, optimizer_state, tmp_path):
         assert follow(fresh, resumed, i + 1) == whole[i + 1 :]
 
 
+def test_numbers_of_numpy_are_saved_as_plain_ones(tmp_path):
+    one, two = np.int64(1), np.float64(0.5)
+    cawb = CosineAnnealingWarmbootingLR(
+        stand_in(np.float64(0.1)), np.int64(6), two, np.array([2, 4]), two, batchs=one, epoch_scale=two
+    )
+    annealing = AnnealingLR(stand_in(0.1), "poly", two, two, batch_size=one)
+    annealing.step_batch(one)
+    for scheduler in (cawb, annealing):
+        torch.save(scheduler.state_dict(), tmp_path / "state.pt")
+        assert torch.load(tmp_path / "state.pt", weights_only=True) == scheduler.state_dict()
+
+
 def test_a_python_lf_is_left_out_of_the_state_which_says_so():
     scheduler = MAKERS["python lf"](stand_in(0.1))
     with pytest.warns(UserWarning, match="lf is a Python function and is left out"):
@@ -433,6 +446,40 @@ def test_a_rate_that_cannot_be_names_its_epoch():
 )
 def test_lf_is_arithmetic(text, x, y, value):
     assert parse_lf(text)(x, y) == pytest.approx(value, rel=1e-12)
+
+
+texts = st.recursive(
+    st.one_of(st.sampled_from(["x", "y", "pi", "math.e", "2.0", "0.5"]), st.floats(0, 1e3).map(repr)),
+    lambda sub: st.one_of(
+        st.tuples(sub, st.sampled_from(["+", "-", "*", "/", "//", "%", "**"]), sub).map(lambda t: f"({t[0]} {t[1]} {t[2]})"),
+        st.tuples(sub, sub, st.sampled_from(["<", "<=", ">", ">=", "==", "!="]), sub, sub).map(
+            lambda t: f"({t[0]} if {t[1]} {t[2]} {t[3]} <= {t[4]} else -{t[4]})"
+        ),
+        st.tuples(st.sampled_from(["min", "max", "math.hypot", "pow"]), sub, sub).map(lambda t: f"{t[0]}({t[1]}, {t[2]})"),
+        st.tuples(st.sampled_from(["cos", "math.exp", "sqrt", "abs", "tanh", "+", "-"]), sub).map(lambda t: f"{t[0]}({t[1]})"),
+    ),
+    max_leaves=8,
+)
+
+
+@given(texts, st.floats(-5, 50), st.floats(0.5, 100))
+def test_lf_means_what_python_means(body, x, y):
+    text = f"lambda x, y: {body}"
+    assume(len(text) <= 500)
+    try:
+        expected = eval(text, {"math": math, "abs": abs, "min": min, "max": max, **vars(math)})(x, y)
+    except (ArithmeticError, ValueError, TypeError):
+        expected = None
+    if expected is None or isinstance(expected, complex) or not math.isfinite(expected):
+        with pytest.raises(ValueError, match="lf"):
+            parse_lf(text)(x, y)
+        return
+    try:
+        value = parse_lf(text)(x, y)
+    except ValueError:
+        # Python carries a complex number through to a real result, or never came to a part that has no value in any case.
+        return
+    assert value == expected
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,13 @@ def _put(group: dict[str, Any], lr: float) -> None:
         group["lr"] = lr
 
 
+def _plain(value: Any) -> Any:
+    """A copy without numpy's numbers, which the safe loader does not take."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.item() if hasattr(value, "item") else value
+
+
 class BatchWarmup(LRScheduler):
     """What every scheduler here shares: the parameter groups, the batch-wise warm-up from 0, and the state.
 
@@ -207,9 +214,7 @@ class BatchWarmup(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """Counts, base rates, arguments and the groups' rates as plain data: numbers, texts, lists."""
-        state = {name: getattr(self, name) for name in self._state}
-        state = {name: value.item() if hasattr(value, "item") else value for name, value in state.items()}  # numpy's numbers
-        return state | {"base_lr": list(self.base_lr), "last_lr": self.get_last_lr()}
+        return {name: _plain(getattr(self, name)) for name in self._state} | {"last_lr": self.get_last_lr()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take up the place, the arguments and the groups' rates of `state_dict`.
@@ -218,8 +223,7 @@ class BatchWarmup(LRScheduler):
         """
         self._check(state_dict)
         for name in self._state:
-            setattr(self, name, state_dict[name])
-        self.base_lr = list(self.base_lr)
+            setattr(self, name, _plain(state_dict[name]))
         self.warmup_iters = self.batchs * self.warmup_epoch
         self._set(state_dict["last_lr"])
 
@@ -312,7 +316,6 @@ class CosineAnnealingWarmbootingLR(BatchWarmup):
     def state_dict(self) -> dict[str, Any]:
         """As the base class has it, with the text of `lf`. An `lf` written in Python is left out, with a warning that says so."""
         state = super().state_dict()
-        state["steps"] = list(self.steps)
         if self.lf is None or isinstance(self.lf, LF):
             return state | {"lf": self.lf and self.lf.text}
         warnings.warn("state_dict: lf is a Python function and is left out; build the scheduler with it again", stacklevel=2)
@@ -327,7 +330,7 @@ class CosineAnnealingWarmbootingLR(BatchWarmup):
             raise ValueError("the state is of a schedule with an lf written in Python; build the scheduler with that lf first")
         lf = parse_lf(text) if isinstance(text, str) else text
         super().load_state_dict(state)
-        self.lf, self.steps = lf, list(self.steps)
+        self.lf = lf
 
 
 class AnnealingLR(BatchWarmup):
