@@ -31,11 +31,8 @@ def planned(name):
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_accelerate(name, tmp_path):
-    class Killed(Exception):
-        pass
-
     def run(accelerator, batches, resume=False, stop=None):
-        """The loop that Accelerate's documentation teaches, with the two calls of a scheduler that counts batches."""
+        """The loop that Accelerate's documentation teaches, with the scheduler's two calls."""
         torch.manual_seed(0)
         model = nn.Linear(3, 1)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -53,7 +50,7 @@ def test_accelerate(name, tmp_path):
                 if place < first:
                     continue
                 if i == 0:
-                    prepared.step(epoch)
+                    scheduler.step(epoch)
                 scheduler.step_batch()
                 seen.append(prepared.get_last_lr()[0])
                 assert seen[-1] == optimizer.param_groups[0]["lr"]

@@ -92,7 +92,8 @@ def _bind(schedule: str, a: float, b: float, args: str) -> Callable[[list[float]
             return [_real(formula(lr, t, *own)) for lr in base]
         except (ArithmeticError, ValueError) as error:
             arguments = "".join(f", {key}={value!r}" for key, value in zip(own_arguments(schedule), own, strict=True))
-            raise ValueError(f"{schedule} has no value at t={t}{arguments}: {error.args[-1]}") from None
+            why = error.args[-1] if error.args else type(error).__name__
+            raise ValueError(f"{schedule} has no value at t={t}{arguments}: {why}") from None
 
     return rates
 
