@@ -433,6 +433,12 @@ def test_a_rate_that_cannot_be_names_its_epoch():
     scheduler = CosineAnnealingWarmbootingLR(stand_in(1.0), epochs=6, batchs=2, lf="lambda x, y: 1 / (x - 3)")
     with pytest.raises(ValueError, match="epoch 0"):
         plan(scheduler, 6, [1, 1])
+    for bad in (math.inf, math.nan, -1e-9):
+        scheduler = CosineAnnealingWarmbootingLR(
+            stand_in(1.0), epochs=6, batchs=2, lf=lambda x, y, bad=bad: bad if x == 2 else 1.0
+        )
+        with pytest.raises(ValueError, match="epoch 2: the rate would be"):
+            plan(scheduler, 6, [1, 1])
 
 
 @pytest.mark.parametrize(

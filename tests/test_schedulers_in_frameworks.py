@@ -4,6 +4,7 @@ import accelerate
 import lightning
 import pytest
 import torch
+from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -71,7 +72,8 @@ def test_accelerate(name, tmp_path):
 
 def test_accelerate_with_accumulation():
     """Accelerate counts the scheduler's steps that accumulation skips in an attribute of torch's own."""
-    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+    plugin = GradientAccumulationPlugin(num_steps=2, adjust_scheduler=True)
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_plugin=plugin)
     model = nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scheduler = CosineAnnealingWarmbootingLR(optimizer, epochs=20)

@@ -379,7 +379,7 @@ class AnnealingLR(BatchWarmup):
         self._anneal = _bind(self.learning_rate_schedule, *arguments)
 
     def _rates(self, epoch: float, samples: int) -> list[float]:
-        t = max(epoch, 0) if self.learning_rate_schedule == "pass_manual" else samples
+        t = epoch if self.learning_rate_schedule == "pass_manual" else samples
         return self._anneal(self.base_lr, t)
 
     def step_batch(self, samples: int | None = None) -> float:
