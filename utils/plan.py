@@ -25,8 +25,9 @@ def planned_scheduler(
 ) -> tuple[BatchWarmup, list[array]]:
     """The schedule of `hyp` for a run of `epochs`, and each parameter group's rate in every batch of it.
 
-    `sizes` are the samples in each batch of an epoch. Prints, with the file's name, which restarts are left out. Raises UserError
-    when the block gives no schedule, or gives a rate somewhere in the run that is not finite or is negative.
+    `sizes` are the samples in each batch of an epoch. Says on stderr, with the file's name, which restarts are left out, and from
+    which epoch the rate stays at 0. Raises UserError when the block gives no schedule, or gives a rate somewhere in the run that
+    is not finite or is negative.
     """
     try:
         with warnings.catch_warnings(record=True, category=UserWarning) as left_out:

@@ -149,7 +149,7 @@ class BatchWarmup(LRScheduler):
     """
 
     _state: tuple[str, ...] = ("iters", "iters_batch", "last_epoch", "base_lr", "batchs", "warmup_epoch")
-    num_samples_processed = 0
+    num_samples_processed = 0  # stays 0 in a schedule that counts no samples
     _by_batch = False  # whether the rate changes inside an epoch once the warm-up is over
     _step_count = 0  # torch's own count, which Accelerate adds to; nothing here depends on it
 
@@ -189,7 +189,7 @@ class BatchWarmup(LRScheduler):
         if self.iters_batch >= self.warmup_iters:
             return None
         share = self.iters_batch / self.warmup_iters
-        # Written out, since it runs in every batch; that the groups are as many as the rates, `step` has seen.
+        # Written out, in every batch: by way of `_set` it takes twice the time. That the groups are as many, `step` has seen.
         for group, base in zip(self.optimizer.param_groups, self.base_lr):  # noqa: B905
             if group["lr"].__class__ is float:
                 group["lr"] = base * share

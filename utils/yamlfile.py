@@ -95,9 +95,8 @@ def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
         return f"key {key!r} is missing"
     if first["type"] == "union_tag_invalid":
         tag = first["ctx"]["discriminator"].strip("'")
-        return (
-            f"{key}: {tag}: found {first['input'].get(tag)!r}, allowed are {first['ctx']['expected_tags'].replace(chr(39), '')}"
-        )
+        allowed = first["ctx"]["expected_tags"].replace("'", "")
+        return f"{key}: {tag}: found {first['input'].get(tag)!r}, allowed are {allowed}"
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     if first["type"] == "value_error":  # a validator's own sentence says what was found
