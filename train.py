@@ -1,84 +1,70 @@
 """Trains a detector: `python train.py --hyp hyp.yaml`. The whole story, top to bottom; to change the loop, change this file."""
 
 import argparse
-import csv
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from data.dataset import TrainSet, ValSet, collate
-from data.formats import Annotations, read_data_config, read_split
+from data.formats import read_data_config, read_split
 from data.sampler import EpochBatches
 from data.shapes import make_shapes
 from models import MODELS, build_model
-from utils.arguments import Parser, at_least
-from utils.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from utils.device import has_bf16, peak_memory_gb, select_device
+from utils.arguments import Parser, at_least, minutes
+from utils.checkpoint import load_checkpoint, load_matching
+from utils.device import compute_exactly, default_workers, has_bf16, peak_memory_gb, select_device
+from utils.distributed import Processes, synchronize_batch_norms
 from utils.ema import EMA
-from utils.errors import UserError
-from utils.hyp import Hyp, load_hyp, save_hyp
+from utils.errors import DISK_ERRORS, UserError
+from utils.hyp import Hyp, load_hyp
+from utils.interrupt import Interrupted, StopSignals, ignore_signals
 from utils.metrics import METRICS, Result, coco_truth, detect, evaluate, table
 from utils.plan import planned_scheduler
 from utils.plots import draw_batch, draw_predictions, draw_results
+from utils.resume import arithmetic, checkpoint_to_resume, different, resumed_arguments, same_content
+from utils.runfolder import RunFolder, new_run_folder
 from utils.schedulers import draw_plan
+from utils.seeds import seed_everything
 from utils.yamlfile import find_file
 
 ROOT = Path(__file__).resolve().parent
 DEFAULTS = {
     "hyp": "hyp.yaml", "data": "shapes.yaml", "model": "yolo-n", "weights": None, "epochs": None, "batch_size": None,
     "imgsz": None, "device": "auto", "workers": None, "seed": 0, "project": "runs/train", "name": "exp", "exist_ok": False,
-    "resume": None, "patience": 50, "noval": False, "noplots": False,
+    "resume": None, "save_every": 5.0, "patience": 50, "noval": False, "noplots": False, "sync_bn": False,
+    "deterministic": False,
 }  # fmt: skip
-WITH_RESUME = {"resume", "project", "device", "workers"}  # what a resumed run may be told; the rest comes from its checkpoint
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
+def parse_args(argv: list[str] | None) -> dict[str, Any]:
     p = Parser(description="Train a detector. Defaults stand in parentheses.", argument_default=argparse.SUPPRESS)
     p.add_argument("--hyp", metavar="FILE", help="hyperparameters: a file, or the name of one in hyp/ (hyp.yaml)")
     p.add_argument("--data", metavar="FILE", help="data set: a data.yaml, or the name of one in data/ (shapes.yaml, built in)")
     p.add_argument("--model", choices=MODELS, metavar="NAME", help=f"{', '.join(MODELS)} (yolo-n)")
     p.add_argument("--weights", metavar="FILE", help="start with this checkpoint's tensors, where name and shape match")
     p.add_argument("--epochs", type=at_least(1), metavar="N", help="passes over the training pictures (the data file's, or 100)")
-    p.add_argument("--batch-size", type=at_least(1), metavar="N", help="pictures in a batch (the data file's, or 16)")
+    p.add_argument("--batch-size", type=at_least(1), metavar="N", help="pictures in a batch, over all processes (16)")
     p.add_argument("--imgsz", type=at_least(32), metavar="PX", help="side of a sample, in steps of 32 (the data file's, or 640)")
     p.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (auto: cuda if there is one, else cpu)")
-    p.add_argument(
-        "--workers", type=at_least(0), metavar="N", help="processes that load data (on CUDA one a core, at most 8; else 0)"
-    )
+    p.add_argument("--workers", type=at_least(0), metavar="N", help="loaders of each process (cuda: a core each, <= 8; cpu: 0)")
     p.add_argument("--seed", type=at_least(0), metavar="N", help="of everything random (0)")
     p.add_argument("--project", metavar="DIR", help="folder of the run folders (runs/train)")
     p.add_argument("--name", metavar="NAME", help="the run's folder: exp, and if that is taken exp2, exp3, ... (exp)")
     p.add_argument("--exist-ok", action="store_true", help="use the run's folder even if it is taken")
-    p.add_argument("--resume", nargs="?", const="", metavar="PATH", help="go on with this run folder or checkpoint (the newest)")
+    p.add_argument("--resume", nargs="?", const="", metavar="PATH", help="go on with a run (the newest); auto: with this name's")
+    p.add_argument("--save-every", type=minutes, metavar="MIN", help="save within an epoch, too; 0: only at its end (5 minutes)")
     p.add_argument("--patience", type=at_least(0), metavar="N", help="stop after N epochs with no better mAP50-95; 0: never (50)")
     p.add_argument("--noval", action="store_true", help="validate after the last epoch only")
     p.add_argument("--noplots", action="store_true", help="draw no pictures")
-    given = vars(p.parse_args(argv))
-    refused = sorted(given.keys() - WITH_RESUME) if "resume" in given else []
-    if refused:
-        raise UserError(f"--{refused[0].replace('_', '-')}: not with --resume, which goes on with the run's own arguments")
-    return argparse.Namespace(**DEFAULTS | given)
-
-
-def new_run_folder(project: Path, name: str, exist_ok: bool) -> Path:
-    folder, number = project / name, 1
-    while True:
-        try:
-            folder.mkdir(parents=True, exist_ok=exist_ok)
-            return folder
-        except FileExistsError:
-            number += 1
-            folder = project / f"{name}{number}"
-        except OSError as error:
-            raise UserError(f"--project {project}: {folder} cannot be made: {error.strerror}") from None
+    p.add_argument("--sync-bn", action="store_true", help="batch norm over the pictures of all processes (on CUDA)")
+    p.add_argument("--deterministic", action="store_true", help="the same bits in every run on CUDA, too; slower")
+    return vars(p.parse_args(argv))
 
 
 def build_optimizer(model: nn.Module, hyp: Hyp) -> torch.optim.Optimizer:
@@ -91,130 +77,161 @@ def build_optimizer(model: nn.Module, hyp: Hyp) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=hyp.lr0, momentum=hyp.momentum, nesterov=hyp.momentum > 0, fused=True)
 
 
-def load_matching(model: nn.Module, path: Path) -> None:
-    saved, mine = load_checkpoint(path)["average"], model.state_dict()
-    matching = {k: v for k, v in saved.items() if k in mine and mine[k].shape == v.shape}
-    model.load_state_dict(matching, strict=False)
-    print(f"--weights {path}: {len(matching)} of the model's {len(mine)} tensors taken")
+def train(given: dict[str, Any], stop: StopSignals) -> None:
+    args = argparse.Namespace(**DEFAULTS | given)
+    processes = Processes()
+    first = processes.first  # the one of the processes that prints and writes
+    say = print if first else lambda *_: None
+    warn = (lambda *sentences: [print(sentence, file=sys.stderr) for sentence in sentences]) if first else say
 
-
-def report_faults(split: str, annotations: Annotations) -> None:
-    for fault in annotations.faults[:20]:
-        print(f"{split}: {fault}", file=sys.stderr)
-    if annotations.faults:
-        print(f"{split}: {len(annotations.faults)} faults in all; what they name is left out", file=sys.stderr)
-
-
-def train(args: argparse.Namespace) -> None:
     # Where to go on from: a resumed run has its arguments and hyperparameters in its checkpoint.
     state: dict[str, Any] | None = None
-    if args.resume is not None:
-        path = Path(args.resume) if args.resume else newest_checkpoint(Path(args.project))
-        path = path / "weights" / "last.pt" if path.is_dir() else path
+    if path := processes.from_first(checkpoint_to_resume, args):
         state = load_checkpoint(path)
-        if "optimizer" not in state:
-            raise UserError(f"{path}: holds a model without the state of its run; --resume needs a last.pt")
-        if state["finished"]:
-            raise UserError(f"{path}: this run is finished, after {state['epoch']} epochs; there is nothing to resume")
-        own = {k: v for k, v in vars(args).items() if k in ("device", "workers") and v != DEFAULTS[k]}
-        args = argparse.Namespace(**state["args"] | own)
-        run = path.resolve().parent.parent
-        hyp, hyp_file = Hyp(**state["hyp"]), run / "hyp.yaml"
+        was = state["args"] = DEFAULTS | state["args"]
+        args = argparse.Namespace(**resumed_arguments(state, path, given, ROOT / "hyp"))
+        if state["finished"] and args.epochs == was["epochs"]:  # and `auto` asked for no more than that
+            return say(f"{path}: this run is finished, after {state['epoch']} epochs")
+        hyp, hyp_file = Hyp(**state["hyp"]), path.resolve().parent.parent / "hyp.yaml"
     else:
         hyp_file = find_file(args.hyp, ROOT / "hyp")
         hyp = load_hyp(hyp_file)
-    device = select_device(args.device)
+    device = select_device(args.device, processes.local_rank)
     bf16 = has_bf16(device)
-    # Where the step itself computes on every core, a process beside it costs more than it brings.
-    most = min(8, os.cpu_count() or 1) if device.type != "cpu" else 0
-    workers = most if args.workers is None else args.workers
+    workers = default_workers(device, processes.local_count) if args.workers is None else args.workers
+    exact = args.deterministic or device.type == "cpu"
+    compute_exactly(exact)
     torch.manual_seed(args.seed)
-    torch.backends.cudnn.benchmark = True
 
     # Data.
     args.data = str(find_file(args.data, ROOT / "data").resolve())  # to be found again when resumed from elsewhere
     config = read_data_config(Path(args.data))
     if config.make == "shapes" and make_shapes(Path(config.path)):
-        print(f"the built-in data set was drawn into {config.path}")
-    train_annotations, val_annotations = read_split(config, "train"), read_split(config, "val")
-    names = train_annotations.names
-    if val_annotations.names != names:
-        raise UserError(f"{args.data}: train has the classes {list(names)}, val has {list(val_annotations.names)}")
-    report_faults("train", train_annotations)
-    report_faults("val", val_annotations)
+        say(f"the built-in data set was drawn into {config.path}")
+    train_data, val_data = read_split(config, "train"), read_split(config, "val")
+    names = train_data.names
+    if val_data.names != names:
+        raise UserError(f"{args.data}: train has the classes {list(names)}, val has {list(val_data.names)}")
+    content = {"train": train_data.summary(), "val": val_data.summary()}
+    if state is not None:
+        same_content(state["content"], content, args.data)
+    warn(*train_data.report("train"), *val_data.report("val"))
     args.epochs, args.batch_size = args.epochs or config.epochs, args.batch_size or config.batch_size
     args.imgsz = -(-(args.imgsz or config.imgsz) // 32) * 32
-    train_set = TrainSet(train_annotations, args.imgsz, hyp, args.seed, mosaic_until=args.epochs - hyp.close_mosaic)
-    val_set = ValSet(val_annotations, args.imgsz, stride=32)
-    batches = EpochBatches(len(train_set), args.batch_size, args.seed)
-    loading = {
-        "num_workers": workers,
-        "persistent_workers": workers > 0,
-        "collate_fn": collate,
-        "pin_memory": device.type == "cuda",
-    }
+    train_set = TrainSet(train_data, args.imgsz, hyp, args.seed, mosaic_until=args.epochs - hyp.close_mosaic)
+    val_set = ValSet(val_data, args.imgsz, stride=32)
+    batches = EpochBatches(len(train_set), args.batch_size, args.seed, processes.rank, processes.count)
+    loading = {"num_workers": workers, "persistent_workers": workers > 0, "worker_init_fn": ignore_signals,
+               "collate_fn": collate, "pin_memory": device.type == "cuda"}  # fmt: skip
     train_loader = DataLoader(train_set, batch_sampler=batches, **loading)
-    val_loader = DataLoader(val_set, batch_size=args.batch_size, **loading)
-    a = val_annotations
-    truth = coco_truth(a.sizes, a.offsets, a.boxes, a.labels, a.crowd, names)
+    share = Subset(val_set, range(processes.rank, len(val_set), processes.count))
+    val_loader = DataLoader(share, batch_size=-(-args.batch_size // processes.count), **loading)
+    truth = coco_truth(val_data.sizes, val_data.offsets, val_data.boxes, val_data.labels, val_data.crowd, names)
 
     # Model, optimizer, schedule, average.
     model = build_model(args.model, len(names), gains=(hyp.box, hyp.cls, hyp.dfl))
     if args.weights and state is None:
-        load_matching(model, Path(args.weights))
+        say(load_matching(model, Path(args.weights)))
+    if args.sync_bn:
+        model = synchronize_batch_norms(model, device)
     model.to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer(model, hyp)
-    scheduler, planned = planned_scheduler(hyp, hyp_file, optimizer, args.epochs, batches.sizes, args.batch_size)
+    scheduler, planned, notes = planned_scheduler(hyp, hyp_file, optimizer, args.epochs, batches.sizes, args.batch_size)
+    warn(*notes)
     ema = EMA(model, hyp.ema_decay)
-    start, rows, best, best_epoch, result = 0, [], -1.0, -1, None
+    start, spent, rows, best, best_epoch, result, stopped = 0, 0.0, [], -1.0, -1, None, False
 
     # Resume, or make the run folder.
+    about = arithmetic(device, processes.count)
     if state is not None:
+        run = RunFolder(path.resolve().parent.parent)
         model.load_state_dict(state["model"])
         ema.model.load_state_dict(state["average"])
-        ema.updates = state["ema_updates"]
         optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        torch.set_rng_state(state["rng"])
-        start, rows, best, best_epoch = state["epoch"], state["rows"], state["best"], state["best_epoch"]
-        result = Result(state["result"]["overall"], state["result"]["classes"]) if state["result"] else None
-        print(f"{path}: going on with epoch {start} of {args.epochs}")
+        length = {key: value for key, value in scheduler.state_dict().items() if key in ("epochs", "steps")}
+        scheduler.load_state_dict(state["scheduler"] | length)
+        start, batches.start, ema.updates, spent = (state[k] for k in ("epoch", "batch", "ema_updates", "seconds"))
+        rows, best, best_epoch, stopped = (state[k] for k in ("rows", "best", "best_epoch", "stopped"))
+        result = Result(**state["result"]) if state["result"] else None
+        losses, means = state["losses"], torch.tensor([*state["losses"].values()], device=device)
+        say(f"{path}: going on with epoch {start} of {args.epochs}, after {batches.start} of its {len(batches)} batches")
+        if args.epochs != was["epochs"]:
+            say(f"--epochs {args.epochs}: from here on the schedule is that of {args.epochs} epochs in place of {was['epochs']}")
+            scheduler.step(start)
+        if changed := different(state["arithmetic"], about):
+            warn(f"{path}: was computed with {changed}: the run goes on where it was, but not to the same bits")
     else:
-        run = new_run_folder(Path(args.project), args.name, args.exist_ok)
-        save_hyp(hyp, run / "hyp.yaml")
-        (run / "args.yaml").write_text(yaml.safe_dump(vars(args), sort_keys=False), encoding="utf-8")
-        if not args.noplots:
-            draw_plan(planned, len(batches), run / "lr.png")
-            draw_batch(*collate([train_set[key] for key in next(iter(batches))]), names, run / "train_batch.jpg")
-    (run / "weights").mkdir(exist_ok=True)
-    print(f"{args.model}, {len(names)} classes, {len(train_set)} + {len(val_set)} pictures at {args.imgsz} px, on {device}"
-          f"{' in bf16' if bf16 else ''}, into {run}")  # fmt: skip
+        taken = args.exist_ok or args.resume == "auto"  # may be
+        run = RunFolder(processes.from_first(new_run_folder, Path(args.project), args.name, taken))
+    if first:
+        run.write_yaml("hyp.yaml", hyp.model_dump())
+        run.write_yaml("args.yaml", vars(args))
+    if first and not args.noplots:
+        if state is None:
+            draw_batch(*collate([train_set[key] for key in next(iter(batches))]), names, run.path / "train_batch.jpg")
+        if state is None or args.epochs != was["epochs"]:
+            draw_plan(planned, len(batches), run.path / "lr.png")
+    del state  # its memory
+    trained = processes.parallel(model, same_order=exact)
+    say(f"{args.model}, {len(names)} classes, {len(train_set)} + {len(val_set)} pictures at {args.imgsz} px, on {device}"
+        f"{' in bf16' if bf16 else ''}, processes: {processes.count}, into {run.path}")  # fmt: skip
 
-    for epoch in range(start, args.epochs):
-        began = time.time()
-        scheduler.step(epoch)
+    def save(epoch: int, batch: int, improved: bool = False, finished: bool = False) -> bool:
+        """Write down all that the run needs to go on with batch `batch` of epoch `epoch`; False if that fails, and says why."""
+        state = first and {
+            "args": vars(args), "hyp": hyp.model_dump(), "names": list(names), "content": content, "arithmetic": about,
+            "epoch": epoch, "batch": batch, "losses": dict(zip(losses, means.tolist(), strict=True)) if batch else {},
+            "seconds": time.time() - began if batch else 0.0, "rows": rows, "best": best, "best_epoch": best_epoch,
+            "result": vars(result) if result else None, "stopped": stopped, "finished": finished,
+            "model": model.state_dict(), "average": ema.model.state_dict(), "ema_updates": ema.updates,
+            "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(),
+        }  # fmt: skip
+        if problem := first and run.save(state, improved):
+            warn(f"train.py: {problem}; the last checkpoint stays as it is")
+        return not problem
+
+    def stop_if_asked(epoch: int, batch: int) -> None:
+        if number := processes.highest(stop.received):
+            goes_on = "there" if save(epoch, batch) else "after the last checkpoint"
+            processes.leave()  # not before the first one has written
+            where = f"after {batch} of the {len(batches)} batches of epoch {epoch}; --resume goes on {goes_on}"
+            raise Interrupted(number, where if first else "")
+
+    stop.noted = True  # from here on a signal is answered after the batch under way
+    for epoch in range(start, 0 if stopped else args.epochs):
+        began = time.time() - spent
+        seed_everything(args.seed, epoch)
         batches.epoch = epoch
-        model.train()
-        means = torch.zeros((), device=device)  # of each loss over the epoch so far
-        bar = tqdm(train_loader, desc=f"{epoch}/{args.epochs - 1}", unit="batch", disable=None, leave=False)
-        for i, (images, targets) in enumerate(bar):
-            scheduler.step_batch(len(images))
+        if not batches.start:  # else the epoch goes on where it was left
+            scheduler.step(epoch)
+            means = torch.zeros((), device=device)  # of each loss over the epoch so far
+        trained.train()
+        bar = tqdm(train_loader, f"{epoch}/{args.epochs - 1}", len(batches), initial=batches.start, unit="batch", leave=False,
+                   disable=None if first else True)  # fmt: skip
+        for i, (images, targets) in enumerate(bar, batches.start):
+            seed_everything(args.seed, epoch, i, processes.rank)
+            scheduler.step_batch(batches.sizes[i])
+            window = i - i % hyp.accumulate  # where the batches of this optimizer step begin; fewer at the epoch's end
+            steps = i + 1 == min(window + hyp.accumulate, len(batches))
+            trained.require_backward_grad_sync = steps  # several processes exchange gradients once a step
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                losses = model(images.to(device, non_blocking=True), targets)
-            first = i - i % hyp.accumulate  # the batches of one optimizer step: fewer at the epoch's end
-            loss = sum(losses.values()) / (min(first + hyp.accumulate, len(batches)) - first)
+                losses = trained(images.to(device, non_blocking=True), targets)
+            loss = sum(losses.values()) / (min(window + hyp.accumulate, len(batches)) - window)
             loss.backward()
-            if (i + 1) % hyp.accumulate == 0 or i + 1 == len(batches):
+            means = means + (processes.mean(torch.stack([*losses.values()]).detach()) - means) / (i + 1)
+            if steps:
                 if hyp.grad_clip:
                     nn.utils.clip_grad_norm_(model.parameters(), hyp.grad_clip)
                 optimizer.step()
                 optimizer.zero_grad()
                 ema.update(model)
-            means = means + (torch.stack(list(losses.values())).detach() - means) / (i + 1)
+                stop_if_asked(epoch, i + 1)
+                if first and args.save_every and time.monotonic() - run.saved > args.save_every * 60:
+                    save(epoch, i + 1)
             if not bar.disable and i % 10 == 0:
                 shown = {name: f"{mean:.3f}" for name, mean in zip(losses, means.tolist(), strict=True)}
                 shown |= {"lr": f"{scheduler.get_last_lr()[0]:.2e}", "mem": f"{peak_memory_gb(device):.1f}G"}
-                bar.set_postfix(shown, images=(i + 1) * len(train_set) // len(batches), refresh=False)
+                bar.set_postfix(shown, images=int(batches.bounds[i + 1]), refresh=False)
         seconds = time.time() - began
 
         # Validate the average.
@@ -222,57 +239,58 @@ def train(args: argparse.Namespace) -> None:
         validated = last or not args.noval
         improved = False
         if validated:
-            latest = evaluate(truth, detect(ema.model, val_loader, device, bf16))
+            processes.share_buffers(ema.model)
+            found = detect(ema.model, stop.until(val_loader), device, bf16)
+            stop_if_asked(epoch, len(batches))
+            latest = processes.from_first(evaluate, truth, processes.gather(found))
             if improved := latest.overall["mAP50-95"] > best:
                 best, best_epoch, result = latest.overall["mAP50-95"], epoch, latest
-        stop = validated and args.patience > 0 and epoch - best_epoch >= args.patience
+        stopped = validated and args.patience > 0 and epoch - best_epoch >= args.patience
 
-        # Write down what happened, then the state to go on from.
+        # Write down what happened, and the state to go on from.
         row = {"epoch": epoch, **{f"train/{k}": round(v, 5) for k, v in zip(losses, means.tolist(), strict=True)}}
         row |= {f"metrics/{k}": round(latest.overall[k], 5) if validated else None for k in METRICS}
         row |= {f"lr/{g}": lr for g, lr in enumerate(scheduler.get_last_lr())}
         rows.append(row | {"seconds": round(time.time() - began, 2)})
-        with (run / "results.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
         told = dict(zip(losses, means.tolist(), strict=True)) | (latest.overall if validated else {})
         told = "  ".join(f"{name} {value:.3f}" for name, value in told.items())
-        print(f"epoch {epoch}  {told}  lr {scheduler.get_last_lr()[0]:.2e}  {len(train_set) / seconds:.0f} images/s")
-        model_only = {"args": vars(args), "hyp": hyp.model_dump(), "names": list(names), "epoch": epoch + 1, "best": best,
-                      "average": ema.model.state_dict()}  # fmt: skip
-        if improved:
-            save_checkpoint(model_only, run / "weights" / "best.pt")
-        save_checkpoint(
-            model_only | {
-                "model": model.state_dict(), "ema_updates": ema.updates, "optimizer": optimizer.state_dict(),
-                "scheduler": scheduler.state_dict(), "rng": torch.get_rng_state(), "best_epoch": best_epoch, "rows": rows,
-                "result": vars(result) if result else None, "finished": last or stop,
-            }, run / "weights" / "last.pt",
-        )  # fmt: skip
-        if stop:
-            print(f"stopped: no better mAP50-95 for {args.patience} epochs")
+        say(f"epoch {epoch}  {told}  lr {scheduler.get_last_lr()[0]:.2e}  {len(train_set) / seconds:.0f} images/s")
+        batches.start, spent = 0, 0.0
+        save(epoch + 1, 0, improved)
+        if stopped:
+            say(f"stopped: no better mAP50-95 for {args.patience} epochs")
             break
 
-    if not args.noplots:
-        draw_results(rows, run / "results.png")
+    # Only a run with its pictures is finished.
+    if first and not args.noplots:
+        draw_results(rows, run.path / "results.png")
         images, targets = next(iter(val_loader))
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            draw_predictions(images, targets, ema.model(images.to(device)), names, run / "val_batch.jpg")
-    print(f"best epoch {best_epoch}, written to {run / 'weights' / 'best.pt'}\n{table(result)}")
+            draw_predictions(images, targets, ema.model(images.to(device)), names, run.path / "val_batch.jpg")
+    if not save(len(rows), 0, finished=True):
+        raise UserError(f"{run.path}: is trained, but not written to the end; --resume does that once there is room")
+    say(f"best epoch {best_epoch}, written to {run.path / 'weights' / 'best.pt'}\n{table(result)}")
+    processes.leave()
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit status: 0, 2 after one sentence on stderr for a user's mistake, 130 after Ctrl-C."""
+    """Run the command; its exit status: 0, 2 after one sentence on stderr for a user's mistake, 128 + a signal's number."""
     try:
-        train(parse_args(argv))
+        with StopSignals() as stop:
+            train(parse_args(argv), stop)
     except UserError as error:
         # One that a loader's process raised comes with that process's traceback before the sentence.
         print(f"train.py: {str(error).rstrip().rpartition('UserError: ')[2]}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("train.py: interrupted; --resume goes on after the last whole epoch", file=sys.stderr)
-        return 130
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        print(f"train.py: {error.filename or 'the run folder'}: {error.strerror}", file=sys.stderr)
+        return 2
+    except Interrupted as error:
+        if str(error):
+            print(f"train.py: {error}", file=sys.stderr)
+        return 128 + error.number
     return 0
 
 

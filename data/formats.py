@@ -5,6 +5,7 @@ Faults in the data are found here, before training, and kept as sentences with t
 """
 
 import glob
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -64,6 +65,22 @@ class Annotations:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def summary(self) -> str:
+        """How many pictures and boxes, and a fingerprint of the files' names and order, the sizes, boxes, labels and classes.
+
+        Equal for the same data in another folder. The pictures' pixels are not looked at.
+        """
+        text = "\n".join([*self.names, *(Path(file).name for file in self.files)])
+        found = hashlib.blake2b(text.encode(), digest_size=6)
+        for array in (self.sizes, self.offsets, self.boxes, self.labels, self.crowd):
+            found.update(np.ascontiguousarray(array))
+        return f"{len(self)} pictures with {len(self.labels)} boxes ({found.hexdigest()})"
+
+    def report(self, split: str, most: int = 20) -> list[str]:
+        """The first faults and how many there are, as sentences that begin with `split`; nothing where there are none."""
+        count = [f"{len(self.faults)} faults in all; what they name is left out"] if self.faults else []
+        return [f"{split}: {sentence}" for sentence in [*self.faults[:most], *count]]
 
 
 def read_data_config(path: Path) -> DataConfig:

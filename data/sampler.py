@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
+from utils.errors import UserError
+
 Key = tuple[int, int, int]  # epoch, place in the epoch, index of the picture
 
 
@@ -14,14 +16,22 @@ class EpochBatches(Sampler[list[Key]]):
     There are ceil(samples / batch_size) batches in an epoch, as even as can be (sizes differ by at most one), so that the last
     one is never a handful whose gradient would count as much as a full one's; `sizes` holds the samples of each. Set `epoch`, and
     `start` to begin at a later batch, before iterating.
+
+    With several `processes` each takes its share of every batch: those of all ranks together are what one process has. Raises
+    UserError when a batch would be too small for everyone to have one.
     """
 
-    def __init__(self, samples: int, batch_size: int, seed: int) -> None:
+    def __init__(self, samples: int, batch_size: int, seed: int, rank: int = 0, processes: int = 1) -> None:
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
+        self.rank, self.processes = rank, processes
         self.epoch = 0
         self.start = 0
         self.bounds = np.linspace(0, samples, len(self) + 1).round().astype(int)
         self.sizes: list[int] = np.diff(self.bounds).tolist()
+        if min(self.sizes) < processes:
+            raise UserError(
+                f"--batch-size {batch_size}: gives a batch of {min(self.sizes)}, fewer than the {processes} processes"
+            )
 
     def __len__(self) -> int:
         return -(-self.samples // self.batch_size)
@@ -30,7 +40,7 @@ class EpochBatches(Sampler[list[Key]]):
         # 0 in third place is the order's own random stream; the samples' begin at 1 (see `sample_rng`).
         order = np.random.default_rng((self.seed, self.epoch, 0)).permutation(self.samples)
         for first, last in zip(self.bounds[self.start : -1], self.bounds[self.start + 1 :], strict=True):
-            yield [(self.epoch, place, int(order[place])) for place in range(first, last)]
+            yield [(self.epoch, place, int(order[place])) for place in range(first + self.rank, last, self.processes)]
 
 
 def sample_rng(seed: int, epoch: int, place: int) -> np.random.Generator:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import complete_box_iou_loss
@@ -102,11 +103,22 @@ def assign(predictions: Predictions, boxes: Tensor, labels: Tensor, image: Tenso
     return Assignment(cell, boxes[owner], labels[owner], target)
 
 
+def _mean_over_processes(total: Tensor) -> Tensor:
+    """The sum of the processes' totals, at least 1, divided by how many they are; of a process alone, its total."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return total.clamp(min=1)
+    dist.all_reduce(total)
+    return total.clamp(min=1) / dist.get_world_size()
+
+
 def detection_loss(predictions: Predictions, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """The three losses of a batch, each a scalar, without gains.
 
+    Of several processes each gives its part, so that their mean is the loss of the whole batch, however it is divided.
+
     `targets` holds for each picture `boxes` (n, 4), xyxy in pixels, and `labels` (n,), 0-based; n may be 0.
-    Returns `box` (1 - complete IoU), `cls` and `dfl`, each summed and divided by the sum of the targets (at least 1).
+    Returns `box` (1 - complete IoU), `cls` and `dfl`, each summed and divided by the sum of the whole batch's targets (at
+    least 1).
     """
     device = predictions.logits.device
     boxes = torch.cat([t["boxes"] for t in targets]).to(device, torch.float32)
@@ -118,7 +130,7 @@ def detection_loss(predictions: Predictions, targets: Sequence[dict[str, Tensor]
     logits = predictions.logits.flatten(0, 1)
     wanted = torch.zeros_like(logits)
     wanted.index_put_((found.cell, found.label), found.target, accumulate=True)
-    total = wanted.sum().clamp(min=1)
+    total = _mean_over_processes(wanted.sum())
     classes = F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum") / total
 
     at = found.cell % len(predictions.centers)

@@ -1,9 +1,11 @@
-"""A data set small enough to train on in seconds, and the real one that is lent for tests."""
+"""A data set small enough to train on in seconds, the real one that is lent for tests, and what a run has left behind."""
 
+import csv
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import settings
 from PIL import Image
 
@@ -44,3 +46,23 @@ def bccd() -> Path:
     if not BCCD.is_dir():
         pytest.skip(f"the real images are not at {BCCD}")
     return BCCD
+
+
+def weights(folder: Path, name: str = "last.pt") -> dict:
+    return torch.load(folder / "weights" / name, weights_only=True)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def same(a: object, b: object) -> bool:
+    """Equal to the bit, through all nested containers."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b or (a != a and b != b)

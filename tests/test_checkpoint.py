@@ -2,11 +2,12 @@
 
 import os
 import pickle
+import resource
 
 import pytest
 import torch
 
-from utils.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 
 
@@ -25,6 +26,21 @@ def test_a_failed_write_leaves_the_last_good_one(tmp_path):
         save_checkpoint({"epoch": 2, "what": lambda: None}, tmp_path / "last.pt")
     assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_full_disk_is_an_oserror_that_says_so(tmp_path):
+    """The system's own words, whatever torch's writer makes of it, and the last good file."""
+    save_checkpoint({"epoch": 1}, tmp_path / "last.pt")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (100_000, 3_999_000):  # within the tensor; when the rest of the buffer is written
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                save_checkpoint({"epoch": 2, "w": torch.zeros(1_000_000)}, tmp_path / "last.pt")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 1
+        assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
 
 
 class Payload:
@@ -56,13 +72,3 @@ def test_damaged_and_foreign_files_are_named(tmp_path):
     for name, says in (("foreign.pt", "foreign.pt"), ("newer.pt", "999"), ("none.pt", "none.pt")):
         with pytest.raises(UserError, match=says):
             load_checkpoint(tmp_path / name)
-
-
-def test_the_newest_run_is_found(tmp_path):
-    with pytest.raises(UserError, match="--resume"):
-        newest_checkpoint(tmp_path)
-    for i, name in enumerate(("exp", "exp3", "exp2")):
-        (tmp_path / name / "weights").mkdir(parents=True)
-        save_checkpoint({"epoch": i}, tmp_path / name / "weights" / "last.pt")
-        os.utime(tmp_path / name / "weights" / "last.pt", (1000 + i, 1000 + i))
-    assert newest_checkpoint(tmp_path) == tmp_path / "exp2" / "weights" / "last.pt"

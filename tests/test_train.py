@@ -1,17 +1,12 @@
-"""Whole runs as a user starts them: what a run folder holds, resuming after a kill, and what a mistake gets."""
+"""Whole runs as a user starts them: what a run folder holds, what is learned, and what a mistake gets."""
 
-import csv
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
-from conftest import write_tiny
+from conftest import rows, same, weights, write_tiny
 
 import train
 
@@ -26,26 +21,6 @@ def command(*arguments: object) -> list[str]:
 def run(*arguments: object) -> None:
     """A run in this process, which must succeed."""
     assert train.main([*map(str, arguments)]) == 0
-
-
-def weights(folder: Path, name: str = "last.pt") -> dict:
-    return torch.load(folder / "weights" / name, weights_only=True)
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "results.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
-def same(a: object, b: object) -> bool:
-    """Equal to the bit, through all nested containers."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b or (a != a and b != b)
 
 
 def test_a_run_and_its_folder(tiny, tmp_path):
@@ -99,64 +74,6 @@ def test_samples_are_counted_as_they_are(tiny, tmp_path, capsys):
     run("--hyp", tmp_path / "h.yaml", "--data", tiny, "--epochs", 1, *size, "--project", tmp_path / "runs")
     error = capsys.readouterr().err
     assert error.count("is left out") == 2 and "h.yaml: scheduler: steps: 50% is left out: it falls on epoch 1" in error
-
-
-def kill_after(arguments: list[str], folder: Path, epochs: int) -> None:
-    """Start a run and kill it, without warning, once `epochs` rows are written and a little more is under way."""
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 120
-    while time.time() < deadline and process.poll() is None:
-        if (folder / "weights" / "last.pt").exists() and len(rows(folder)) >= epochs:
-            break
-        time.sleep(0.01)
-    time.sleep(0.15)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
-
-
-@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
-@pytest.mark.parametrize(
-    ("optimizer", "workers", "scheduler"),
-    [
-        ("sgd", 0, "{warmup_epoch: 2, steps: [4]}"),
-        ("adamw", 2, "{name: poly, warmup_epoch: 3, learning_rate_decay_a: 0.1, learning_rate_decay_b: 0.5}"),
-    ],
-)
-def test_a_killed_run_resumes_to_the_same_weights(optimizer, workers, scheduler, tiny, tmp_path):
-    hyp = tmp_path / "h.yaml"
-    hyp.write_text(f"optimizer: {optimizer}\naccumulate: 2\nclose_mosaic: 2\nscheduler: {scheduler}\n")
-    arguments = ["--hyp", hyp, "--data", tiny, "--epochs", 12, *QUICK, "--workers", workers, "--noplots"]
-    run(*arguments, "--project", tmp_path / "whole")
-    project = tmp_path / "killed"
-    kill_after(command(*arguments, "--project", project), project / "exp", 2)
-    done_before = len(rows(project / "exp"))
-    assert 2 <= done_before < 12
-    run("--resume", "--project", project)
-    whole, resumed = weights(tmp_path / "whole" / "exp"), weights(project / "exp")
-    for name in ("model", "average", "optimizer", "scheduler", "best", "best_epoch", "epoch", "ema_updates"):
-        assert same(whole[name], resumed[name]), name
-    table, table_resumed = rows(tmp_path / "whole" / "exp"), rows(project / "exp")
-    for row in table + table_resumed:
-        del row["seconds"]
-    assert table == table_resumed
-    assert same(weights(tmp_path / "whole" / "exp", "best.pt")["average"], weights(project / "exp", "best.pt")["average"])
-
-
-def test_resume_goes_on_with_the_runs_own_arguments_or_says_why_not(tiny, tmp_path, capsys):
-    project = tmp_path / "runs"
-    run("--data", tiny, "--epochs", 1, *QUICK, "--noplots", "--project", project)
-    capsys.readouterr()
-    for arguments, says in (
-        (["--resume", project / "exp"], "finished"),
-        (["--resume", project / "exp", "--epochs", 3], "--epochs"),
-        (["--resume", project / "nothing"], "nothing"),
-        (["--resume", project / "exp" / "weights" / "best.pt"], "last.pt"),
-        (["--resume", "--project", tmp_path], "finished"),
-        (["--resume", "--project", tmp_path / "tiny"], "no weights/last.pt"),
-    ):
-        assert train.main([*map(str, arguments)]) == 2
-        error = capsys.readouterr().err
-        assert says in error and error.count("\n") == 1, error
 
 
 def test_weights_of_an_earlier_run_are_taken_where_they_fit(tiny, tmp_path, capsys):
@@ -219,6 +136,9 @@ def test_patience_stops_a_run(tiny, tmp_path, capsys):
         (["--unknown"], "--unknown"),
         (["--device", "cuda:99"], "cuda:99"),
         (["--device", "toaster"], "toaster"),
+        (["--save-every", "often"], "often"),
+        (["--save-every", "-1"], "--save-every"),
+        (["--sync-bn"], "--sync-bn"),
         (["--weights", "none.pt"], "none.pt"),
     ],
 )

@@ -1,6 +1,7 @@
 """Command lines: a parser whose mistakes are one sentence, and the kinds of arguments that the commands share."""
 
 import argparse
+import math
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -24,3 +25,14 @@ def at_least(lowest: int) -> Callable[[str], int]:
         return int(text)
 
     return integer
+
+
+def minutes(text: str) -> float:
+    """An argument's type: a number of minutes from 0, with or without a fraction."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"found {text!r}, need a number of minutes from 0")
+    return value

@@ -1,15 +1,16 @@
 """Checkpoints: plain data on disk, written whole or not at all, read without running anything that is in them."""
 
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from utils.errors import UserError
+from utils.wholefile import whole_file
 
-FORMAT = 2  # raise it when the layout of the state changes
+FORMAT = 3  # raise it when the layout of the state changes
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
@@ -17,22 +18,14 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
 
     Raises OSError when it cannot be written; `path` then still holds what it held.
     """
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("wb") as file:
+        with whole_file(path) as file:
             torch.save({"format": FORMAT, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except RuntimeError as error:
+        # torch's writer trips over its own count when the file below it fails; what went wrong is the failure before.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
         raise
-    if os.name == "posix":  # the rename itself must survive a power cut, too
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -52,9 +45,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def newest_checkpoint(project: Path) -> Path:
-    """The `weights/last.pt` below `project` that was written last. Raises UserError when there is none."""
-    found = list(project.glob("**/weights/last.pt"))
-    if not found:
-        raise UserError(f"--resume: there is no weights/last.pt below {project}")
-    return max(found, key=lambda path: path.stat().st_mtime_ns)
+def load_matching(model: nn.Module, path: Path) -> str:
+    """Give `model` the averaged tensors of the checkpoint `path` whose name and shape match; a sentence that says how many did.
+
+    Raises UserError as `load_checkpoint` does.
+    """
+    saved, mine = load_checkpoint(path)["average"], model.state_dict()
+    matching = {k: v for k, v in saved.items() if k in mine and mine[k].shape == v.shape}
+    model.load_state_dict(matching, strict=False)
+    return f"--weights {path}: {len(matching)} of the model's {len(mine)} tensors taken"

@@ -1,5 +1,6 @@
 """The device a run computes on, and what it can do."""
 
+import os
 import sys
 
 import torch
@@ -7,20 +8,48 @@ import torch
 from utils.errors import UserError
 
 
-def select_device(name: str) -> torch.device:
+def select_device(name: str, local_rank: int | None = None) -> torch.device:
     """The device called `name`: `auto` (CUDA if there is one, else the CPU), `cpu`, `cuda`, `cuda:1` or just `1`.
 
-    Raises UserError when it is not there.
+    One of several processes on a machine gets the GPU with its `local_rank`. Raises UserError when the device is not there, or
+    when all of them are to have the same GPU.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if local_rank is not None and name != "cpu":
+        if name != "cuda":
+            raise UserError(f"--device {name}: each of several processes has a GPU of its own; give cuda or cpu")
+        name = f"cuda:{local_rank}"
     try:
         device = torch.device(f"cuda:{name}" if name.isdigit() else name)
         torch.empty(0, device=device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # NCCL asks for the current one
     except (RuntimeError, AssertionError, NotImplementedError):
         there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
         raise UserError(f"--device {name}: is not there; there is {there}") from None
     return device
+
+
+def default_workers(device: torch.device, processes: int) -> int:
+    """How many processes should load data for each of the run's `processes` on this machine: a core each, at most 8.
+
+    On the CPU none: where the step itself computes on every core, a process beside it costs more than it brings.
+    """
+    return min(8, (os.cpu_count() or 1) // processes) if device.type != "cpu" else 0
+
+
+def compute_exactly(exact: bool) -> None:
+    """Whether sums are to have the same bits in every run: deterministic algorithms, and no search for the fastest.
+
+    An operation that has no deterministic algorithm on the device then raises RuntimeError. To be called before the device has
+    computed anything.
+    """
+    torch.use_deterministic_algorithms(exact)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # finds reads of unset memory, and costs time; no bit needs it
+    torch.backends.cudnn.benchmark = not exact
+    if exact:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic, by NVIDIA's manual
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -1,4 +1,8 @@
-"""The one exception for a mistake in what a user gave us."""
+"""The one exception for a mistake in what a user gave us, and which of the system's errors are no fault of the program's."""
+
+import errno
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)  # of an OSError
 
 
 class UserError(Exception):

@@ -4,7 +4,6 @@ import inspect
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, create_model
 
 from utils.schedulers import SCHEDULES, own_arguments, parse_lf, parse_rates, restart_epoch
@@ -114,8 +113,3 @@ class Hyp(_Strict):
 def load_hyp(path: Path) -> Hyp:
     """The hyp file at `path`. Raises UserError, one sentence, when it cannot be read or is wrong."""
     return read_yaml(path, Hyp)
-
-
-def save_hyp(hyp: Hyp, path: Path) -> None:
-    """Write every value of `hyp`, defaults included, to the YAML file `path`."""
-    path.write_text(yaml.safe_dump(hyp.model_dump(), sort_keys=False), encoding="utf-8")

@@ -22,26 +22,25 @@ HYP = Path(__file__).resolve().parents[1] / "hyp"
 
 def planned_scheduler(
     hyp: Hyp, hyp_file: Path, optimizer: Any, epochs: int, sizes: Sequence[int], batch_size: int
-) -> tuple[BatchWarmup, list[array]]:
-    """The schedule of `hyp` for a run of `epochs`, and each parameter group's rate in every batch of it.
+) -> tuple[BatchWarmup, list[array], list[str]]:
+    """The schedule of `hyp` for a run of `epochs`, each parameter group's rate in every batch of it, and what to know about it.
 
-    `sizes` are the samples in each batch of an epoch. Says on stderr, with the file's name, which restarts are left out, and from
-    which epoch the rate stays at 0. Raises UserError when the block gives no schedule, or gives a rate somewhere in the run that
-    is not finite or is negative.
+    `sizes` are the samples in each batch of an epoch. The sentences at the end name the file and say which restarts are left
+    out, and from which epoch the rate stays at 0. Raises UserError when the block gives no schedule, or gives a rate somewhere
+    in the run that is not finite or is negative.
     """
     try:
         with warnings.catch_warnings(record=True, category=UserWarning) as left_out:
             warnings.simplefilter("always")
             scheduler = build_scheduler(hyp.scheduler, optimizer, epochs, len(sizes), batch_size)
-        for warning in left_out:
-            print(f"{hyp_file}: {warning.message}", file=sys.stderr)
+        notes = [f"{hyp_file}: {warning.message}" for warning in left_out]
         curves = plan(scheduler, epochs, sizes)
     except ValueError as error:
         raise UserError(f"{hyp_file}: {error}") from None
     idle = max(next((i + 1 for i in reversed(range(len(curve))) if curve[i]), 0) for curve in curves)
     if idle < len(curves[0]) - 1:  # one batch at 0 is where a curve ends; more is a number that does not fit the data
-        print(f"{hyp_file}: scheduler: the rate is 0 from epoch {idle // len(sizes)} to the end", file=sys.stderr)
-    return scheduler, curves
+        notes.append(f"{hyp_file}: scheduler: the rate is 0 from epoch {idle // len(sizes)} to the end")
+    return scheduler, curves, notes
 
 
 def turning_points(scheduler: BatchWarmup, curve: Sequence[float], batches: int) -> list[tuple[str, int]]:
@@ -68,7 +67,9 @@ def main(argv: list[str] | None = None) -> int:
             path = find_file(name, HYP)
             hyp = load_hyp(path)
             group = SimpleNamespace(param_groups=[{"lr": hyp.lr0}])
-            scheduler, [curve] = planned_scheduler(hyp, path, group, args.epochs, sizes, args.batch_size)
+            scheduler, [curve], notes = planned_scheduler(hyp, path, group, args.epochs, sizes, args.batch_size)
+            for sentence in notes:
+                print(sentence, file=sys.stderr)
             print(f"{name}: {hyp.scheduler.name}, {args.epochs} epochs of {args.batches} batches of {args.batch_size} pictures")
             print("  point    epoch  batch  learning rate  just before")
             for what, i in turning_points(scheduler, curve, args.batches):

@@ -1,0 +1,55 @@
+"""train.py, announcing what it is doing, so that a test can kill it at that very moment.
+
+Into the file `$ANNOUNCE.RANK` go the process's number and its phase, into `$ANNOUNCE.RANK.samples` the keys of the
+samples it makes (without loader processes). Nothing else is changed.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import train
+import utils.runfolder
+
+announce = f"{os.environ['ANNOUNCE']}.{os.environ.get('RANK', '0')}"
+file = os.open(announce, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+samples = os.open(f"{announce}.samples", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+
+def say(phase):
+    os.pwrite(file, f"{os.getpid()} {phase}".ljust(40).encode(), 0)
+
+
+def announced(phase, function):
+    def announcing(*arguments, **options):
+        say(phase)
+        try:
+            return function(*arguments, **options)
+        finally:
+            say("training")
+
+    return announcing
+
+
+def seeded(*place, seed=train.seed_everything):
+    say("training" if place[1] >= 3 else "warm-up")
+    seed(*place)
+
+
+def made(make):
+    def making(self, key):
+        os.write(samples, f"{' '.join(map(str, key if isinstance(key, tuple) else (key,)))}\n".encode())
+        return make(self, key)
+
+    return making
+
+
+say("starting")
+train.seed_everything = seeded
+train.detect = announced("validation", train.detect)
+train.TrainSet.__getitem__ = made(train.TrainSet.__getitem__)
+train.ValSet.__getitem__ = made(train.ValSet.__getitem__)
+utils.runfolder.save_checkpoint = announced("saving", utils.runfolder.save_checkpoint)
+if __name__ == "__main__":
+    sys.exit(train.main())

@@ -1,0 +1,60 @@
+"""The signals that ask a run to stop: from a batch system (SIGTERM, SIGUSR1), from the keyboard or from torchrun."""
+
+import signal
+from collections.abc import Iterable, Iterator
+from types import FrameType
+from typing import TypeVar
+
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
+)  # no SIGUSR1 on Windows
+
+T = TypeVar("T")
+
+
+class Interrupted(Exception):
+    """The run ends because of the signal `number`. `where` says where it stands; "" if that is for another process to say."""
+
+    def __init__(self, number: int, where: str) -> None:
+        super().__init__(where and f"stopped by {signal.Signals(number).name} {where}")
+        self.number = number
+
+
+class StopSignals:
+    """While entered, one of `SIGNALS` raises Interrupted; once `noted` is set, its number is kept in `received` instead.
+
+    So a run that has nothing to lose ends at once, and one that has can end where it likes.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.noted = False
+
+    def __enter__(self) -> "StopSignals":
+        self._before = {number: signal.signal(number, self._arrived) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _arrived(self, number: int, _: FrameType | None) -> None:
+        if not self.noted:
+            raise Interrupted(number, "before training went on; there is nothing new to save")
+        self.received = self.received or number
+
+    def until(self, batches: Iterable[T]) -> Iterator[T]:
+        """The `batches`, up to the one during which a signal arrives."""
+        for batch in batches:
+            yield batch
+            if self.received:
+                return
+
+
+def ignore_signals(_: int = 0) -> None:
+    """In a process that loads data: leave the signals to the one that trains, which still wants the batches under way.
+
+    Ctrl-C and batch systems signal every process of a run. A loader ends when its trainer does.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

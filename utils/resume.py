@@ -1,0 +1,89 @@
+"""`--resume`: which checkpoint a run goes on from, and whether what the command says beside it is what that run is."""
+
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.errors import UserError
+from utils.hyp import Hyp, load_hyp
+from utils.runfolder import newest_checkpoint
+from utils.yamlfile import find_file
+
+FREE = ("data", "device", "workers", "save_every", "noplots")  # may be other than they were; the data must have the same content
+PLACE = ("resume", "project", "name", "exist_ok")  # say where the run is, not what it is
+
+
+def checkpoint_to_resume(args: Namespace) -> Path | None:
+    """The checkpoint that `args.resume` names: "" the newest below `project`, "auto" the last one of `project`/`name` if it has
+    one, anything else a run folder or a file. None for a run that starts.
+
+    Raises UserError when the path contradicts `project` or `name`, or "" finds nothing.
+    """
+    if args.resume is None:
+        return None
+    if args.resume == "auto":
+        path = Path(args.project) / args.name / "weights" / "last.pt"
+        return path if path.exists() else None
+    path = Path(args.resume) if args.resume else newest_checkpoint(Path(args.project))
+    return path / "weights" / "last.pt" if path.is_dir() else path
+
+
+def resumed_arguments(state: Mapping[str, Any], path: Path, given: Mapping[str, Any], hyp_folder: Path) -> dict[str, Any]:
+    """The arguments of the run that `state` from `path` belongs to, with those `given` that may change: `FREE` ones, and more
+    `epochs`. Hyp files are looked for in `hyp_folder`, too.
+
+    Raises UserError, naming the first argument that contradicts the run's, or when the state cannot be gone on from.
+    """
+    if "optimizer" not in state:
+        raise UserError(f"{path}: holds a model without the state of its run; --resume needs a last.pt")
+    own, folder = dict(state["args"]), path.resolve().parent.parent
+    for key, value in given.items():
+        flag = f"--{key.replace('_', '-')}"
+        if key in PLACE:
+            # `auto` finds the run by these two, and a search begins in the project.
+            named = {"name": folder.name, "project": folder.parent} if given["resume"] != "auto" else {}
+            found = Path(value).resolve() if key == "project" else value
+            if key in named and found != named[key] and (key == "name" or given["resume"]):
+                raise UserError(f"{flag} {value}: the run to resume is {folder}")
+        elif key == "hyp":
+            _same_hyp(Path(find_file(value, hyp_folder)), Hyp(**state["hyp"]), folder)
+        elif key == "epochs" and value > own["epochs"] and state["stopped"]:
+            raise UserError(f"{flag} {value}: {folder} was stopped by --patience after {state['epoch']} epochs; start anew")
+        elif key in FREE or (key == "epochs" and value > own["epochs"]):
+            own[key] = value
+        elif (-(-value // 32) * 32 if key == "imgsz" else value) != own[key]:
+            may = f"{own[key]} or more" if key == "epochs" else own[key]
+            raise UserError(f"{flag} {value}: {folder} was started with {may}, and goes on so")
+    if state["finished"] and own["epochs"] == state["args"]["epochs"] and given["resume"] != "auto":
+        raise UserError(f"{path}: this run is finished, after {state['epoch']} epochs; there is nothing to resume")
+    return own
+
+
+def _same_hyp(path: Path, hyp: Hyp, folder: Path) -> None:
+    given, own = load_hyp(path).model_dump(), hyp.model_dump()
+    for key, value in own.items():
+        if given[key] != value:
+            raise UserError(f"--hyp {path}: {key} is {given[key]}, but {folder} was started with {value}, and goes on so")
+
+
+def same_content(before: Mapping[str, str], now: Mapping[str, str], data: str) -> None:
+    """Raise UserError, naming the file `data` and the split, unless each split's summary is what it was when the run started."""
+    for split, summary in now.items():
+        if summary != before[split]:
+            raise UserError(f"{data}: {split} has {summary}, but the run to resume was started with {before[split]}")
+
+
+def arithmetic(device: torch.device, processes: int) -> dict[str, str | int]:
+    """What the last bits of a sum depend on besides the program: versions, the chip, threads and processes."""
+    on_cpu = device.type == "cpu"
+    chip = f"cpu with {torch.backends.cpu.get_cpu_capability()}" if on_cpu else torch.cuda.get_device_name(device)
+    threads = {"threads": torch.get_num_threads()} if on_cpu else {}
+    return {"torch": str(torch.__version__), "chip": chip, **threads, "processes": processes}
+
+
+def different(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What of `arithmetic` is not as it was, as a text; "" if nothing is."""
+    return ", ".join(f"{key} {before.get(key)} (now {value})" for key, value in now.items() if before.get(key) != value)
