@@ -1,8 +1,8 @@
 """What a checkpoint costs: ms to write the whole state of a run, as a share of an epoch and of the default interval.
 
-`python benchmarks/checkpoint.py`. It is written beside a plain `torch.save` of the same state, which neither waits for the disk nor
-keeps the last good file, and beside training steps on random pictures, whose time makes the epoch. Each figure is the median of several
-rounds; in a round every candidate has its turn.
+`python benchmarks/checkpoint.py`. It is written beside a plain `torch.save` of the same state, which neither waits for the disk
+nor keeps the last good file, and beside training steps on random pictures, whose time makes the epoch. Each figure is the median
+of several rounds; in a round every candidate has its turn.
 """
 
 import argparse
@@ -101,7 +101,7 @@ def main() -> None:
             print(f"  {what:30}{value:9.1f} ms" + (f"   {value / last:.2f} of last.pt" if what.startswith("plain") else ""))
         print(f"  {'epoch, steps alone':30}{epoch:9.0f} ms")
         print(
-            f"  share of an epoch at whose end both are written: {(last + ms['best.pt']) / epoch:.2%}; last.pt alone: {last / epoch:.2%}"
+            f"  share of an epoch at whose end it is written: {last / epoch:.2%}, with best.pt {(last + ms['best.pt']) / epoch:.2%}"
         )
         print(f"  share of the time between two within an epoch ({interval:.0f} s): {last / 1000 / interval:.3%}")
 

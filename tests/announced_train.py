@@ -17,23 +17,33 @@ file = os.open(announce, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 samples = os.open(f"{announce}.samples", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
 
+phases = []  # those under way, the innermost last
+
+
 def say(phase):
     os.pwrite(file, f"{os.getpid()} {phase}".ljust(40).encode(), 0)
 
 
+def enter(phase):
+    phases.append(phase)
+    say(phase)
+
+
 def announced(phase, function):
     def announcing(*arguments, **options):
-        say(phase)
+        enter(phase)
         try:
             return function(*arguments, **options)
         finally:
-            say("training")
+            phases.pop()
+            say(phases[-1])
 
     return announcing
 
 
 def seeded(*place, seed=train.seed_everything):
-    say("training" if place[1] >= 3 else "warm-up")
+    phases.clear()
+    enter("training" if place[1] >= 3 else "warm-up")
     seed(*place)
 
 
@@ -45,7 +55,7 @@ def made(make):
     return making
 
 
-say("starting")
+enter("starting")
 train.seed_everything = seeded
 train.detect = announced("validation", train.detect)
 train.TrainSet.__getitem__ = made(train.TrainSet.__getitem__)

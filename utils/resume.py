@@ -20,7 +20,7 @@ def checkpoint_to_resume(args: Namespace) -> Path | None:
     """The checkpoint that `args.resume` names: "" the newest below `project`, "auto" the last one of `project`/`name` if it has
     one, anything else a run folder or a file. None for a run that starts.
 
-    Raises UserError when the path contradicts `project` or `name`, or "" finds nothing.
+    Raises UserError when "" finds nothing.
     """
     if args.resume is None:
         return None
@@ -77,11 +77,13 @@ def same_content(before: Mapping[str, str], now: Mapping[str, str], data: str) -
 
 
 def arithmetic(device: torch.device, processes: int) -> dict[str, str | int]:
-    """What the last bits of a sum depend on besides the program: versions, the chip, threads and processes."""
-    on_cpu = device.type == "cpu"
-    chip = f"cpu with {torch.backends.cpu.get_cpu_capability()}" if on_cpu else torch.cuda.get_device_name(device)
-    threads = {"threads": torch.get_num_threads()} if on_cpu else {}
-    return {"torch": str(torch.__version__), "chip": chip, **threads, "processes": processes}
+    """What the last bits of a sum depend on besides the program: the version, the chip, threads and processes."""
+    facts = {"torch": str(torch.__version__), "device": device.type, "processes": processes}
+    if device.type == "cpu":
+        facts |= {"instructions": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
+    if device.type == "cuda":
+        facts |= {"GPU": torch.cuda.get_device_name(device)}
+    return facts
 
 
 def different(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
