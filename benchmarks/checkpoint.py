@@ -100,9 +100,8 @@ def main() -> None:
         for what, value in ms.items():
             print(f"  {what:30}{value:9.1f} ms" + (f"   {value / last:.2f} of last.pt" if what.startswith("plain") else ""))
         print(f"  {'epoch, steps alone':30}{epoch:9.0f} ms")
-        print(
-            f"  share of an epoch at whose end it is written: {last / epoch:.2%}, with best.pt {(last + ms['best.pt']) / epoch:.2%}"
-        )
+        both = last + ms["best.pt"]
+        print(f"  share of an epoch at whose end it is written: {last / epoch:.2%}; with best.pt {both / epoch:.2%}")
         print(f"  share of the time between two within an epoch ({interval:.0f} s): {last / 1000 / interval:.3%}")
 
 
