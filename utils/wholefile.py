@@ -11,7 +11,7 @@ from typing import BinaryIO
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write, which takes the place of `path` once all that was written is on the disk.
 
-    Whatever fails before that (OSError, or anything the caller raises), `path` still holds what it held.
+    Whatever fails before that (OSError with its `filename`, or anything the caller raises), `path` still holds what it held.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -20,8 +20,10 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         raise
     if os.name == "posix":  # the rename itself must survive a power cut, too
         folder = os.open(path.parent, os.O_RDONLY)
