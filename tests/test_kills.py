@@ -22,7 +22,7 @@ from utils.metrics import coco_truth, detect, evaluate
 ROOT = Path(__file__).parents[1]
 ANNOUNCED = Path(__file__).with_name("announced_train.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-SIZE = ["--imgsz", "64", "--batch-size", "4", "--device", "cpu"]
+SIZE = ["--imgsz", "64", "--batch-size", "4"]
 EPOCHS, MANY_EPOCHS = 16, 80  # for a few kills, for many
 # Whatever state a run can have: momentum, accumulation over an uneven number of batches, restarts, every augmentation.
 HYP = """
@@ -66,15 +66,27 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
-    """The folder of an uninterrupted run, trained when first asked for, and its arguments, by optimizer, processes and epochs."""
+    """Gives the folder of an uninterrupted run, trained when it is first asked for, and its arguments."""
     runs = {}
 
-    def uninterrupted(optimizer: str = "adamw", processes: int = 1, epochs: int = EPOCHS) -> tuple[Path, list[str]]:
-        key = optimizer, processes, epochs
+    def uninterrupted(
+        optimizer: str = "adamw", processes: int = 1, epochs: int = EPOCHS, device: tuple[str, ...] = ("cpu",)
+    ) -> tuple[Path, list[str]]:
+        key = optimizer, processes, epochs, device
         if key not in runs:
             folder = tmp_path_factory.mktemp("whole")
             (folder / "h.yaml").write_text(HYP.format(optimizer=optimizer))
-            arguments = ["--hyp", str(folder / "h.yaml"), "--data", str(data), "--epochs", str(epochs), *SIZE]
+            arguments = [
+                "--hyp",
+                str(folder / "h.yaml"),
+                "--data",
+                str(data),
+                "--epochs",
+                str(epochs),
+                *SIZE,
+                "--device",
+                *device,
+            ]
             start = [*TORCHRUN, processes] if processes > 1 else [sys.executable]
             finished([*start, ROOT / "train.py", *arguments, "--workers", 0, "--project", folder])
             runs[key] = folder / "exp", arguments
@@ -148,6 +160,15 @@ def test_a_run_killed_twenty_times(optimizer, workers, whole, tmp_path):
     phases = killed_again_and_again([sys.executable], [*arguments, "--workers", workers], tmp_path, 20)
     print(f"{optimizer}, {workers} workers, killed in {phases}")
     assert set(phases) == set(PHASES)
+    assert_same_run(reference, tmp_path / "exp")
+
+
+@pytest.mark.kills
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_run_on_cuda_killed_twenty_times(whole, tmp_path):
+    reference, arguments = whole("adamw", 1, MANY_EPOCHS, ("cuda", "--deterministic"))
+    phases = killed_again_and_again([sys.executable], [*arguments, "--workers", 2], tmp_path, 20)
+    print(f"CUDA, killed in {phases}")
     assert_same_run(reference, tmp_path / "exp")
 
 
