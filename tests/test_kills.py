@@ -114,15 +114,18 @@ class Prey:
         return int(number or 0), phase.strip()
 
     def kill(self, phase: str, wait: float, rank: int = 0, other_than: int = 0) -> tuple[int, str]:
-        """Kill process `rank` up to `wait` seconds into `phase`, once it is not number `other_than`: its number and phase."""
+        """Kill process `rank` up to `wait` seconds after the first process, if it is not `other_than`, has come to `phase`.
+
+        The first process's number, and its phase after the shot.
+        """
         deadline = time.monotonic() + 120
-        while (now := self.now(rank))[1] != phase or now[0] == other_than:
+        while (now := self.now(0))[1] != phase or now[0] == other_than:
             assert self.process.poll() is None, f"the run ended before it was in {phase}: {self.process.stderr.read()}"
             assert time.monotonic() < deadline, f"the run is never in {phase}, but in {now}"
             time.sleep(0.002)
         time.sleep(random.uniform(0, wait))
-        os.kill(now[0], signal.SIGKILL)
-        return now[0], self.now(rank)[1]
+        os.kill(self.now(rank)[0], signal.SIGKILL)
+        return now[0], self.now(0)[1]
 
 
 # How long to wait at most before the shot: long enough to fall anywhere in the phase.
