@@ -63,7 +63,9 @@ def test_a_payload_does_not_run(tmp_path):
 def test_damaged_and_foreign_files_are_named(tmp_path):
     save_checkpoint({"epoch": 1, "w": torch.zeros(10000)}, tmp_path / "last.pt")
     whole = (tmp_path / "last.pt").read_bytes()
-    for i, content in enumerate([b"", b"text", whole[:1000], whole[:-100], whole[: len(whole) // 2]]):
+    one_bit = bytearray(whole)
+    one_bit[len(whole) // 2] ^= 1  # within the tensor
+    for i, content in enumerate([b"", b"text", whole[:1000], whole[:-100], whole[: len(whole) // 2], bytes(one_bit)]):
         (tmp_path / f"{i}.pt").write_bytes(content)
         with pytest.raises(UserError, match=f"{i}.pt"):
             load_checkpoint(tmp_path / f"{i}.pt")

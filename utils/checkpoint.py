@@ -31,9 +31,9 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The state in the file `path`, on the CPU. Raises UserError when it is not there, damaged, or not one of ours."""
     try:
-        with path.open("rb") as file:
-            is_zip = zipfile.is_zipfile(file)  # what torch.save writes; torch's old loader for anything else is not needed
-        state = torch.load(path, map_location="cpu", weights_only=True) if is_zip else None
+        with zipfile.ZipFile(path) as file:  # what torch.save writes; torch's old loader for anything else is not needed
+            whole = file.testzip() is None  # torch.save writes checksums, torch.load does not look at them
+        state = torch.load(path, map_location="cpu", weights_only=True) if whole else None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except Exception:  # damaged bytes make the reader fail in whatever way they happen to
