@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from data.dataset import TrainSet, ValSet, collate
-from data.formats import read_data_config, read_split
+from data.formats import read_data_config, read_splits
 from data.sampler import EpochBatches
 from data.shapes import make_shapes
 from models import MODELS, build_model
-from utils.arguments import Parser, at_least, minutes
+from utils.arguments import Parser, absolute, at_least, minutes
 from utils.checkpoint import load_checkpoint, load_matching
 from utils.device import compute_exactly, default_workers, has_bf16, peak_memory_gb, select_device
 from utils.distributed import Processes, synchronize_batch_norms
@@ -28,7 +28,7 @@ from utils.metrics import METRICS, Result, coco_truth, detect, evaluate, table
 from utils.plan import planned_scheduler
 from utils.plots import draw_batch, draw_predictions, draw_results
 from utils.resume import arithmetic, checkpoint_to_resume, different, resumed_arguments, same_content
-from utils.runfolder import RunFolder, new_run_folder
+from utils.runfolder import RunFolder, folder_of, new_run_folder
 from utils.schedulers import draw_plan
 from utils.seeds import seed_everything
 from utils.yamlfile import find_file
@@ -37,8 +37,7 @@ ROOT = Path(__file__).resolve().parent
 DEFAULTS = {
     "hyp": "hyp.yaml", "data": "shapes.yaml", "model": "yolo-n", "weights": None, "epochs": None, "batch_size": None,
     "imgsz": None, "device": "auto", "workers": None, "seed": 0, "project": "runs/train", "name": "exp", "exist_ok": False,
-    "resume": None, "save_every": 5.0, "patience": 50, "noval": False, "noplots": False, "sync_bn": False,
-    "deterministic": False,
+    "resume": None, "save_every": 5.0, "patience": 50, "noval": False, "noplots": False, "sync_bn": False, "deterministic": False,
 }  # fmt: skip
 
 
@@ -47,7 +46,9 @@ def parse_args(argv: list[str] | None) -> dict[str, Any]:
     p.add_argument("--hyp", metavar="FILE", help="hyperparameters: a file, or the name of one in hyp/ (hyp.yaml)")
     p.add_argument("--data", metavar="FILE", help="data set: a data.yaml, or the name of one in data/ (shapes.yaml, built in)")
     p.add_argument("--model", choices=MODELS, metavar="NAME", help=f"{', '.join(MODELS)} (yolo-n)")
-    p.add_argument("--weights", metavar="FILE", help="start with this checkpoint's tensors, where name and shape match")
+    p.add_argument(
+        "--weights", type=absolute, metavar="FILE", help="start with this checkpoint's tensors, where name and shape match"
+    )
     p.add_argument("--epochs", type=at_least(1), metavar="N", help="passes over the training pictures (the data file's, or 100)")
     p.add_argument("--batch-size", type=at_least(1), metavar="N", help="pictures in a batch of all processes (the data's, or 16)")
     p.add_argument("--imgsz", type=at_least(32), metavar="PX", help="side of a sample, in steps of 32 (the data file's, or 640)")
@@ -92,7 +93,7 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
         args = argparse.Namespace(**resumed_arguments(state, path, given, ROOT / "hyp"))
         if state["finished"] and args.epochs == was["epochs"]:  # and `auto` asked for no more than that
             return say(f"{path}: this run is finished, after {state['epoch']} epochs")
-        hyp, hyp_file = Hyp(**state["hyp"]), path.resolve().parent.parent / "hyp.yaml"
+        hyp, hyp_file = Hyp(**state["hyp"]), folder_of(path) / "hyp.yaml"
     else:
         hyp_file = find_file(args.hyp, ROOT / "hyp")
         hyp = load_hyp(hyp_file)
@@ -108,10 +109,8 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
     config = read_data_config(Path(args.data))
     if config.make == "shapes" and make_shapes(Path(config.path)):
         say(f"the built-in data set was drawn into {config.path}")
-    train_data, val_data = read_split(config, "train"), read_split(config, "val")
+    train_data, val_data = read_splits(config, args.data)
     names = train_data.names
-    if val_data.names != names:
-        raise UserError(f"{args.data}: train has the classes {list(names)}, val has {list(val_data.names)}")
     content = {"train": train_data.summary(), "val": val_data.summary()}
     if state is not None:
         same_content(state["content"], content, args.data)
@@ -142,9 +141,9 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
     start, spent, rows, best, best_epoch, result, stopped = 0, 0.0, [], -1.0, -1, None, False
 
     # Resume, or make the run folder.
-    about = arithmetic(device, processes.count)
+    about = arithmetic(device, bf16, processes.count)
     if state is not None:
-        run = RunFolder(path.resolve().parent.parent)
+        run = RunFolder(folder_of(path))
         model.load_state_dict(state["model"])
         ema.model.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
@@ -161,16 +160,14 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
         if changed := different(state["arithmetic"], about):
             warn(f"{path}: was computed with {changed}: the run goes on where it was, but not to the same bits")
     else:
-        taken = args.exist_ok or args.resume == "auto"  # may be
+        taken = args.exist_ok or args.resume == "auto"
         run = RunFolder(processes.from_first(new_run_folder, Path(args.project), args.name, taken))
     if first:
-        run.write_yaml("hyp.yaml", hyp.model_dump())
-        run.write_yaml("args.yaml", vars(args))
+        run.write_yaml(hyp=hyp.model_dump(), args=vars(args))
     if first and not args.noplots:
+        draw_plan(planned, len(batches), run.path / "lr.png")
         if state is None:
             draw_batch(*collate([train_set[key] for key in next(iter(batches))]), names, run.path / "train_batch.jpg")
-        if state is None or args.epochs != was["epochs"]:
-            draw_plan(planned, len(batches), run.path / "lr.png")
     del state  # its memory
     trained = processes.parallel(model, same_order=exact)
     say(f"{args.model}, {len(names)} classes, {len(train_set)} + {len(val_set)} pictures at {args.imgsz} px, on {device}"
@@ -197,6 +194,8 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
             where = f"after {batch} of the {len(batches)} batches of epoch {epoch}; --resume goes on {goes_on}"
             raise Interrupted(number, where if first else "")
 
+    began = time.time() - spent
+    save(start, batches.start)  # whether there is room is told now, and a kill finds the run as it was asked for
     stop.noted = True  # from here on a signal is answered after the batch under way
     for epoch in range(start, 0 if stopped else args.epochs):
         began = time.time() - spent
@@ -245,7 +244,7 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
             latest = processes.from_first(evaluate, truth, processes.gather(found))
             if improved := latest.overall["mAP50-95"] > best:
                 best, best_epoch, result = latest.overall["mAP50-95"], epoch, latest
-        stopped = validated and args.patience > 0 and epoch - best_epoch >= args.patience
+        stopped = validated and not last and args.patience > 0 and epoch - best_epoch >= args.patience
 
         # Write down what happened, and the state to go on from.
         row = {"epoch": epoch, **{f"train/{k}": round(v, 5) for k, v in zip(losses, means.tolist(), strict=True)}}
@@ -260,6 +259,8 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
         if stopped:
             say(f"stopped: no better mAP50-95 for {args.patience} epochs")
             break
+        if not last:
+            stop_if_asked(epoch + 1, 0)
 
     # Only a run with its pictures is finished.
     if first and not args.noplots:
@@ -267,7 +268,7 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
         images, targets = next(iter(val_loader))
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             draw_predictions(images, targets, ema.model(images.to(device)), names, run.path / "val_batch.jpg")
-    if not save(len(rows), 0, finished=True):
+    if not processes.from_first(save, len(rows), 0, False, True):
         raise UserError(f"{run.path}: is trained, but not written to the end; --resume does that once there is room")
     say(f"best epoch {best_epoch}, written to {run.path / 'weights' / 'best.pt'}\n{table(result)}")
     processes.leave()

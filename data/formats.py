@@ -109,6 +109,17 @@ def _sources(value: Source | list[Source]) -> list[Source]:
     return [CocoSource(annotations=v) if isinstance(v, str) and v.endswith(".json") else v for v in values]
 
 
+def read_splits(config: DataConfig, path: str) -> tuple[Annotations, Annotations]:
+    """`train` and `val` of the data set that `read_data_config` read from the file `path`.
+
+    Raises UserError as `read_split` does, and when their classes are not the same.
+    """
+    train, val = read_split(config, "train"), read_split(config, "val")
+    if train.names != val.names:
+        raise UserError(f"{path}: train has the classes {list(train.names)}, val has {list(val.names)}")
+    return train, val
+
+
 def read_split(config: DataConfig, split: str) -> Annotations:
     """The split `train` or `val` of a data set that `read_data_config` read, as arrays.
 

@@ -39,9 +39,9 @@ def make_shapes(folder: Path, seed: int = 0) -> bool:
                 (temporary / "labels" / split / f"{i:04d}.txt").write_text("".join(lines), encoding="utf-8")
         temporary.chmod(0o755)
         os.rename(temporary, folder)  # noqa: PTH104 - fails on a folder that has meanwhile been filled, as it should
-    except OSError:
+    except BaseException as error:  # a signal, too
         shutil.rmtree(temporary, ignore_errors=True)
-        if not folder.exists():
+        if not (isinstance(error, OSError) and folder.exists()):
             raise
         return False
     return True

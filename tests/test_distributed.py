@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from data.sampler import EpochBatches
 from utils.device import default_workers, select_device
+from utils.distributed import Processes
 from utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -102,6 +104,25 @@ def test_each_process_has_a_device_of_its_own():
     with pytest.raises(UserError, match="--device cuda:1: each"):
         select_device("cuda:1", 0)
     assert default_workers(select_device("cpu"), 1) == 0
+
+
+def test_the_gpu_of_a_process(monkeypatch):
+    """As on a machine with GPUs, which this one need not be."""
+    current = []
+    monkeypatch.setattr(torch, "empty", lambda *_, device: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert select_device("auto") == select_device("cuda") == torch.device("cuda") and not current
+    assert select_device("1") == torch.device("cuda:1") and not current
+    assert select_device("auto", 1) == select_device("cuda", 1) == torch.device("cuda:1")
+    assert current == [torch.device("cuda:1")] * 2
+
+
+def test_processes_that_torchrun_did_not_start_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    with pytest.raises(UserError, match=r"WORLD_SIZE=2.*torchrun"):
+        Processes()
 
 
 def test_a_mistake_in_several_processes(tmp_path):

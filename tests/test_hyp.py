@@ -39,7 +39,7 @@ def test_every_key_has_a_default_a_bound_and_a_description(model):
 )
 def test_what_is_saved_is_read_again(block, tmp_path):
     hyp = Hyp(lr0=0.02, scheduler=block)
-    RunFolder(tmp_path).write_yaml("hyp.yaml", hyp.model_dump())
+    RunFolder(tmp_path).write_yaml(hyp=hyp.model_dump())
     assert load_hyp(tmp_path / "hyp.yaml") == hyp
     assert {key: value for key, value in hyp.scheduler if key in block} == block
 

@@ -23,16 +23,21 @@ ROOT = Path(__file__).parents[1]
 ANNOUNCED = Path(__file__).with_name("announced_train.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 SIZE = ["--imgsz", "64", "--batch-size", "4"]
-EPOCHS, MANY_EPOCHS = 16, 80  # for a few kills, for many
-# Whatever state a run can have: momentum, accumulation over an uneven number of batches, restarts, every augmentation.
+EPOCHS, MANY_EPOCHS = 12, 80  # for a few kills, for many
+# Whatever state a run can have: momentum, accumulation over an uneven number of batches, samples counted, restarts,
+# every augmentation.
 HYP = """
 optimizer: {optimizer}
 accumulate: 2
 mosaic: 0.7
-close_mosaic: 6
+close_mosaic: 4
 flipud: 0.5
-scheduler: {{warmup_epoch: 3, steps: [6, 60%], epoch_scale: 2}}
+scheduler: {scheduler}
 """
+SCHEDULERS = {
+    "sgd": "{name: poly, warmup_epoch: 3, learning_rate_decay_a: 0.01, learning_rate_decay_b: 0.5}",
+    "adamw": "{warmup_epoch: 3, steps: [5, 60%], epoch_scale: 2}",
+}
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 
@@ -75,7 +80,7 @@ def whole(data, tmp_path_factory):
         key = optimizer, processes, epochs, device
         if key not in runs:
             folder = tmp_path_factory.mktemp("whole")
-            (folder / "h.yaml").write_text(HYP.format(optimizer=optimizer))
+            (folder / "h.yaml").write_text(HYP.format(optimizer=optimizer, scheduler=SCHEDULERS[optimizer]))
             arguments = [
                 "--hyp",
                 str(folder / "h.yaml"),
@@ -129,30 +134,41 @@ class Prey:
 
 
 # How long to wait at most before the shot: long enough to fall anywhere in the phase.
-PHASES = {"warm-up": 0.3, "training": 1.0, "validation": 0.1, "saving": 0.05}
+PHASES = {"warm-up": 0.3, "saving": 0.05, "validation": 0.1, "training": 1.0}
 
 
 def killed_again_and_again(
-    start: list[object], arguments: list[object], project: Path, kills: int, processes: int = 1
+    start: list[object], arguments: list[object], project: Path, aims: list[str], processes: int = 1, at_once: bool = False
 ) -> list[str]:
-    """Start the same command again after each of the `kills`, and let it end; the phases that it was killed in."""
+    """Start the same command again after each kill, and let it end; the phases that it was killed in.
+
+    There is a shot for each of `aims`, phases; `at_once`, as soon as the run is in it, and once more if it was not any longer.
+    """
     command = [*start, ANNOUNCED, *arguments, "--resume", "auto", "--save-every", 0.001, "--project", project]
-    phases, order = [], ["warm-up", "saving", "validation", "training"]
-    for i in range(kills):
-        # The warm-up is over after some restarts, and then no phase any more.
-        aim = order[i % 4] if i < 4 else random.choice(order[1:])
-        prey = Prey(command, project / "announced")
-        phases.append(prey.kill(aim, PHASES[aim], rank=random.randrange(processes))[1])
-        assert prey.process.wait(120) != 0
+    phases = []
+    for aim in aims:
+        while True:
+            prey = Prey(command, project / "announced")
+            phases.append(prey.kill(aim, 0 if at_once else PHASES[aim], rank=random.randrange(processes))[1])
+            assert prey.process.wait(120) != 0
+            if not at_once or phases[-1] == aim:
+                break
     finished(command, env=os.environ | {"ANNOUNCE": str(project / "announced")})
     return phases
 
 
 @pytest.mark.parametrize(("optimizer", "workers"), [("sgd", 0), ("adamw", 2)])
 def test_a_run_killed_three_times(optimizer, workers, whole, tmp_path):
+    """Once in the warm-up, once while a checkpoint is written, once in validation."""
     reference, arguments = whole(optimizer)
-    killed_again_and_again([sys.executable], [*arguments, "--workers", workers], tmp_path, 3)
+    aims = ["warm-up", "saving", "validation"]
+    killed_again_and_again([sys.executable], [*arguments, "--workers", workers], tmp_path, aims, at_once=True)
     assert_same_run(reference, tmp_path / "exp")
+
+
+def random_aims(kills: int) -> list[str]:
+    """Each phase once, then any that is left when the warm-up is over."""
+    return [*PHASES, *random.choices(["training", "validation", "saving"], k=kills - len(PHASES))]
 
 
 @pytest.mark.kills
@@ -160,7 +176,7 @@ def test_a_run_killed_three_times(optimizer, workers, whole, tmp_path):
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_run_killed_twenty_times(optimizer, workers, whole, tmp_path):
     reference, arguments = whole(optimizer, 1, MANY_EPOCHS)
-    phases = killed_again_and_again([sys.executable], [*arguments, "--workers", workers], tmp_path, 20)
+    phases = killed_again_and_again([sys.executable], [*arguments, "--workers", workers], tmp_path, random_aims(20))
     print(f"{optimizer}, {workers} workers, killed in {phases}")
     assert set(phases) == set(PHASES)
     assert_same_run(reference, tmp_path / "exp")
@@ -170,7 +186,7 @@ def test_a_run_killed_twenty_times(optimizer, workers, whole, tmp_path):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_a_run_on_cuda_killed_twenty_times(whole, tmp_path):
     reference, arguments = whole("adamw", 1, MANY_EPOCHS, ("cuda", "--deterministic"))
-    phases = killed_again_and_again([sys.executable], [*arguments, "--workers", 2], tmp_path, 20)
+    phases = killed_again_and_again([sys.executable], [*arguments, "--workers", 2], tmp_path, random_aims(20))
     print(f"CUDA, killed in {phases}")
     assert_same_run(reference, tmp_path / "exp")
 
@@ -179,7 +195,8 @@ def test_a_run_on_cuda_killed_twenty_times(whole, tmp_path):
 @pytest.mark.parametrize(("processes", "kills"), [(2, 20), (3, 5)])
 def test_several_processes_of_which_one_is_killed_again_and_again(processes, kills, whole, tmp_path):
     reference, arguments = whole("adamw", processes, MANY_EPOCHS)
-    phases = killed_again_and_again([*TORCHRUN, processes], [*arguments, "--workers", 0], tmp_path, kills, processes)
+    aims = random_aims(kills)
+    phases = killed_again_and_again([*TORCHRUN, processes], [*arguments, "--workers", 0], tmp_path, aims, processes)
     print(f"{processes} processes, killed in {phases}")
     assert_same_run(reference, tmp_path / "exp")
 

@@ -96,6 +96,33 @@ def test_a_signal_before_training_ends_the_run_at_once(tiny, tmp_path, capsys, m
     assert "SIGTERM before training" in capsys.readouterr().err and not (tmp_path / "runs").exists()
 
 
+def test_a_signal_while_the_checkpoint_is_read_is_no_damage(mine, capsys, monkeypatch):
+    load = torch.load
+
+    def signalled(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(torch, "load", signalled)
+    assert run("--resume", mine / "runs" / "exp") == 143
+    assert "stopped by SIGTERM" in capsys.readouterr().err
+
+
+def test_a_signal_in_the_evaluation_ends_the_run_after_it(tiny, tmp_path, capsys, monkeypatch):
+    evaluate = train.evaluate
+
+    def signalled(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(train, "evaluate", signalled)
+    arguments = ["--data", tiny, "--epochs", 2, *QUICK, "--project", tmp_path]
+    assert run(*arguments) == 143
+    assert "after 0 of the 3 batches of epoch 1;" in capsys.readouterr().err and len(rows(tmp_path / "exp")) == 1
+    assert run("--resume", "--project", tmp_path) == 0  # in the last epoch there is nothing more to stop
+    assert weights(tmp_path / "exp")["finished"] and len(rows(tmp_path / "exp")) == 2
+
+
 def test_ctrl_c_reaches_the_loaders_too(tiny, tmp_path):
     """A terminal sends it to every process of the run; the loaders still bring the batches under way."""
     command = [sys.executable, ROOT / "train.py", "--data", tiny, "--epochs", 500, *QUICK[:5], 2, *QUICK[6:]]
@@ -168,6 +195,67 @@ def test_more_epochs_for_a_run_that_was_cut_within_one(tiny, tmp_path, monkeypat
     assert [float(row["lr/0"]) for row in rows(tmp_path / "exp")] == pytest.approx(cosine, rel=1e-12)
 
 
+def test_a_longer_run_has_the_rates_of_one_that_was_longer_from_the_start(tiny, tmp_path, monkeypatch):
+    """From the epoch it is lengthened in, with a warm-up under way and restarts at shares of the length."""
+    (tmp_path / "h.yaml").write_text("scheduler: {warmup_epoch: 3, steps: [50%], epoch_scale: 1}\n")
+    arguments = ["--hyp", tmp_path / "h.yaml", "--data", tiny, *QUICK, "--noval"]
+    assert run(*arguments, "--epochs", 8, "--project", tmp_path / "long") == 0
+    stopping(monkeypatch, 1, 1)
+    assert run(*arguments, "--epochs", 4, "--project", tmp_path) == 143
+    assert run("--resume", "--project", tmp_path, "--epochs", 8) == 0
+    table, long = (rows(folder / "exp") for folder in (tmp_path, tmp_path / "long"))
+    assert [row["lr/0"] for row in table] == [row["lr/0"] for row in long] and len(table) == 8
+
+
+def test_more_epochs_are_kept_from_the_first_moment(tiny, tmp_path, monkeypatch):
+    """A run that is lengthened and killed before it has saved anything else goes on to the new length."""
+    assert run("--data", tiny, "--epochs", 1, *QUICK, "--noval", "--project", tmp_path) == 0
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(train, "seed_everything", lambda *_: 1 / 0)
+        run("--resume", "--project", tmp_path, "--epochs", 3)
+    assert run("--resume", "--project", tmp_path) == 0
+    assert len(rows(tmp_path / "exp")) == 3
+
+
+def test_a_run_in_a_used_folder_is_not_taken_for_the_old_one(tiny, tmp_path, capsys, monkeypatch):
+    arguments = ["--data", tiny, *QUICK, "--noval", "--project", tmp_path]
+    assert run(*arguments, "--epochs", 2) == 0
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(train, "seed_everything", lambda *_: 1 / 0)
+        run(*arguments, "--epochs", 1, "--seed", 7, "--exist-ok")
+    assert not (tmp_path / "exp" / "results.csv").exists() and not (tmp_path / "exp" / "weights" / "best.pt").exists()
+    assert run("--resume", "--project", tmp_path) == 0
+    assert len(rows(tmp_path / "exp")) == 1 and weights(tmp_path / "exp")["args"]["seed"] == 7
+
+
+def test_patience_has_not_ended_a_run_of_full_length(tiny, tmp_path):
+    (tmp_path / "h.yaml").write_text("lr0: 1e-9\nscheduler: {warmup_epoch: 0}\n")
+    arguments = ["--hyp", tmp_path / "h.yaml", "--data", tiny, *QUICK, "--noval", "--patience", 1, "--project", tmp_path]
+    assert run(*arguments, "--epochs", 1) == 0
+    for epochs in (3, 4):
+        assert run("--resume", "--project", tmp_path, "--epochs", epochs) == 0
+        assert len(rows(tmp_path / "exp")) == epochs
+
+
+def test_weights_may_lie_on_another_disk(mine, tmp_path):
+    """A link in the run folder is not followed when the folder is looked for."""
+    folder, disk = mine / "runs" / "exp", tmp_path / "disk" / "deep"
+    disk.parent.mkdir()
+    (folder / "weights").rename(disk)
+    (folder / "weights").symlink_to(disk)
+    assert run("--resume", folder, "--data", mine / "data" / "data.yaml") == 0
+    assert len(rows(folder)) == 3 and {path.name for path in disk.parent.iterdir()} == {"deep"}
+
+
+def test_a_checkpoint_outside_a_run_folder_is_refused(mine, tmp_path, capsys):
+    (tmp_path / "downloads").mkdir()
+    copy = shutil.copy(mine / "runs" / "exp" / "weights" / "last.pt", tmp_path / "downloads")
+    assert run("--resume", copy, "--data", mine / "data" / "data.yaml") == 2
+    error = capsys.readouterr().err
+    assert "run folder" in error and error.count("\n") == 1
+    assert [path.name for path in (tmp_path / "downloads").iterdir()] == ["last.pt"]
+
+
 @pytest.fixture(scope="module")
 def unfinished(tmp_path_factory) -> Path:
     """A folder with a data set in `data`, and in `runs/exp` the run that a signal ended in epoch 1; not to be changed."""
@@ -211,9 +299,10 @@ def test_a_run_moves_to_another_machine(mine, unfinished, tmp_path, capsys):
         (["--patience", 3], "--patience 3"),
         (["--noval"], "--noval"),
         (["--deterministic"], "--deterministic"),
-        (["--weights", "x.pt"], "--weights x.pt"),
+        (["--weights", "x.pt"], "x.pt: "),
         (["--hyp", "hyp.yaml"], "lr0 is 0.002"),
         (["--name", "other"], "--name other"),
+        (["--name", "xp"], "--name xp"),
         (["--project", "elsewhere"], "--project elsewhere"),
         (["--device", "toaster"], "toaster"),
     ],
@@ -230,7 +319,8 @@ def test_a_contradiction_is_refused_by_name(arguments, says, mine, capsys):
 def test_what_is_as_it_was_is_no_contradiction(mine):
     same_again = ["--imgsz", 50, "--batch-size", 4, "--epochs", 3, "--seed", 0, "--patience", 50, "--model", "yolo-n"]
     free = ["--data", mine / "data" / "data.yaml", "--workers", 1, "--save-every", 0, "--noplots"]
-    assert run("--resume", mine / "runs" / "exp", *same_again, *free, "--name", "exp", "--project", mine / "runs") == 0
+    place = ["--name", "runs/exp", "--project", mine]
+    assert run("--resume", mine / "runs" / "exp", *same_again, *free, *place) == 0
 
 
 @pytest.mark.parametrize(

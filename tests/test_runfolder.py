@@ -19,6 +19,12 @@ def state_of(epoch):
 def test_a_taken_name_gets_a_number(tmp_path):
     assert [new_run_folder(tmp_path / "runs", "exp", False).name for _ in range(3)] == ["exp", "exp2", "exp3"]
     assert new_run_folder(tmp_path / "runs", "exp", True).name == "exp"
+    (tmp_path / "runs" / "exp" / "weights" / "last.pt").write_text("of a run before")
+    assert new_run_folder(tmp_path / "runs", "exp", True).name == "exp"
+    assert not list((tmp_path / "runs" / "exp").rglob("*.pt"))
+    (tmp_path / "runs" / "a file").write_text("")
+    with pytest.raises(UserError, match="is no folder"):
+        new_run_folder(tmp_path / "runs", "a file", True)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--project"):
         new_run_folder(tmp_path / "file", "exp", False)

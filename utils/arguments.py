@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -16,12 +17,12 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def at_least(lowest: int) -> Callable[[str], int]:
-    """An argument's type: a whole number from `lowest`."""
+def at_least(lowest: int, highest: int = 10**9) -> Callable[[str], int]:
+    """An argument's type: a whole number from `lowest` to `highest`."""
 
     def integer(text: str) -> int:
-        if not text.lstrip("-").isdigit() or int(text) < lowest:
-            raise argparse.ArgumentTypeError(f"found {text!r}, need a whole number from {lowest}")
+        if not (text.removeprefix("-").isdecimal() and len(text) < 20 and lowest <= int(text) <= highest):
+            raise argparse.ArgumentTypeError(f"found {text!r}, need a whole number from {lowest} to {highest}")
         return int(text)
 
     return integer
@@ -36,3 +37,8 @@ def minutes(text: str) -> float:
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"found {text!r}, need a number of minutes from 0")
     return value
+
+
+def absolute(text: str) -> str:
+    """An argument's type: a path, made absolute, so that it names the same file from another folder."""
+    return os.path.abspath(text)  # noqa: PTH100 - a link stays what it is called

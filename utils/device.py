@@ -23,7 +23,7 @@ def select_device(name: str, local_rank: int | None = None) -> torch.device:
     try:
         device = torch.device(f"cuda:{name}" if name.isdigit() else name)
         torch.empty(0, device=device)
-        if device.type == "cuda":
+        if local_rank is not None and device.type == "cuda":
             torch.cuda.set_device(device)  # NCCL asks for the current one
     except (RuntimeError, AssertionError, NotImplementedError):
         there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])

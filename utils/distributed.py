@@ -24,7 +24,9 @@ class Processes:
 
     def __init__(self) -> None:
         self.rank, self.count, self.local_rank, self.local_count = 0, 1, None, 1
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            if "TORCHELASTIC_RUN_ID" not in os.environ:
+                raise UserError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}: several processes are for torchrun to start")
             names = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"
             self.rank, self.count, self.local_rank, self.local_count = (int(os.environ[name]) for name in names)
         self.first = self.rank == 0

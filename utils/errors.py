@@ -2,7 +2,9 @@
 
 import errno
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)  # of an OSError
+DISK_ERRORS = (  # of an OSError
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENAMETOOLONG,
+)  # fmt: skip
 
 
 class UserError(Exception):

@@ -12,7 +12,7 @@ SIGNALS = tuple(
 T = TypeVar("T")
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):  # as KeyboardInterrupt: nobody's `except Exception` may swallow it
     """The run ends because of the signal `number`. `where` says where it stands; "" if that is for another process to say."""
 
     def __init__(self, number: int, where: str) -> None:

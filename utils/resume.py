@@ -9,7 +9,7 @@ import torch
 
 from utils.errors import UserError
 from utils.hyp import Hyp, load_hyp
-from utils.runfolder import newest_checkpoint
+from utils.runfolder import folder_of, newest_checkpoint
 from utils.yamlfile import find_file
 
 FREE = ("data", "device", "workers", "save_every", "noplots")  # may be other than they were; the data must have the same content
@@ -39,14 +39,13 @@ def resumed_arguments(state: Mapping[str, Any], path: Path, given: Mapping[str, 
     """
     if "optimizer" not in state:
         raise UserError(f"{path}: holds a model without the state of its run; --resume needs a last.pt")
-    own, folder = dict(state["args"]), path.resolve().parent.parent
+    own, folder = dict(state["args"]), folder_of(path)
     for key, value in given.items():
         flag = f"--{key.replace('_', '-')}"
         if key in PLACE:
-            # `auto` finds the run by these two, and a search begins in the project.
-            named = {"name": folder.name, "project": folder.parent} if given["resume"] != "auto" else {}
-            found = Path(value).resolve() if key == "project" else value
-            if key in named and found != named[key] and (key == "name" or given["resume"]):
+            named_so = key != "name" or folder.match(value)
+            in_there = key != "project" or folder.resolve().is_relative_to(Path(value).resolve())
+            if given["resume"] != "auto" and not (named_so and in_there):  # `auto` has found it by these two
                 raise UserError(f"{flag} {value}: the run to resume is {folder}")
         elif key == "hyp":
             _same_hyp(Path(find_file(value, hyp_folder)), Hyp(**state["hyp"]), folder)
@@ -76,9 +75,9 @@ def same_content(before: Mapping[str, str], now: Mapping[str, str], data: str) -
             raise UserError(f"{data}: {split} has {summary}, but the run to resume was started with {before[split]}")
 
 
-def arithmetic(device: torch.device, processes: int) -> dict[str, str | int]:
+def arithmetic(device: torch.device, bf16: bool, processes: int) -> dict[str, str | int]:
     """What the last bits of a sum depend on besides the program: the version, the chip, threads and processes."""
-    facts = {"torch": str(torch.__version__), "device": device.type, "processes": processes}
+    facts = {"torch": str(torch.__version__), "device": device.type, "bf16": bf16, "processes": processes}
     if device.type == "cpu":
         facts |= {"instructions": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
     if device.type == "cuda":

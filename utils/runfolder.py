@@ -3,6 +3,7 @@
 import copy
 import csv
 import io
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,19 +21,32 @@ MODEL_KEYS = ("args", "hyp", "names", "epoch", "best", "average")  # of the stat
 def new_run_folder(project: Path, name: str, exist_ok: bool) -> Path:
     """Make `project`/`name`, with a folder for weights; if taken and `exist_ok` is not set, the first of name2, ... that is not.
 
-    Raises UserError when it cannot be made.
+    A run that begins in a folder that was used takes its checkpoints and table away, lest they be taken for its own. Raises
+    UserError when the folder cannot be made.
     """
     folder, number = project / name, 1
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=exist_ok)
             (folder / "weights").mkdir(exist_ok=True)
+            for old in ("weights/last.pt", "weights/best.pt", "results.csv"):
+                (folder / old).unlink(missing_ok=True)
             return folder
         except FileExistsError:
+            if exist_ok:  # it is a file, then
+                raise UserError(f"--project {project}: {folder} is there, but is no folder") from None
             number += 1
             folder = project / f"{name}{number}"
         except OSError as error:
             raise UserError(f"--project {project}: {folder} cannot be made: {error.strerror}") from None
+
+
+def folder_of(checkpoint: Path) -> Path:
+    """The run folder of a checkpoint in its weights; links in it are not followed. Raises UserError when it is elsewhere."""
+    folder = Path(os.path.abspath(checkpoint)).parent  # noqa: PTH100 - resolve() would follow a link from weights to another disk
+    if folder.name != "weights":
+        raise UserError(f"{checkpoint}: is not in the weights of a run folder, so there is nowhere to go on")
+    return folder.parent
 
 
 def newest_checkpoint(project: Path) -> Path:
@@ -51,10 +65,11 @@ class RunFolder:
         self.saved = time.monotonic()
         self._best: dict[str, Any] | None = None  # a best model that is yet to be written
 
-    def write_yaml(self, name: str, values: Mapping[str, Any]) -> None:
-        """Write `values` to the file `name` in the folder. Raises OSError when it cannot be written."""
-        with whole_file(self.path / name) as file:
-            file.write(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True).encode())
+    def write_yaml(self, **files: Mapping[str, Any]) -> None:
+        """Write each of `files` to the folder, by its name and .yaml. Raises OSError when one cannot be written."""
+        for name, values in files.items():
+            with whole_file(self.path / f"{name}.yaml") as file:
+                file.write(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True).encode())
 
     def save(self, state: dict[str, Any], improved: bool = False) -> str | None:
         """Write results.csv from the state's `rows`, best.pt if the model has `improved`, and the whole state as last.pt.
