@@ -43,7 +43,8 @@ def resumed_arguments(state: Mapping[str, Any], path: Path, given: Mapping[str, 
     for key, value in given.items():
         flag = f"--{key.replace('_', '-')}"
         if key in PLACE:
-            named_so = key != "name" or folder.match(value)
+            parts = Path(value).parts
+            named_so = key != "name" or parts == folder.parts[-len(parts) :]
             in_there = key != "project" or folder.resolve().is_relative_to(Path(value).resolve())
             if given["resume"] != "auto" and not (named_so and in_there):  # `auto` has found it by these two
                 raise UserError(f"{flag} {value}: the run to resume is {folder}")
