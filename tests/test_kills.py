@@ -81,17 +81,8 @@ def whole(data, tmp_path_factory):
         if key not in runs:
             folder = tmp_path_factory.mktemp("whole")
             (folder / "h.yaml").write_text(HYP.format(optimizer=optimizer, scheduler=SCHEDULERS[optimizer]))
-            arguments = [
-                "--hyp",
-                str(folder / "h.yaml"),
-                "--data",
-                str(data),
-                "--epochs",
-                str(epochs),
-                *SIZE,
-                "--device",
-                *device,
-            ]
+            options = {"--hyp": folder / "h.yaml", "--data": data, "--epochs": epochs}
+            arguments = [str(part) for option in options.items() for part in option] + [*SIZE, "--device", *device]
             start = [*TORCHRUN, processes] if processes > 1 else [sys.executable]
             finished([*start, ROOT / "train.py", *arguments, "--workers", 0, "--project", folder])
             runs[key] = folder / "exp", arguments
@@ -129,7 +120,9 @@ class Prey:
             assert time.monotonic() < deadline, f"the run is never in {phase}, but in {now}"
             time.sleep(0.002)
         time.sleep(random.uniform(0, wait))
-        os.kill(self.now(rank)[0], signal.SIGKILL)
+        number, _ = self.now(rank)
+        assert number, f"process {rank} has not said its number"
+        os.kill(number, signal.SIGKILL)
         return now[0], self.now(0)[1]
 
 
