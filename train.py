@@ -23,7 +23,7 @@ from utils.distributed import Processes, synchronize_batch_norms
 from utils.ema import EMA
 from utils.errors import DISK_ERRORS, UserError
 from utils.hyp import Hyp, load_hyp
-from utils.interrupt import Interrupted, StopSignals, ignore_signals
+from utils.interrupt import Interrupted, StopSignals, follow_trainer
 from utils.metrics import METRICS, Result, coco_truth, detect, evaluate, table
 from utils.plan import planned_scheduler
 from utils.plots import draw_batch, draw_predictions, draw_results
@@ -120,7 +120,7 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
     train_set = TrainSet(train_data, args.imgsz, hyp, args.seed, mosaic_until=args.epochs - hyp.close_mosaic)
     val_set = ValSet(val_data, args.imgsz, stride=32)
     batches = EpochBatches(len(train_set), args.batch_size, args.seed, processes.rank, processes.count)
-    loading = {"num_workers": workers, "persistent_workers": workers > 0, "worker_init_fn": ignore_signals,
+    loading = {"num_workers": workers, "persistent_workers": workers > 0, "worker_init_fn": follow_trainer,
                "collate_fn": collate, "pin_memory": device.type == "cuda"}  # fmt: skip
     train_loader = DataLoader(train_set, batch_sampler=batches, **loading)
     share = Subset(val_set, range(processes.rank, len(val_set), processes.count))

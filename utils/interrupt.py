@@ -1,5 +1,7 @@
 """The signals that ask a run to stop: from a batch system (SIGTERM, SIGUSR1), from the keyboard or from torchrun."""
 
+import multiprocessing
+import os
 import signal
 from collections.abc import Iterable, Iterator
 from types import FrameType
@@ -51,10 +53,14 @@ class StopSignals:
                 return
 
 
-def ignore_signals(_: int = 0) -> None:
+def follow_trainer(_: int = 0) -> None:
     """In a process that loads data: leave the signals to the one that trains, which still wants the batches under way.
 
-    Ctrl-C and batch systems signal every process of a run. A loader ends when its trainer does.
+    Ctrl-C and batch systems signal every process of a run. A loader ends some seconds after its trainer; one whose trainer was
+    killed before this call ends here, for torch, which looks only later who the trainer is, would keep it for ever.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    trainer = multiprocessing.parent_process()
+    if trainer and multiprocessing.get_start_method() == "fork" and os.getppid() != trainer.pid:
+        os._exit(1)
