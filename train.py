@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from data.augment import recolored
 from data.dataset import TrainSet, ValSet, collate
 from data.formats import read_data_config, read_splits
 from data.sampler import EpochBatches
@@ -18,13 +19,14 @@ from data.shapes import make_shapes
 from models import MODELS, build_model
 from utils.arguments import Parser, absolute, at_least, minutes
 from utils.checkpoint import load_checkpoint, load_matching
-from utils.device import compute_exactly, default_workers, has_bf16, peak_memory_gb, select_device
+from utils.device import compute_exactly, default_workers, has_bf16, keep_freed_memory, peak_memory_gb, select_device
 from utils.distributed import Processes, synchronize_batch_norms
 from utils.ema import EMA
 from utils.errors import DISK_ERRORS, UserError
 from utils.hyp import Hyp, load_hyp
 from utils.interrupt import Interrupted, StopSignals, follow_trainer
 from utils.metrics import METRICS, Result, coco_truth, detect, evaluate, table
+from utils.optimizers import build_optimizer
 from utils.plan import planned_scheduler
 from utils.plots import draw_batch, draw_predictions, draw_results
 from utils.resume import arithmetic, checkpoint_to_resume, different, resumed_arguments, same_content
@@ -68,16 +70,6 @@ def parse_args(argv: list[str] | None) -> dict[str, Any]:
     return vars(p.parse_args(argv))
 
 
-def build_optimizer(model: nn.Module, hyp: Hyp) -> torch.optim.Optimizer:
-    """Two groups: the convolutions' weights, which decay, and biases and norms, which do not."""
-    weights = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": weights, "weight_decay": hyp.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    if hyp.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=hyp.lr0, betas=(hyp.momentum, 0.999), fused=True)
-    return torch.optim.SGD(groups, lr=hyp.lr0, momentum=hyp.momentum, nesterov=hyp.momentum > 0, fused=True)
-
-
 def train(given: dict[str, Any], stop: StopSignals) -> None:
     args = argparse.Namespace(**DEFAULTS | given)
     processes = Processes()
@@ -99,9 +91,11 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
         hyp = load_hyp(hyp_file)
     device = select_device(args.device, processes.local_rank)
     bf16 = has_bf16(device)
+    dtype = torch.bfloat16 if bf16 else torch.float32
     workers = default_workers(device, processes.local_count) if args.workers is None else args.workers
     exact = args.deterministic or device.type == "cpu"
     compute_exactly(exact)
+    keep_freed_memory()
     torch.manual_seed(args.seed)
 
     # Data.
@@ -134,7 +128,7 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
     if args.sync_bn:
         model = synchronize_batch_norms(model, device)
     model.to(device, memory_format=torch.channels_last)
-    optimizer = build_optimizer(model, hyp)
+    optimizer = build_optimizer(model, hyp, dtype)
     scheduler, planned, notes = planned_scheduler(hyp, hyp_file, optimizer, args.epochs, batches.sizes, args.batch_size)
     warn(*notes)
     ema = EMA(model, hyp.ema_decay)
@@ -167,7 +161,8 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
     if first and not args.noplots:
         draw_plan(planned, len(batches), run.path / "lr.png")
         if state is None:
-            draw_batch(*collate([train_set[key] for key in next(iter(batches))]), names, run.path / "train_batch.jpg")
+            images, targets = collate(train_set.__getitems__(next(iter(batches))))
+            draw_batch(recolored(images, [t["color"] for t in targets], dtype), targets, names, run.path / "train_batch.jpg")
     del state  # its memory
     trained = processes.parallel(model, same_order=exact)
     say(f"{args.model}, {len(names)} classes, {len(train_set)} + {len(val_set)} pictures at {args.imgsz} px, on {device}"
@@ -213,8 +208,9 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
             window = i - i % hyp.accumulate  # where the batches of this optimizer step begin; fewer at the epoch's end
             steps = i + 1 == min(window + hyp.accumulate, len(batches))
             trained.require_backward_grad_sync = steps  # several processes exchange gradients once a step
+            images = recolored(images.to(device, non_blocking=True), [t["color"] for t in targets], dtype)
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                losses = trained(images.to(device, non_blocking=True), targets)
+                losses = trained(images, targets)
             loss = sum(losses.values()) / (min(window + hyp.accumulate, len(batches)) - window)
             loss.backward()
             means = means + (processes.mean(torch.stack([*losses.values()]).detach()) - means) / (i + 1)

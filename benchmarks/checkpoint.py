@@ -17,11 +17,11 @@ from types import SimpleNamespace
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import train
 from models import build_model
 from utils.checkpoint import save_checkpoint
 from utils.device import compute_exactly, has_bf16, select_device
 from utils.ema import EMA
+from utils.optimizers import build_optimizer
 from utils.runfolder import MODEL_KEYS
 
 
@@ -32,7 +32,7 @@ class Run:
         self.device, self.bf16 = device, has_bf16(device)
         self.model = build_model(name, 3).to(device, memory_format=torch.channels_last).train()
         hyp = SimpleNamespace(optimizer=optimizer, lr0=1e-3, momentum=0.9, weight_decay=0.01)
-        self.optimizer = train.build_optimizer(self.model, hyp)
+        self.optimizer = build_optimizer(self.model, hyp, torch.bfloat16 if self.bf16 else torch.float32)
         self.ema = EMA(self.model, 0.999)
         self.images = torch.randint(256, (batch_size, 3, imgsz, imgsz), dtype=torch.uint8, device=device)
         corners = torch.rand(batch_size, 10, 2) * imgsz / 2

@@ -1,32 +1,36 @@
 """What happens to a training sample: mosaic, scale and shift, flips, colour. Every number comes from the `rng` that is passed in.
 
 Pictures are only cut, resized and pasted, never warped: scale and shift are part of where a tile is pasted, so that each source
-pixel is touched once, and boxes follow the very same cut.
+pixel is touched once, and boxes follow the very same cut. Colour is a matrix for each picture, applied to a whole batch on the
+device that trains.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 from utils.hyp import Hyp
 
 GREY = 114  # fills what no picture covers
 MIN_VISIBLE = 0.1  # a box of which less than this share is left after cutting is dropped
 
-Labelled = tuple[Tensor, Tensor, Tensor]  # picture (3, h, w) uint8; boxes (n, 4) xyxy in its pixels; labels (n,)
+Labelled = tuple[Tensor, np.ndarray, np.ndarray]  # picture (3, h, w) uint8; boxes (n, 4) float32 xyxy in its pixels; labels (n,)
 
 
 class Canvas:
-    """A grey square of `side` pixels to paste pictures on, and the boxes that came with them."""
+    """A grey picture of `height` x `width` pixels to paste others on, and the boxes that came with them.
 
-    def __init__(self, side: int) -> None:
-        self.image = torch.full((3, side, side), GREY, dtype=torch.uint8)
-        self.side = side
-        self.boxes: list[Tensor] = []
-        self.labels: list[Tensor] = []
+    Its pixels lie as a decoder writes them and a convolution reads them, colour by colour of each pixel (channels-last).
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        self.image = torch.full((height, width, 3), GREY, dtype=torch.uint8).permute(2, 0, 1)
+        self.boxes = [np.zeros((0, 4), np.float32)]
+        self.labels = [np.zeros(0, np.int64)]
 
     def paste(self, sample: Labelled, scale: float, left: float, top: float, clip: tuple[int, int, int, int]) -> None:
         """Draw the picture at `scale` with its corner at (left, top), and of it only what lies within `clip` (xyxy, pixels)."""
@@ -37,25 +41,32 @@ class Canvas:
         if x is None or y is None:
             return
         (x0, x1, from_x0, from_x1), (y0, y1, from_y0, from_y1) = x, y
-        part = image[:, from_y0:from_y1, from_x0:from_x1]
-        self.image[:, y0:y1, x0:x1] = F.resize(part, [y1 - y0, x1 - x0], antialias=True)
+        self.image[:, y0:y1, x0:x1] = resized(image[:, from_y0:from_y1, from_x0:from_x1], y1 - y0, x1 - x0)
         if not len(boxes):
             return
-        ratio = torch.tensor([(x1 - x0) / (from_x1 - from_x0), (y1 - y0) / (from_y1 - from_y0)]).repeat(2)
-        moved = (boxes - torch.tensor([from_x0, from_y0]).repeat(2)) * ratio + torch.tensor([x0, y0]).repeat(2)
-        cut = torch.stack((moved[:, 0::2].clamp(x0, x1), moved[:, 1::2].clamp(y0, y1)), dim=-1).flatten(1)
+        zoom_x, zoom_y = (x1 - x0) / (from_x1 - from_x0), (y1 - y0) / (from_y1 - from_y0)
+        moved = boxes * np.float32([zoom_x, zoom_y, zoom_x, zoom_y])
+        moved += np.float32([x0 - from_x0 * zoom_x, y0 - from_y0 * zoom_y] * 2)
+        cut = np.minimum(np.maximum(moved, np.float32([x0, y0, x0, y0])), np.float32([x1, y1, x1, y1]))
         keep = _areas(cut) > MIN_VISIBLE * _areas(moved)
         self.boxes.append(cut[keep])
         self.labels.append(labels[keep])
 
     def finish(self) -> Labelled:
         """The picture with all boxes that were pasted."""
-        if not self.boxes:
-            return self.image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)
-        return self.image, torch.cat(self.boxes), torch.cat(self.labels)
+        return self.image, np.concatenate(self.boxes), np.concatenate(self.labels)
 
 
-def _areas(boxes: Tensor) -> Tensor:
+def resized(image: Tensor, height: int, width: int) -> Tensor:
+    """A picture (3, h, w) uint8, or a part of one, in another size; what gets smaller is averaged, not skipped."""
+    # In one piece and with its colours side by side first: any other way lies in memory, it takes twice as long.
+    if image.shape[1:] == (height, width):
+        return image
+    one = image[None].contiguous(memory_format=torch.channels_last)
+    return F.interpolate(one, (height, width), mode="bilinear", antialias=True)[0]
+
+
+def _areas(boxes: np.ndarray) -> np.ndarray:
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
@@ -75,7 +86,7 @@ def place(sample: Labelled, side: int, hyp: Hyp, rng: np.random.Generator) -> La
     height, width = image.shape[-2:]
     scale = side / max(height, width) * rng.uniform(1 - hyp.scale, 1 + hyp.scale)
     x, y = rng.uniform(0.5 - hyp.translate, 0.5 + hyp.translate, 2) * side
-    canvas = Canvas(side)
+    canvas = Canvas(side, side)
     canvas.paste(sample, scale, x - scale * width / 2, y - scale * height / 2, (0, 0, side, side))
     return canvas.finish()
 
@@ -85,7 +96,7 @@ def mosaic(samples: list[Labelled], side: int, hyp: Hyp, rng: np.random.Generato
     zoom = rng.uniform(1 - hyp.scale, 1 + hyp.scale)
     reach = min(0.5 * zoom + hyp.translate, 0.5)
     x, y = (round(value) for value in rng.uniform(0.5 - reach, 0.5 + reach, 2) * side)
-    canvas = Canvas(side)
+    canvas = Canvas(side, side)
     quarters = ((0, 0, x, y), (x, 0, side, y), (0, y, x, side), (x, y, side, side))
     for quarter, sample in zip(quarters, samples, strict=True):
         height, width = sample[0].shape[-2:]
@@ -103,26 +114,33 @@ def flip(sample: Labelled, hyp: Hyp, rng: np.random.Generator) -> Labelled:
     across, down = rng.random(2) < (hyp.fliplr, hyp.flipud)
     if across:
         image = image.flip(-1)
-        boxes = torch.stack((width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]), dim=1)
+        boxes = np.stack((width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]), axis=1)
     if down:
         image = image.flip(-2)
-        boxes = torch.stack((boxes[:, 0], height - boxes[:, 3], boxes[:, 2], height - boxes[:, 1]), dim=1)
+        boxes = np.stack((boxes[:, 0], height - boxes[:, 3], boxes[:, 2], height - boxes[:, 1]), axis=1)
     return image, boxes, labels
 
 
-def jitter(image: Tensor, hyp: Hyp, rng: np.random.Generator) -> Tensor:
-    """Brightness, saturation and hue at once: all three are linear in RGB, so together they are one 3x3 matrix.
+def color_matrix(hyp: Hyp, rng: np.random.Generator) -> np.ndarray:
+    """Brightness, saturation and hue at once: all three are linear in RGB, so together they are one matrix (3, 3) float32.
 
     Saturation blends with the grey of the same luma (ITU-R BT.601's weights, as torchvision's); hue is a rotation about the grey
     axis (Rodrigues' formula), which is cheaper than the way through HSV and differs little from it for small angles.
     """
     brightness, saturation = (rng.uniform(1 - r, 1 + r) for r in (hyp.brightness, hyp.saturation))
     angle = 2 * math.pi * rng.uniform(-hyp.hue, hyp.hue)
-    if not (hyp.brightness or hyp.saturation or hyp.hue):
-        return image
     luma = np.tile([0.299, 0.587, 0.114], (3, 1))
     cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
     rotation = math.cos(angle) * np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) / 3
-    matrix = brightness * (saturation * np.eye(3) + (1 - saturation) * luma) @ rotation
-    pixels = torch.from_numpy(matrix.astype(np.float32)) @ image.flatten(1).float()
-    return pixels.add_(0.5).clamp_(0, 255).to(torch.uint8).view_as(image)
+    return (brightness * (saturation * np.eye(3) + (1 - saturation) * luma) @ rotation).astype(np.float32)
+
+
+def recolored(images: Tensor, matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """A batch (B, 3, h, w) uint8, each picture in the colours that its matrix (3, 3) makes of its own: `dtype`, 0..1.
+
+    It is done after the copy to the device, for the whole batch, where it costs next to nothing.
+    """
+    matrix = torch.stack([*matrices]).to(images.device, non_blocking=True) / 255
+    pixels = images.permute(0, 2, 3, 1).flatten(1, 2).to(dtype)
+    colored = torch.bmm(pixels, matrix.mT.to(dtype)).clamp_(0, 1)
+    return colored.unflatten(1, images.shape[-2:]).permute(0, 3, 1, 2)

@@ -1,10 +1,12 @@
 """Samples out of annotations: `TrainSet` augments, `ValSet` letterboxes. What each gives depends on its key alone."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as F
 
@@ -15,6 +17,7 @@ from utils.errors import UserError
 from utils.hyp import Hyp
 
 Target = dict[str, Tensor]
+MEMORY = 1_000_000_000  # bytes of decoded pictures that a process keeps, its loaders together
 
 
 def read_image(path: str) -> Tensor:
@@ -47,35 +50,58 @@ class _Samples(Dataset):
         image = read_image(str(a.files[index]))
         rows = slice(a.offsets[index], a.offsets[index + 1])
         height, width = image.shape[-2:]
-        boxes = torch.from_numpy(a.boxes[rows]) * torch.tensor([width, height, width, height])
-        return (image, boxes, torch.from_numpy(a.labels[rows])), a.crowd[rows]
+        return (image, a.boxes[rows] * np.float32([width, height] * 2), a.labels[rows]), a.crowd[rows]
 
 
 class TrainSet(_Samples):
-    """Augmented samples (3, imgsz, imgsz) uint8; asked with a key (epoch, place in the epoch, index of the picture).
+    """Augmented samples (3, imgsz, imgsz) uint8; asked with a key of `EpochBatches`, or with a batch of them.
 
-    From epoch `mosaic_until` on, pictures come one at a time.
+    A target has `boxes` (n, 4), `labels` (n,) and `color` (3, 3), the matrix for `augment.recolored`. From epoch `mosaic_until`
+    on, pictures come one at a time.
     """
 
     def __init__(self, annotations: Annotations, imgsz: int, hyp: Hyp, seed: int, mosaic_until: int) -> None:
         super().__init__(annotations, imgsz)
         self.hyp, self.seed, self.mosaic_until = hyp, seed, mosaic_until
+        self.kept: dict[int, augment.Labelled] = {}
+        self.room: int | None = None  # bytes left in memory, once it is known how many loaders there are
 
     def __getitem__(self, key: Key) -> tuple[Tensor, Target]:
-        epoch, place, index = key
-        rng = sample_rng(self.seed, epoch, place)
-        if epoch < self.mosaic_until and rng.random() < self.hyp.mosaic:
-            others = rng.integers(len(self), size=3)
-            sample = augment.mosaic([self._trainable(i) for i in (index, *others)], self.imgsz, self.hyp, rng)
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[Key]) -> list[tuple[Tensor, Target]]:
+        """The samples of a batch. What several of them are made of is decoded once."""
+        rngs = [sample_rng(self.seed, epoch, place) for epoch, place, _ in keys]
+        made_of = [
+            indices if epoch < self.mosaic_until and rng.random() < self.hyp.mosaic else indices[:1]
+            for (epoch, _, indices), rng in zip(keys, rngs, strict=True)
+        ]
+        wanted = sorted({index for indices in made_of for index in indices})
+        pictures = {index: self._trainable(index) for index in wanted}
+        return [self._sample([pictures[index] for index in indices], rng) for indices, rng in zip(made_of, rngs, strict=True)]
+
+    def _sample(self, tiles: list[augment.Labelled], rng: np.random.Generator) -> tuple[Tensor, Target]:
+        if len(tiles) > 1:
+            sample = augment.mosaic(tiles, self.imgsz, self.hyp, rng)
         else:
-            sample = augment.place(self._trainable(index), self.imgsz, self.hyp, rng)
+            sample = augment.place(tiles[0], self.imgsz, self.hyp, rng)
         image, boxes, labels = augment.flip(sample, self.hyp, rng)
-        return augment.jitter(image, self.hyp, rng), {"boxes": boxes, "labels": labels}
+        arrays = {"boxes": boxes, "labels": labels, "color": augment.color_matrix(self.hyp, rng)}
+        return image, {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def _trainable(self, index: int) -> augment.Labelled:
+        """Picture `index`, its boxes and labels but for crowds; from memory, where the first ones to be read are kept."""
+        if index in self.kept:
+            return self.kept[index]
         (image, boxes, labels), crowd = self._labelled(index)
-        single = torch.from_numpy(~crowd)
-        return image, boxes[single], labels[single]
+        picture = image, boxes[~crowd], labels[~crowd]
+        if self.room is None:
+            worker = get_worker_info()
+            self.room = MEMORY // (worker.num_workers if worker else 1)
+        if image.nbytes <= self.room:
+            self.room -= image.nbytes
+            self.kept[index] = picture
+        return picture
 
 
 class ValSet(_Samples):
@@ -98,14 +124,25 @@ class ValSet(_Samples):
         height, width = image.shape[-2:]
         ratio = self.imgsz / max(height, width)
         size = [min(self.shape[0], max(1, round(height * ratio))), min(self.shape[1], max(1, round(width * ratio)))]
-        scale = torch.tensor([size[1] / width, size[0] / height])
-        sample = torch.full((3, *self.shape), augment.GREY, dtype=torch.uint8)
-        sample[:, : size[0], : size[1]] = F.resize(image, size, antialias=True)
-        target = {"boxes": boxes * scale.repeat(2), "labels": labels, "scale": scale, "image_id": torch.tensor(index)}
-        return sample, target
+        scale = np.float32([size[1] / width, size[0] / height])
+        sample = augment.Canvas(*self.shape).image
+        sample[:, : size[0], : size[1]] = augment.resized(image, *size)
+        target = {"boxes": boxes * np.tile(scale, 2), "labels": labels, "scale": scale, "image_id": np.asarray(index)}
+        return sample, {name: torch.from_numpy(array) for name, array in target.items()}
 
 
-def collate(samples: list[tuple[Tensor, Target]]) -> tuple[Tensor, list[Target]]:
-    """Samples of one size as a batch: pictures (B, 3, h, w) uint8 and their targets."""
+class Targets(list[Target]):
+    """A batch's targets, which travel from a loader's process in one piece: a tensor each would have a file each."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _unpacked, ([{name: tensor.numpy() for name, tensor in target.items()} for target in self],)
+
+
+def _unpacked(targets: list[dict[str, np.ndarray]]) -> Targets:
+    return Targets({name: torch.from_numpy(array) for name, array in target.items()} for target in targets)
+
+
+def collate(samples: list[tuple[Tensor, Target]]) -> tuple[Tensor, Targets]:
+    """Samples of one size as a batch: pictures (B, 3, h, w) uint8, channels-last, and their targets."""
     images, targets = zip(*samples, strict=True)
-    return torch.stack(images), list(targets)
+    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2), Targets(targets)

@@ -7,7 +7,8 @@ from torch.utils.data import Sampler
 
 from utils.errors import UserError
 
-Key = tuple[int, int, int]  # epoch, place in the epoch, index of the picture
+Key = tuple[int, int, tuple[int, ...]]  # epoch, place in the epoch, indices of the picture there and at the next 3 places
+TILES = 4  # pictures of a mosaic
 
 
 class EpochBatches(Sampler[list[Key]]):
@@ -39,8 +40,12 @@ class EpochBatches(Sampler[list[Key]]):
     def __iter__(self) -> Iterator[list[Key]]:
         # 0 in third place is the order's own random stream; the samples' begin at 1 (see `sample_rng`).
         order = np.random.default_rng((self.seed, self.epoch, 0)).permutation(self.samples)
+        # A mosaic is made of neighbours in this order: each picture is in as many, and a batch decodes little more than its own.
+        tiles = np.stack([np.roll(order, -i) for i in range(TILES)], axis=1).tolist()
         for first, last in zip(self.bounds[self.start : -1], self.bounds[self.start + 1 :], strict=True):
-            yield [(self.epoch, place, int(order[place])) for place in range(first + self.rank, last, self.processes)]
+            size = last - first
+            share = range(first + size * self.rank // self.processes, first + size * (self.rank + 1) // self.processes)
+            yield [(self.epoch, place, tuple(tiles[place])) for place in share]
 
 
 def sample_rng(seed: int, epoch: int, place: int) -> np.random.Generator:

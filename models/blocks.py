@@ -17,7 +17,7 @@ class ConvNormAct(nn.Sequential):
         super().__init__(
             nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False),
             nn.BatchNorm2d(out_channels, eps=1e-3, momentum=0.03),
-            nn.SiLU(inplace=True),
+            nn.SiLU(),
         )
 
 

@@ -96,9 +96,9 @@ def test_boxes_lie_on_the_objects(kind, augmented, tmp_path):
     assert annotations.faults == () and annotations.sizes.tolist() == [list(SIZE)]
     if augmented:
         samples = TrainSet(annotations, 128, Hyp(brightness=0, saturation=0, hue=0, flipud=0.5), seed=1, mosaic_until=8)
-        found = [samples[epoch, 0, 0] for epoch in range(16)]
+        found = [samples[epoch, 0, (0, 0, 0, 0)] for epoch in range(16)]
     else:
-        found = [ValSet(annotations, 128, stride=32)[0], TrainSet(annotations, 128, PLAIN, seed=1, mosaic_until=0)[0, 0, 0]]
+        found = [ValSet(annotations, 128, stride=32)[0], TrainSet(annotations, 128, PLAIN, seed=1, mosaic_until=0)[0, 0, (0,)]]
     seen = 0
     for image, target in found:
         assert image.dtype == torch.uint8 and image.shape[0] == 3
@@ -118,7 +118,7 @@ def test_a_picture_without_objects(tmp_path):
     annotations = read_split(read_data_config(tmp_path / "data.yaml"), "train")
     assert annotations.faults == () and len(annotations) == 3 and len(annotations.boxes) == 1
     for index, name in enumerate(annotations.files):
-        _, target = TrainSet(annotations, 64, PLAIN, seed=0, mosaic_until=0)[0, index, index]
+        _, target = TrainSet(annotations, 64, PLAIN, seed=0, mosaic_until=0)[0, index, (index,)]
         count = 1 if Path(str(name)).stem == "object" else 0
         assert target["boxes"].shape == (count, 4) and target["labels"].shape == (count,)
 
@@ -127,7 +127,7 @@ def test_a_one_pixel_box(tmp_path):
     annotations = data_set(tmp_path, ["a.png"], yolo_line((100, 50, 101, 51), label=1))
     for image, target in (
         ValSet(annotations, 120, stride=32)[0],
-        TrainSet(annotations, 120, PLAIN, seed=0, mosaic_until=0)[0, 0, 0],
+        TrainSet(annotations, 120, PLAIN, seed=0, mosaic_until=0)[0, 0, (0,)],
     ):
         assert target["labels"].tolist() == [1] and image.shape[0] == 3
         width, height = (target["boxes"][0, 2:] - target["boxes"][0, :2]).tolist()
@@ -136,7 +136,7 @@ def test_a_one_pixel_box(tmp_path):
 
 def test_pixels_of_a_plain_sample_are_the_picture(tmp_path):
     annotations = data_set(tmp_path, ["a.png"], yolo_line(BOX))
-    image, target = TrainSet(annotations, 120, PLAIN, seed=0, mosaic_until=0)[0, 0, 0]
+    image, target = TrainSet(annotations, 120, PLAIN, seed=0, mosaic_until=0)[0, 0, (0,)]
     shown = torch.from_numpy(np.array(as_shown())).permute(2, 0, 1)
     assert torch.equal(image[:, 15:105], shown)
     assert (image[:, :15] == 114).all() and (image[:, 105:] == 114).all()
@@ -146,18 +146,18 @@ def test_pixels_of_a_plain_sample_are_the_picture(tmp_path):
 def test_flips_are_exact(tmp_path):
     annotations = data_set(tmp_path, ["a.png"], yolo_line(BOX))
     both = PLAIN.model_copy(update={"fliplr": 1.0, "flipud": 1.0})
-    plain, _ = TrainSet(annotations, 120, PLAIN, seed=0, mosaic_until=0)[0, 0, 0]
-    image, target = TrainSet(annotations, 120, both, seed=0, mosaic_until=0)[0, 0, 0]
+    plain, _ = TrainSet(annotations, 120, PLAIN, seed=0, mosaic_until=0)[0, 0, (0,)]
+    image, target = TrainSet(annotations, 120, both, seed=0, mosaic_until=0)[0, 0, (0,)]
     assert torch.equal(image, plain.flip(-1, -2))
     assert target["boxes"].tolist() == [pytest.approx([30, 35, 60, 85], abs=1e-3)]
 
 
-def test_jitter_is_the_colour_matrix_of_torchvision(tmp_path):
+def test_the_colour_matrix_is_torchvisions_adjustments():
     from torchvision.transforms.v2 import functional as F
 
-    from data.augment import jitter
+    from data.augment import color_matrix, recolored
 
-    image = torch.randint(40, 160, (3, 32, 32), dtype=torch.uint8)
+    images = torch.randint(40, 160, (2, 3, 32, 48), dtype=torch.uint8)
 
     class Fixed:
         def __init__(self, *values):
@@ -166,11 +166,14 @@ def test_jitter_is_the_colour_matrix_of_torchvision(tmp_path):
         def uniform(self, low, high):
             return self.values.pop(0)
 
-    got = jitter(image, Hyp(), Fixed(1.2, 0.6, 0.0))
-    expected = F.adjust_brightness(F.adjust_saturation(image, 0.6), 1.2)
-    assert (got.int() - expected.int()).abs().max() <= 3
-    turned = jitter(image, Hyp(), Fixed(1.0, 1.0, 1 / 3))  # a third of the circle moves every channel on by one
-    assert (turned.int() - image.roll(1, 0).int()).abs().max() <= 1
+    # Of the second picture every channel moves on by one: a third of the circle.
+    matrices = [torch.from_numpy(color_matrix(Hyp(), Fixed(*values))) for values in ((1.2, 0.6, 0.0), (1.0, 1.0, 1 / 3))]
+    expected = F.adjust_brightness(F.adjust_saturation(images[0], 0.6), 1.2), images[1].roll(1, 0)
+    for dtype, near in ((torch.float32, 3 / 255), (torch.bfloat16, 6 / 255)):
+        got = recolored(images, matrices, dtype)
+        assert got.dtype == dtype and got.shape == images.shape
+        for one, other in zip(got, expected, strict=True):
+            assert (one - other / 255).abs().max() <= near
 
 
 def everything(annotations, workers: int, start: int = 0):

@@ -57,10 +57,13 @@ def evaluate(truth: dict[str, Any], detections: np.ndarray) -> Result:
 
     coco = COCO(truth)
     evaluation = COCOeval_faster(coco, coco.loadRes(detections), "bbox", print_function=lambda *_: None)
+    # Only what is asked for: boxes of all sizes, and as many detections as COCO admits.
+    evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
+    evaluation.params.maxDets = evaluation.params.maxDets[-1:]
     evaluation.evaluate()
     evaluation.accumulate()
-    # [IoU, recall, class, area, detections a picture], -1 where there is no truth; all areas, 100 detections
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    # [IoU, recall, class, area, detections a picture], -1 where there is no truth
+    precision = evaluation.eval["precision"][:, :, :, 0, 0]
     present = [k for k in range(precision.shape[2]) if (precision[:, :, k] > -1).all()]
     classes = []
     for k, category in enumerate(truth["categories"]):

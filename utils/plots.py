@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
-from torchvision.transforms.v2.functional import to_pil_image
+from torchvision.transforms.v2.functional import to_dtype, to_pil_image
 from torchvision.utils import draw_bounding_boxes, make_grid
 
 COLORS = ["#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#46f0f0", "#f032e6", "#bcf60c", "#fabebe", "#008080"]
@@ -14,10 +15,15 @@ SMALLEST = 320  # pixels; smaller pictures are enlarged, so that the class names
 
 
 def _drawn(images: Tensor, targets: Sequence[dict[str, Tensor]], names: Sequence[str]) -> list[Tensor]:
-    """Each picture (3, h, w) uint8 with its boxes, their class names and, where there are any, scores; small ones enlarged."""
+    """Each picture (3, h, w), uint8 or 0..1, with its boxes, their class names and, where there are any, scores.
+
+    Small ones are enlarged.
+    """
     times = max(1, SMALLEST // max(images.shape[-2:]))
     drawn = []
-    images = images[:LIMIT].cpu().repeat_interleave(times, 2).repeat_interleave(times, 3)
+    images = images[:LIMIT].cpu()
+    images = to_dtype(images.float(), torch.uint8, scale=True) if images.is_floating_point() else images
+    images = images.repeat_interleave(times, 2).repeat_interleave(times, 3)
     for image, target in zip(images, targets[:LIMIT], strict=True):
         labels = target["labels"].tolist()
         scores = target["scores"].tolist() if "scores" in target else [None] * len(labels)

@@ -1,0 +1,95 @@
+"""The optimizers of a hyp file, and Muon for convolutions, which torch has for matrices alone."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils.hyp import Hyp
+
+# Five steps of a quintic iteration whose coefficients rise steeply at 0 (Jordan et al., "Muon: An optimizer for hidden layers in
+# neural networks", 2024): singular values end between about 0.7 and 1.2, which serves as well as 1 and is much cheaper.
+ITERATIONS, COEFFICIENTS = 5, (3.4445, -4.7750, 2.0315)
+
+
+def build_optimizer(model: nn.Module, hyp: Hyp, dtype: torch.dtype) -> torch.optim.Optimizer:
+    """The optimizer that `hyp` names, over all of the model's parameters; Muon iterates in `dtype`.
+
+    Biases and norms do not decay. With Muon the convolutions' weights are a group of their own; those with a bias, which predict,
+    are AdamW's, as the last layer is wherever Muon is used.
+    """
+    hidden = {m.weight for m in model.modules() if isinstance(m, nn.Conv2d) and m.bias is None and m.groups == 1}
+    orthogonal = hidden if hyp.optimizer == "muon" else set()
+    weights = [p for p in model.parameters() if p.ndim > 1 and p not in orthogonal]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": weights, "weight_decay": hyp.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    if hyp.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=hyp.lr0, momentum=hyp.momentum, nesterov=hyp.momentum > 0, fused=True)
+    if hyp.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=hyp.lr0, betas=(hyp.momentum, 0.999), fused=True)
+    matrices = [p for p in model.parameters() if p in orthogonal]
+    groups.insert(0, {"params": matrices, "weight_decay": hyp.weight_decay, "orthogonal": True})
+    return Muon(groups, dtype, lr=hyp.lr0, betas=(hyp.momentum, 0.999), fused=True)
+
+
+class Muon(torch.optim.AdamW):
+    """AdamW, but in groups with `orthogonal: True` the update is the momentum made orthogonal, as one matrix a filter bank.
+
+    Such a group's tensors are read as matrices (out, in * height * width), `betas[0]` is their Nesterov momentum. The update is
+    scaled to the size that AdamW's would have, so that one learning rate and weight decay fit both (Liu et al., "Muon is Scalable
+    for LLM Training", arXiv 2502.16982). The iteration runs in `dtype`.
+    """
+
+    def __init__(self, params: Iterable[dict[str, Any]], dtype: torch.dtype = torch.float32, **options: Any) -> None:
+        super().__init__(params, **options)
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step on the gradients as they are; what `closure` returns, if there is one to make them."""
+        result = None
+        if closure is not None:
+            with torch.enable_grad():
+                result = closure()
+        gradients: dict[nn.Parameter, Tensor] = {}
+        for group in self.param_groups:
+            if group.get("orthogonal"):
+                gradients |= {p: p.grad for p in group["params"] if p.grad is not None}
+                self._step_orthogonal(group)
+                for p in group["params"]:
+                    p.grad = None  # which makes AdamW pass over it
+        super().step()
+        for p, gradient in gradients.items():
+            p.grad = gradient
+        return result
+
+    def _step_orthogonal(self, group: dict[str, Any]) -> None:
+        updates: dict[torch.Size, list[tuple[nn.Parameter, Tensor]]] = {}
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            state = self.state[p]
+            if not state:
+                state.update(step=torch.tensor(0.0), momentum=torch.zeros_like(p))  # AdamW wants to see a step when it is loaded
+            state["step"] += 1
+            state["momentum"].lerp_(p.grad, 1 - group["betas"][0])
+            update = p.grad.lerp(state["momentum"], group["betas"][0]).flatten(1)
+            updates.setdefault(update.shape, []).append((p, update))
+        for shape, pairs in updates.items():
+            found = orthogonalized(torch.stack([update for _, update in pairs]).to(self.dtype)).to(pairs[0][1].dtype)
+            for (p, _), update in zip(pairs, found, strict=True):
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(update.view_as(p), alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
+
+
+def orthogonalized(matrices: Tensor) -> Tensor:
+    """For each of the matrices (n, rows, columns) the nearest one with all singular values about 1, by Newton and Schulz."""
+    a, b, c = COEFFICIENTS
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
