@@ -18,6 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models import build_model
+from train import DEFAULTS
 from utils.checkpoint import save_checkpoint
 from utils.device import compute_exactly, has_bf16, select_device
 from utils.ema import EMA
@@ -67,7 +68,9 @@ def main() -> None:
     """Print a block for each model."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--models", nargs="+", default=["yolo-n", "yolo-l"], help="(yolo-n yolo-l)")
-    p.add_argument("--optimizer", choices=["adamw", "sgd"], default="adamw", help="adamw has one tensor more a weight (adamw)")
+    p.add_argument(
+        "--optimizer", choices=["muon", "adamw", "sgd"], default="muon", help="adamw has one tensor more a weight (muon)"
+    )
     p.add_argument("--device", default="auto", help="(auto)")
     p.add_argument("--pictures", type=int, default=292, help="in an epoch (292, as in BCCD)")
     p.add_argument("--batch-size", type=int, default=16, help="(16)")
@@ -77,7 +80,7 @@ def main() -> None:
     args = p.parse_args()
     device = select_device(args.device)
     compute_exactly(device.type == "cpu")
-    interval = train.DEFAULTS["save_every"] * 60
+    interval = DEFAULTS["save_every"] * 60
     print(f"torch {torch.__version__}, {device}; epochs of {args.pictures} pictures of {args.imgsz} px by {args.batch_size}")
     for name in args.models:
         run = Run(name, args.optimizer, device, args.batch_size, args.imgsz)

@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from peer_data import copied
+
 ROOT = Path(__file__).resolve().parents[1]
 OURS = """
 import json, sys, time
@@ -63,9 +65,6 @@ def main() -> None:
     p.add_argument("--epochs", type=int, default=5)
     p.add_argument("--rounds", type=int, default=3)
     args = p.parse_args()
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    from peer_data import copied
-
     with copied(args.data) as data:
         for imgsz in args.imgsz:
             first: dict[str, list[float]] = {}

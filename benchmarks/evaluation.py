@@ -1,7 +1,7 @@
 """How long a validation set of COCO's size takes to evaluate, beside pycocotools on the same predictions.
 
-`python benchmarks/evaluation.py`: 5,000 pictures, 80 classes, 100 predictions each, made from a seed: shaken and mislabelled truth
-and boxes out of nowhere. Both sides get what a training loop has, an array of detections, and take turns; medians.
+`python benchmarks/evaluation.py`: 5,000 pictures, 80 classes, 100 predictions each, made from a seed: shaken and mislabelled
+truth, and boxes out of nowhere. Both sides get what a training loop has, an array of detections, and take turns; medians.
 """
 
 import argparse

@@ -28,7 +28,7 @@ before, began = resident(), time.perf_counter()
 found = read_split(read_data_config(Path(sys.argv[2])), "train")
 seconds = time.perf_counter() - began
 arrays = sum(a.nbytes for a in (found.files, found.sizes, found.offsets, found.boxes, found.labels, found.crowd)) / 1e6
-print(json.dumps([seconds, len(found), len(found.labels), resident() - before, arrays]))
+print(json.dumps([seconds, len(found.labels), resident() - before, arrays]))
 """
 
 
@@ -57,10 +57,8 @@ def main() -> None:
                 time.sleep(0.01)
                 (root / "labels" / "000000.txt").write_text("0 0.5 0.5 0.5 0.5\n")
             done = subprocess.run([sys.executable, "-c", SCAN, ROOT, data], capture_output=True, text=True, check=True)
-            seconds, pictures, boxes, grown, arrays = json.loads(done.stdout)
-            print(
-                f"{what:<30} {seconds:6.2f} s   {boxes} boxes   {grown:5.0f} MB more in memory, {arrays:.0f} MB of it the arrays"
-            )
+            seconds, boxes, grown, arrays = json.loads(done.stdout)
+            print(f"{what:<30} {seconds:6.2f} s   {boxes} boxes   {grown:4.0f} MB more in memory, {arrays:.0f} MB of it arrays")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ distribution over `BINS` cells, as in generalized focal loss (Li et al., arXiv 2
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ BINS = 16  # a side lies 0 to 15 cells away from the centre of its cell
 
 
 class Predictions(NamedTuple):
-    """What the head says, for B images and A cells of all levels together, always float32."""
+    """What the head says, for B images and A cells of all levels together, always float32; the cells' grid is on the CPU."""
 
     sides: Tensor  # (B, A, 4, BINS): logits of the distances to left, top, right, bottom, in cells
     logits: Tensor  # (B, A, classes): before the sigmoid
@@ -31,6 +32,17 @@ def decode_boxes(sides: Tensor, centers: Tensor, strides: Tensor) -> Tensor:
     bins = torch.arange(BINS, device=sides.device, dtype=sides.dtype)
     distances = (sides.softmax(-1) * bins).sum(-1) * strides[..., None]
     return torch.cat((centers - distances[..., :2], centers + distances[..., 2:]), dim=-1)
+
+
+@lru_cache(maxsize=64)
+def cell_grid(levels: tuple[tuple[int, int, int], ...]) -> tuple[Tensor, Tensor]:
+    """Centres (A, 2): x, y in pixels, and strides (A,) of the cells of all levels (height, width in cells, stride in pixels)."""
+    centers, strides = [], []
+    for height, width, stride in levels:
+        y, x = (torch.arange(height) + 0.5) * stride, (torch.arange(width) + 0.5) * stride
+        centers.append(torch.cartesian_prod(y, x).flip(-1))
+        strides.append(torch.full((height * width,), float(stride)))
+    return torch.cat(centers), torch.cat(strides)
 
 
 class Head(nn.Module):
@@ -57,15 +69,10 @@ class Head(nn.Module):
         return nn.Sequential(ConvNormAct(in_channels, width, 3), ConvNormAct(width, width, 3), nn.Conv2d(width, out_channels, 1))
 
     def forward(self, features: Sequence[Tensor]) -> Predictions:
-        sides, logits, centers, strides = [], [], [], []
+        sides, logits, levels = [], [], []
         for feature, stride, boxes, classes in zip(features, self.strides, self.box_branches, self.class_branches, strict=True):
             height, width = feature.shape[-2:]
             sides.append(boxes(feature).permute(0, 2, 3, 1).reshape(len(feature), height * width, 4, BINS))
             logits.append(classes(feature).permute(0, 2, 3, 1).reshape(len(feature), height * width, -1))
-            y = (torch.arange(height, device=feature.device) + 0.5) * stride
-            x = (torch.arange(width, device=feature.device) + 0.5) * stride
-            centers.append(torch.cartesian_prod(y, x).flip(-1))
-            strides.append(torch.full((height * width,), float(stride), device=feature.device))
-        return Predictions(
-            torch.cat(sides, dim=1).float(), torch.cat(logits, dim=1).float(), torch.cat(centers), torch.cat(strides)
-        )
+            levels.append((height, width, stride))
+        return Predictions(torch.cat(sides, dim=1).float(), torch.cat(logits, dim=1).float(), *cell_grid(tuple(levels)))

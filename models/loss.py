@@ -5,7 +5,8 @@ class and box together. The errors are complete IoU (arXiv 1911.08287), distribu
 cross-entropy against the alignment itself.
 
 Only the pairs (object, cell inside it) are computed, not the full objects x cells grid: an object covers few cells of a picture
-and none of the other pictures of its batch.
+and none of the other pictures of its batch. Which pairs there are is found on the CPU, where targets arrive: every size is known
+before the device has answered, so that no step waits for it.
 """
 
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ class Assignment(NamedTuple):
     """Chosen pairs, P of them; those with `target` 0 are padding and count nothing."""
 
     cell: Tensor  # (P,) index into the B * A cells of the batch
+    center: Tensor  # (P, 2) of the cell: x, y, in pixels
+    stride: Tensor  # (P,) of the cell, in pixels
     box: Tensor  # (P, 4) the object's xyxy, in pixels
     label: Tensor  # (P,) its class
     target: Tensor  # (P,) the class score that the cell should give, 0..1
@@ -54,19 +57,30 @@ def _paired_iou(a: Tensor, b: Tensor) -> Tensor:
     return overlap / (area_a + area_b - overlap).clamp(min=1e-9)
 
 
+def _sent(device: torch.device, *tensors: Tensor) -> Sequence[Tensor]:
+    """Tensors of one kind and length, copied to the device together and without waiting for it."""
+    together = torch.stack(tensors)
+    return (together.pin_memory() if device.type == "cuda" else together).to(device, non_blocking=True).unbind()
+
+
 @torch.no_grad()
 def assign(predictions: Predictions, boxes: Tensor, labels: Tensor, image: Tensor) -> Assignment:
     """Task-aligned assignment of N objects to the cells of a batch.
 
-    boxes (N, 4) xyxy in pixels, labels (N,), image (N,): which picture of the batch each object is in.
+    boxes (N, 4) xyxy in pixels, labels (N,), image (N,): which picture of the batch each object is in; all on the CPU.
     """
-    count, cells_per_image = len(boxes), len(predictions.centers)
+    count, cells_per_image, device = len(boxes), len(predictions.centers), predictions.logits.device
     total = predictions.logits.shape[0] * cells_per_image
     obj, cell = candidate_pairs(boxes, predictions.centers, predictions.strides)
-    flat = image[obj] * cells_per_image + cell
-    predicted = decode_boxes(predictions.sides.flatten(0, 1)[flat], predictions.centers[cell], predictions.strides[cell])
-    iou = _paired_iou(predicted, boxes[obj])
-    score = predictions.logits.flatten(0, 1)[flat, labels[obj]].sigmoid()
+    if not len(obj):  # no object, or none with a cell inside: nothing to choose from
+        numbers, points, rows = (torch.zeros(0, *shape, device=device) for shape in ((), (2,), (4,)))
+        return Assignment(numbers.long(), points, numbers, rows, numbers.long(), numbers)
+    *corners, x, y, stride = _sent(device, *boxes[obj].T, *predictions.centers[cell].T, predictions.strides[cell])
+    obj, label, flat = _sent(device, obj, labels[obj], image[obj] * cells_per_image + cell)
+    box, center = torch.stack(corners, dim=1), torch.stack((x, y), dim=1)
+    predicted = decode_boxes(predictions.sides.flatten(0, 1)[flat], center, stride)
+    iou = _paired_iou(predicted, box)
+    score = predictions.logits.flatten(0, 1)[flat, label].sigmoid()
     alignment = score**ALPHA * iou**BETA
 
     # Rank within each object: sort by alignment, then, keeping that order, by object.
@@ -82,9 +96,6 @@ def assign(predictions: Predictions, boxes: Tensor, labels: Tensor, image: Tenso
     valid = chosen >= 0
     chosen = chosen.clamp(min=0)
     owner = torch.arange(count, device=obj.device).repeat_interleave(TOP_K)
-    if not len(obj):  # no object, or none with a cell inside: nothing to choose from
-        empty = boxes.new_zeros(0)
-        return Assignment(empty.long(), boxes.new_zeros(0, 4), empty.long(), empty)
     cell, iou, alignment = flat[chosen], iou[chosen] * valid, alignment[chosen] * valid
 
     # A cell that several objects chose goes to the one it overlaps most, and between equals to the first.
@@ -100,7 +111,7 @@ def assign(predictions: Predictions, boxes: Tensor, labels: Tensor, image: Tenso
     peak_iou = (iou * valid).view(table_shape).amax(1)
     scale = peak_iou / peak_alignment.clamp(min=1e-12)
     target = (alignment * valid * scale[owner]).clamp(max=1)
-    return Assignment(cell, boxes[owner], labels[owner], target)
+    return Assignment(cell, center[chosen], stride[chosen], box[chosen], label[chosen], target)
 
 
 def _mean_over_processes(total: Tensor) -> Tensor:
@@ -120,11 +131,10 @@ def detection_loss(predictions: Predictions, targets: Sequence[dict[str, Tensor]
     Returns `box` (1 - complete IoU), `cls` and `dfl`, each summed and divided by the sum of the whole batch's targets (at
     least 1).
     """
-    device = predictions.logits.device
-    boxes = torch.cat([t["boxes"] for t in targets]).to(device, torch.float32)
-    labels = torch.cat([t["labels"] for t in targets]).to(device)
+    boxes = torch.cat([t["boxes"] for t in targets]).to("cpu", torch.float32)
+    labels = torch.cat([t["labels"] for t in targets]).cpu()
     counts = torch.tensor([len(t["labels"]) for t in targets])
-    image = torch.arange(len(targets)).repeat_interleave(counts).to(device)
+    image = torch.arange(len(targets)).repeat_interleave(counts)
     found = assign(predictions, boxes, labels, image)
 
     logits = predictions.logits.flatten(0, 1)
@@ -133,11 +143,9 @@ def detection_loss(predictions: Predictions, targets: Sequence[dict[str, Tensor]
     total = _mean_over_processes(wanted.sum())
     classes = F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum") / total
 
-    at = found.cell % len(predictions.centers)
-    centers, strides = predictions.centers[at], predictions.strides[at]
     sides = predictions.sides.flatten(0, 1)[found.cell]
-    ciou = complete_box_iou_loss(decode_boxes(sides, centers, strides), found.box)
-    distances = torch.cat((centers - found.box[:, :2], found.box[:, 2:] - centers), dim=1) / strides[:, None]
+    ciou = complete_box_iou_loss(decode_boxes(sides, found.center, found.stride), found.box)
+    distances = torch.cat((found.center - found.box[:, :2], found.box[:, 2:] - found.center), dim=1) / found.stride[:, None]
     distances = distances.clamp(0, BINS - 1 - 0.01)
     lower = distances.floor()
     share = distances - lower

@@ -143,7 +143,8 @@ class YOLO(nn.Module):
         return images if images.is_floating_point() else images.float() / 255
 
     def _detections(self, predictions: Predictions, sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
-        boxes = decode_boxes(predictions.sides, predictions.centers, predictions.strides)
+        centers, strides = (grid.to(predictions.sides.device) for grid in (predictions.centers, predictions.strides))
+        boxes = decode_boxes(predictions.sides, centers, strides)
         scores = predictions.logits.sigmoid()
         classes, results = scores.shape[-1], []
         for box, score, size in zip(boxes, scores, sizes, strict=True):

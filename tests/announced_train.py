@@ -47,19 +47,26 @@ def seeded(*place, seed=train.seed_everything):
     seed(*place)
 
 
-def made(make):
-    def making(self, key):
-        os.write(samples, f"{' '.join(map(str, key if isinstance(key, tuple) else (key,)))}\n".encode())
-        return make(self, key)
+def note(*key):
+    os.write(samples, f"{' '.join(map(str, key))}\n".encode())
 
-    return making
+
+def made(self, index, make=train.ValSet.__getitem__):
+    note(index)
+    return make(self, index)
+
+
+def made_together(self, keys, make=train.TrainSet.__getitems__):
+    for epoch, place, indices in keys:
+        note(epoch, place, *indices)
+    return make(self, keys)
 
 
 enter("starting")
 train.seed_everything = seeded
 train.detect = announced("validation", train.detect)
-train.TrainSet.__getitem__ = made(train.TrainSet.__getitem__)
-train.ValSet.__getitem__ = made(train.ValSet.__getitem__)
+train.TrainSet.__getitems__ = made_together
+train.ValSet.__getitem__ = made
 utils.runfolder.save_checkpoint = announced("saving", utils.runfolder.save_checkpoint)
 if __name__ == "__main__":
     sys.exit(train.main())

@@ -36,7 +36,8 @@ scheduler: {scheduler}
 """
 SCHEDULERS = {
     "sgd": "{name: poly, warmup_epoch: 3, learning_rate_decay_a: 0.01, learning_rate_decay_b: 0.5}",
-    "adamw": "{warmup_epoch: 3, steps: [5, 60%], epoch_scale: 2}",
+    "muon": "{warmup_epoch: 3, steps: [5, 60%], epoch_scale: 2}",
+    "adamw": "{warmup_epoch: 1, lf: 'lambda x, y: (1 - x / y) * 0.8 + 0.2'}",
 }
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
@@ -75,7 +76,7 @@ def whole(data, tmp_path_factory):
     runs = {}
 
     def uninterrupted(
-        optimizer: str = "adamw", processes: int = 1, epochs: int = EPOCHS, device: tuple[str, ...] = ("cpu",)
+        optimizer: str = "muon", processes: int = 1, epochs: int = EPOCHS, device: tuple[str, ...] = ("cpu",)
     ) -> tuple[Path, list[str]]:
         key = optimizer, processes, epochs, device
         if key not in runs:
@@ -150,7 +151,7 @@ def killed_again_and_again(
     return phases
 
 
-@pytest.mark.parametrize(("optimizer", "workers"), [("sgd", 0), ("adamw", 2)])
+@pytest.mark.parametrize(("optimizer", "workers"), [("sgd", 0), ("muon", 2)])
 def test_a_run_killed_three_times(optimizer, workers, whole, tmp_path):
     """Once in the warm-up, once while a checkpoint is written, once in validation."""
     reference, arguments = whole(optimizer)
@@ -166,7 +167,7 @@ def random_aims(kills: int) -> list[str]:
 
 @pytest.mark.kills
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 def test_a_run_killed_twenty_times(optimizer, workers, whole, tmp_path):
     reference, arguments = whole(optimizer, 1, MANY_EPOCHS)
     phases = killed_again_and_again([sys.executable], [*arguments, "--workers", workers], tmp_path, random_aims(20))
@@ -178,7 +179,7 @@ def test_a_run_killed_twenty_times(optimizer, workers, whole, tmp_path):
 @pytest.mark.kills
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_a_run_on_cuda_killed_twenty_times(whole, tmp_path):
-    reference, arguments = whole("adamw", 1, MANY_EPOCHS, ("cuda", "--deterministic"))
+    reference, arguments = whole("muon", 1, MANY_EPOCHS, ("cuda", "--deterministic"))
     phases = killed_again_and_again([sys.executable], [*arguments, "--workers", 2], tmp_path, random_aims(20))
     print(f"CUDA, killed in {phases}")
     assert_same_run(reference, tmp_path / "exp")
@@ -187,7 +188,7 @@ def test_a_run_on_cuda_killed_twenty_times(whole, tmp_path):
 @pytest.mark.kills
 @pytest.mark.parametrize(("processes", "kills"), [(2, 20), (3, 5)])
 def test_several_processes_of_which_one_is_killed_again_and_again(processes, kills, whole, tmp_path):
-    reference, arguments = whole("adamw", processes, MANY_EPOCHS)
+    reference, arguments = whole("muon", processes, MANY_EPOCHS)
     aims = random_aims(kills)
     phases = killed_again_and_again([*TORCHRUN, processes], [*arguments, "--workers", 0], tmp_path, aims, processes)
     print(f"{processes} processes, killed in {phases}")
@@ -196,7 +197,7 @@ def test_several_processes_of_which_one_is_killed_again_and_again(processes, kil
 
 def test_torchrun_restarts_a_run_whose_processes_are_killed(whole, tmp_path):
     """Two processes; one is killed and takes the run with it; then torchrun itself starts it again, twice."""
-    reference, arguments = whole("adamw", 2)
+    reference, arguments = whole("muon", 2)
     arguments = [ANNOUNCED, *arguments, "--workers", 0, "--resume", "auto", "--save-every", 0.001, "--project", tmp_path]
     prey = Prey([*TORCHRUN, 2, *arguments], tmp_path / "announced")
     prey.kill("training", 1.0, rank=1)
@@ -214,7 +215,7 @@ def test_two_processes_take_over_from_one(whole, tmp_path):
     _, arguments = whole()
     command = [sys.executable, ANNOUNCED, *arguments, "--workers", 0, "--epochs", epochs, "--noplots", "--noval"]
     finished([*command, "--project", tmp_path / "whole"], env=os.environ | {"ANNOUNCE": str(tmp_path / "one")})
-    made = [key for key in samples(tmp_path / "one.0.samples") if len(key) == 3]
+    made = [key for key in samples(tmp_path / "one.0.samples") if len(key) == 6]
     assert len(made) == epochs * 18
 
     prey = Prey([*command, "--project", tmp_path / "runs", "--save-every", 0.001], tmp_path / "first")
@@ -228,11 +229,11 @@ def test_two_processes_take_over_from_one(whole, tmp_path):
     for rank in (0, 1):
         share, at = [], state["epoch"] * 18 + sum(sizes[: state["batch"]])
         for size in sizes[state["batch"] :] + sizes * (epochs - state["epoch"] - 1):
-            share += made[at : at + size][rank::2]
+            share += made[at + size * rank // 2 : at + size * (rank + 1) // 2]
             at += size
         assert at == len(made)
         made_by[rank] = samples(tmp_path / f"two.{rank}.samples")
-        assert [key for key in made_by[rank] if len(key) == 3] == share
+        assert [key for key in made_by[rank] if len(key) == 6] == share
     validated = [key for keys in made_by.values() for key in keys if len(key) == 1]
     assert sorted(validated) == [(i,) for i in range(24)]
     assert [row["epoch"] for row in rows(tmp_path / "runs" / "exp")] == [str(epoch) for epoch in range(epochs)]
@@ -249,7 +250,7 @@ def test_two_processes_find_what_one_finds(whole, data):
     found = detect(model.to(memory_format=torch.channels_last), loader, torch.device("cpu"), has_bf16(torch.device("cpu")))
     assert set(found[:, 0]) == set(range(24))
     result = evaluate(coco_truth(split.sizes, split.offsets, split.boxes, split.labels, split.crowd, split.names), found)
-    assert best["best"] > 0 and result.overall["mAP50-95"] == pytest.approx(best["best"], rel=0.02)
+    assert best["best"] > 0.001 and result.overall["mAP50-95"] == pytest.approx(best["best"], rel=0.02)
 
 
 def samples(file: Path) -> list[tuple[int, ...]]:

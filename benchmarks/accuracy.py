@@ -1,0 +1,83 @@
+"""mAP of hyp files over several seeds: mean, spread and wall time, one run after the other, or one on each core.
+
+`python benchmarks/accuracy.py --data DATA.yaml --hyp hyp.yaml cosine.yaml --seeds 0 1 2 [--table OUT.csv] -- TRAIN'S OPTIONS`.
+`--jobs N` starts N runs at a time, each with one thread on a core of its own; accuracy is the same, wall time is not to be
+quoted. Of each run it takes the best epoch, as `best.pt` does, and the last.
+"""
+
+import argparse
+import csv
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Queue
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(options: list[str], folder: str, core: int | None) -> tuple[float, float, float, float]:
+    """mAP50-95 and mAP50 of the best epoch, mAP50-95 of the last, seconds."""
+    command = [sys.executable, ROOT / "train.py", *options, "--noplots", "--project", folder]
+    environment = dict(os.environ)
+    if core is not None:
+        command = ["taskset", "-c", core, *command]
+        environment["OMP_NUM_THREADS"] = "1"
+    began = time.perf_counter()
+    subprocess.run([*map(str, command)], check=True, stdout=subprocess.DEVNULL, env=environment)
+    seconds = time.perf_counter() - began
+    with (Path(folder) / "exp" / "results.csv").open(encoding="utf-8") as file:
+        rows = [(float(r["metrics/mAP50-95"]), float(r["metrics/mAP50"])) for r in csv.DictReader(file) if r["metrics/mAP50-95"]]
+    return (*max(rows), rows[-1][0], seconds)
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--data", type=Path, required=True)
+    p.add_argument("--hyp", nargs="+", default=["hyp.yaml"])
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    p.add_argument("--jobs", type=int, default=0, help="runs at a time, a core each (0: one that has every core)")
+    p.add_argument("--table", type=Path, help="a csv file for the single runs")
+    p.add_argument("options", nargs="*", help="for train.py, after --")
+    args = p.parse_args()
+    cores: Queue[int | None] = Queue()
+    for core in range(args.jobs) if args.jobs else [None]:
+        cores.put(core)
+
+    def task(hyp: str, seed: int) -> tuple[str, int, tuple[float, ...]]:
+        core = cores.get()
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                found = run(["--data", args.data, "--hyp", hyp, "--seed", seed, *args.options], folder, core)
+        finally:
+            cores.put(core)
+        print(
+            f"{hyp} seed {seed}: mAP50-95 {found[0]:.4f} (last {found[2]:.4f}), mAP50 {found[1]:.4f}, {found[3]:.0f} s",
+            flush=True,
+        )
+        return hyp, seed, found
+
+    with ThreadPoolExecutor(cores.qsize()) as pool:
+        # Seed by seed, so that whatever the machine does meanwhile happens to every hyp file.
+        results = list(pool.map(task, *zip(*[(hyp, seed) for seed in args.seeds for hyp in args.hyp], strict=True)))
+    if args.table:
+        with args.table.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["hyp", "seed", "mAP50-95", "mAP50", "mAP50-95 of the last epoch", "seconds"])
+            writer.writerows([hyp, seed, *found] for hyp, seed, found in results)
+    print(f"\n{'hyp':<24} runs  mAP50-95 +- sd    last +- sd        mAP50 +- sd       seconds")
+    for hyp in args.hyp:
+        columns = zip(*[found for name, _, found in results if name == hyp], strict=True)
+        best, best50, last, seconds = ([*column] for column in columns)
+        shown = "   ".join(
+            f"{statistics.mean(v):.4f} +- {statistics.stdev(v) if len(v) > 1 else 0:.4f}" for v in (best, last, best50)
+        )
+        print(f"{Path(hyp).name:<24} {len(best):4}  {shown}   {statistics.median(seconds):.0f}")
+
+
+if __name__ == "__main__":
+    main()
