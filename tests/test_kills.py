@@ -241,7 +241,7 @@ def test_two_processes_take_over_from_one(whole, tmp_path):
 
 def test_two_processes_find_what_one_finds(whole, data):
     """The figures of a validation in two processes, and those of the same weights over the whole split at once."""
-    folder, _ = whole("adamw", 2)
+    folder, _ = whole("muon", 2, 40)
     best = weights(folder, "best.pt")
     split = read_split(read_data_config(data), "val")
     model = build_model("yolo-n", 2)
@@ -250,7 +250,7 @@ def test_two_processes_find_what_one_finds(whole, data):
     found = detect(model.to(memory_format=torch.channels_last), loader, torch.device("cpu"), has_bf16(torch.device("cpu")))
     assert set(found[:, 0]) == set(range(24))
     result = evaluate(coco_truth(split.sizes, split.offsets, split.boxes, split.labels, split.crowd, split.names), found)
-    assert best["best"] > 0.001 and result.overall["mAP50-95"] == pytest.approx(best["best"], rel=0.02)
+    assert best["best"] > 0.02 and result.overall["mAP50-95"] == pytest.approx(best["best"], rel=0.02)
 
 
 def samples(file: Path) -> list[tuple[int, ...]]:
