@@ -61,12 +61,16 @@ def convolutions(batch_size: int, imgsz: int, rounds: int = 5) -> float:
     """Seconds that yolo-n's convolutions take forward and backward, each alone, medians added up."""
     model = build_model("yolo-n", 3).to(memory_format=torch.channels_last).train()
     met: list[tuple[nn.Conv2d, torch.Size]] = []
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(lambda module, inputs, _: met.append((module, inputs[0].shape)))
+    hooks = [
+        module.register_forward_hook(lambda module, inputs, _: met.append((module, inputs[0].shape)))
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d)
+    ]
     dtype = torch.bfloat16 if has_bf16(torch.device("cpu")) else torch.float32
     with torch.no_grad():
         model.head(model.neck(model.backbone(torch.zeros(batch_size, 3, imgsz, imgsz))))
+    for hook in hooks:
+        hook.remove()
     total = 0.0
     for module, shape in met:
         module.to(dtype)

@@ -65,22 +65,30 @@ class Muon(torch.optim.AdamW):
         return result
 
     def _step_orthogonal(self, group: dict[str, Any]) -> None:
-        updates: dict[torch.Size, list[tuple[nn.Parameter, Tensor]]] = {}
-        for p in group["params"]:
-            if p.grad is None:
-                continue
-            state = self.state[p]
-            if not state:
-                state.update(step=torch.tensor(0.0), momentum=torch.zeros_like(p))  # AdamW wants to see a step when it is loaded
-            state["step"] += 1
-            state["momentum"].lerp_(p.grad, 1 - group["betas"][0])
-            update = p.grad.lerp(state["momentum"], group["betas"][0]).flatten(1)
-            updates.setdefault(update.shape, []).append((p, update))
-        for shape, pairs in updates.items():
-            found = orthogonalized(torch.stack([update for _, update in pairs]).to(self.dtype)).to(pairs[0][1].dtype)
+        parameters = [p for p in group["params"] if p.grad is not None]
+        for p in parameters:
+            if not self.state[p]:  # AdamW wants to see a step when a state is loaded
+                self.state[p].update(step=torch.tensor(0.0), momentum=torch.zeros_like(p))
+            self.state[p]["step"] += 1
+        if not parameters:
+            return
+        gradients, momenta = [p.grad for p in parameters], [self.state[p]["momentum"] for p in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - group["betas"][0])
+        updates = torch._foreach_lerp(gradients, momenta, group["betas"][0])
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        alike: dict[torch.Size, list[tuple[nn.Parameter, Tensor]]] = {}
+        for p, update in zip(parameters, updates, strict=True):
+            alike.setdefault(_matrix(update).shape, []).append((p, _matrix(update)))
+        for shape, pairs in alike.items():
+            found = orthogonalized(torch.stack([update.to(self.dtype) for _, update in pairs]))
             for (p, _), update in zip(pairs, found, strict=True):
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update.view_as(p), alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
+                size = group["lr"] * 0.2 * max(shape) ** 0.5
+                p.add_(update.unflatten(1, (*p.shape[2:], p.shape[1])).permute(0, 3, 1, 2), alpha=-size)
+
+
+def _matrix(bank: Tensor) -> Tensor:
+    """A filter bank (out, in, height, width) as (out, height * width * in): a view where it lies channels-last in memory."""
+    return bank.permute(0, 2, 3, 1).flatten(1)
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
