@@ -38,11 +38,17 @@ def decode_boxes(sides: Tensor, centers: Tensor, strides: Tensor) -> Tensor:
 def cell_grid(levels: tuple[tuple[int, int, int], ...]) -> tuple[Tensor, Tensor]:
     """Centres (A, 2): x, y in pixels, and strides (A,) of the cells of all levels (height, width in cells, stride in pixels)."""
     centers, strides = [], []
-    for height, width, stride in levels:
-        y, x = (torch.arange(height) + 0.5) * stride, (torch.arange(width) + 0.5) * stride
-        centers.append(torch.cartesian_prod(y, x).flip(-1))
-        strides.append(torch.full((height * width,), float(stride)))
-    return torch.cat(centers), torch.cat(strides)
+    with torch.inference_mode(False):  # it is kept for training, too
+        for height, width, stride in levels:
+            y, x = (torch.arange(height) + 0.5) * stride, (torch.arange(width) + 0.5) * stride
+            centers.append(torch.cartesian_prod(y, x).flip(-1))
+            strides.append(torch.full((height * width,), float(stride)))
+        return torch.cat(centers), torch.cat(strides)
+
+
+def _branch(in_channels: int, widths: Sequence[int], out_channels: int) -> nn.Sequential:
+    pairs = zip((in_channels, *widths), widths, strict=False)
+    return nn.Sequential(*(ConvNormAct(before, width, 3) for before, width in pairs), nn.Conv2d(widths[-1], out_channels, 1))
 
 
 class Head(nn.Module):
@@ -56,17 +62,14 @@ class Head(nn.Module):
         self.strides = tuple(strides)
         box_width = max(16, in_channels[0] // 4, 4 * BINS)
         class_width = max(in_channels[0], min(num_classes, 100))
-        self.box_branches = nn.ModuleList(self._branch(c, box_width, 4 * BINS) for c in in_channels)
-        self.class_branches = nn.ModuleList(self._branch(c, class_width, num_classes) for c in in_channels)
+        # What is in a cell is easier to say than where it ends: one convolution does, where the box has two.
+        self.box_branches = nn.ModuleList(_branch(c, (box_width, box_width), 4 * BINS) for c in in_channels)
+        self.class_branches = nn.ModuleList(_branch(c, (class_width,), num_classes) for c in in_channels)
         for boxes, classes in zip(self.box_branches, self.class_branches, strict=True):
             # An object is a few cells wide on the level that fits it: start with sides about 2.5 cells away, not half of BINS.
             boxes[-1].bias.data = -torch.arange(BINS, dtype=torch.float32).repeat(4) / 3
             # The prior of focal loss (Lin et al., arXiv 1708.02002), so that the background does not drown the first steps.
             nn.init.constant_(classes[-1].bias, -math.log(99))
-
-    @staticmethod
-    def _branch(in_channels: int, width: int, out_channels: int) -> nn.Sequential:
-        return nn.Sequential(ConvNormAct(in_channels, width, 3), ConvNormAct(width, width, 3), nn.Conv2d(width, out_channels, 1))
 
     def forward(self, features: Sequence[Tensor]) -> Predictions:
         sides, logits, levels = [], [], []

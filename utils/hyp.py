@@ -91,7 +91,7 @@ class Hyp(_Strict):
     )
     lr0: float = Field(0.002, gt=0, le=10, description="learning rate at the schedule's peak")
     momentum: float = Field(0.9, ge=0, lt=1, description="adamw's beta1, or the momentum of the others")
-    weight_decay: float = Field(0.01, ge=0, le=1, description="decay of the convolutions' weights; biases and norms have none")
+    weight_decay: float = Field(1.0, ge=0, le=10, description="decay of the convolutions' weights; biases and norms have none")
     grad_clip: float = Field(10.0, ge=0, le=1e6, description="largest norm of the whole gradient; 0 leaves it as it is")
     accumulate: int = Field(1, ge=1, le=10000, description="batches whose gradients are averaged for one optimizer step")
     ema_decay: float = Field(0.999, ge=0, lt=1, description="decay a step of the average of the weights, once warmed up")
