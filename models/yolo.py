@@ -2,7 +2,7 @@
 
 A CSP backbone, a path-aggregation neck (Liu et al., arXiv 1803.01534) and the head of `head.py` on strides 8, 16 and 32.
 Widths and depths are those that the YOLOv8 family made the field's yardstick, so that parameters and FLOPs can be compared
-size by size; only the head's class branch is shorter by a convolution.
+size by size.
 
 The interface is torchvision's for detectors: `model(images, targets)` in training gives a dict of losses, `model(images)` in
 evaluation a list with one dict of `boxes`, `scores` and `labels` for each picture.

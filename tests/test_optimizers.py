@@ -28,7 +28,8 @@ def test_a_filter_bank_moves_as_torchs_muon_moves_its_matrix(memory_format):
     bank = nn.Parameter(torch.randn(16, 8, 3, 3).to(memory_format=memory_format))
     matrix = nn.Parameter(bank.detach().flatten(1).clone())
     ours = Muon([{"params": [bank], "orthogonal": True}], torch.bfloat16, lr=0.02, betas=(0.9, 0.999), weight_decay=0.1)
-    theirs = torch.optim.Muon([matrix], lr=0.02, momentum=0.9, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    # Its update has half the size of ours for the same rate; decay is rate times weight_decay for both.
+    theirs = torch.optim.Muon([matrix], lr=0.04, momentum=0.9, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
     start = matrix.detach().clone()
     for _ in range(5):
         bank.grad = torch.randn(16, 8, 3, 3).to(memory_format=memory_format)

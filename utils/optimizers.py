@@ -12,6 +12,8 @@ from utils.hyp import Hyp
 # neural networks", 2024): singular values end between about 0.7 and 1.2, which serves as well as 1 and is much cheaper.
 ITERATIONS, COEFFICIENTS = 5, (3.4445, -4.7750, 2.0315)
 
+UPDATE_SIZE = 0.4  # root mean square of an update, before the learning rate; AdamW's lies between 0.2 and 0.4
+
 
 def build_optimizer(model: nn.Module, hyp: Hyp, dtype: torch.dtype) -> torch.optim.Optimizer:
     """The optimizer that `hyp` names, over all of the model's parameters; Muon iterates in `dtype`.
@@ -38,7 +40,7 @@ class Muon(torch.optim.AdamW):
 
     Such a group's tensors are read as matrices (out, in * height * width), `betas[0]` is their Nesterov momentum. The update is
     scaled to the size that AdamW's would have, so that one learning rate and weight decay fit both (Liu et al., "Muon is Scalable
-    for LLM Training", arXiv 2502.16982). The iteration runs in `dtype`.
+    for LLM Training", arXiv 2502.16982, which takes the lower end of that size; few steps need the upper). The iteration runs in `dtype`.
     """
 
     def __init__(self, params: Iterable[dict[str, Any]], dtype: torch.dtype = torch.float32, **options: Any) -> None:
@@ -82,7 +84,7 @@ class Muon(torch.optim.AdamW):
         for shape, pairs in alike.items():
             found = orthogonalized(torch.stack([update.to(self.dtype) for _, update in pairs]))
             for (p, _), update in zip(pairs, found, strict=True):
-                size = group["lr"] * 0.2 * max(shape) ** 0.5
+                size = group["lr"] * UPDATE_SIZE * max(shape) ** 0.5
                 p.add_(update.unflatten(1, (*p.shape[2:], p.shape[1])).permute(0, 3, 1, 2), alpha=-size)
 
 
