@@ -40,7 +40,8 @@ class Muon(torch.optim.AdamW):
 
     Such a group's tensors are read as matrices (out, in * height * width), `betas[0]` is their Nesterov momentum. The update is
     scaled to the size that AdamW's would have, so that one learning rate and weight decay fit both (Liu et al., "Muon is Scalable
-    for LLM Training", arXiv 2502.16982, which takes the lower end of that size; few steps need the upper). The iteration runs in `dtype`.
+    for LLM Training", arXiv 2502.16982, which takes the lower end of that size; few steps need the upper). The iteration runs
+    in `dtype`.
     """
 
     def __init__(self, params: Iterable[dict[str, Any]], dtype: torch.dtype = torch.float32, **options: Any) -> None:
