@@ -59,9 +59,9 @@ class Canvas:
 
 def resized(image: Tensor, height: int, width: int) -> Tensor:
     """A picture (3, h, w) uint8, or a part of one, in another size; what gets smaller is averaged, not skipped."""
-    # In one piece and with its colours side by side first: any other way lies in memory, it takes twice as long.
     if image.shape[1:] == (height, width):
         return image
+    # In one piece, and the colours of a pixel side by side: resized from a view it takes twice as long.
     one = image[None].contiguous(memory_format=torch.channels_last)
     return F.interpolate(one, (height, width), mode="bilinear", antialias=True)[0]
 

@@ -64,7 +64,7 @@ class TrainSet(_Samples):
         super().__init__(annotations, imgsz)
         self.hyp, self.seed, self.mosaic_until = hyp, seed, mosaic_until
         self.kept: dict[int, augment.Labelled] = {}
-        self.room: int | None = None  # bytes left in memory, once it is known how many loaders there are
+        self.held = 0  # bytes of them
 
     def __getitem__(self, key: Key) -> tuple[Tensor, Target]:
         return self.__getitems__([key])[0]
@@ -95,11 +95,9 @@ class TrainSet(_Samples):
             return self.kept[index]
         (image, boxes, labels), crowd = self._labelled(index)
         picture = image, boxes[~crowd], labels[~crowd]
-        if self.room is None:
-            worker = get_worker_info()
-            self.room = MEMORY // (worker.num_workers if worker else 1)
-        if image.nbytes <= self.room:
-            self.room -= image.nbytes
+        worker = get_worker_info()  # asked each time: a loader begins with what its trainer had kept
+        if self.held + image.nbytes <= MEMORY // (worker.num_workers if worker else 1):
+            self.held += image.nbytes
             self.kept[index] = picture
         return picture
 

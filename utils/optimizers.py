@@ -38,7 +38,7 @@ def build_optimizer(model: nn.Module, hyp: Hyp, dtype: torch.dtype) -> torch.opt
 class Muon(torch.optim.AdamW):
     """AdamW, but in groups with `orthogonal: True` the update is the momentum made orthogonal, as one matrix a filter bank.
 
-    Such a group's tensors are read as matrices (out, in * height * width), `betas[0]` is their Nesterov momentum. The update is
+    Such a group's tensors are read as matrices (out, height * width * in), `betas[0]` is their Nesterov momentum. The update is
     scaled to the size that AdamW's would have, so that one learning rate and weight decay fit both (Liu et al., "Muon is Scalable
     for LLM Training", arXiv 2502.16982, which takes the lower end of that size; few steps need the upper). The iteration runs
     in `dtype`.
