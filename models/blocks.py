@@ -10,12 +10,12 @@ from torch import Tensor, nn
 class ConvNormAct(nn.Sequential):
     """Convolution without bias, batch norm, SiLU; keeps the size, or divides it by `stride`.
 
-    (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride)).
+    (B, in_channels, H, W) -> (B, out_channels, H / stride, W / stride), for sides that `stride` divides; `kernel_size` >= `stride`.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1) -> None:
         super().__init__(
-            nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False),
+            nn.Conv2d(in_channels, out_channels, kernel_size, stride, (kernel_size - stride + 1) // 2, bias=False),
             nn.BatchNorm2d(out_channels, eps=1e-3, momentum=0.03),
             nn.SiLU(),
         )

@@ -46,8 +46,9 @@ def cell_grid(levels: tuple[tuple[int, int, int], ...]) -> tuple[Tensor, Tensor]
         return torch.cat(centers), torch.cat(strides)
 
 
-def _branch(in_channels: int, width: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(ConvNormAct(in_channels, width, 3), ConvNormAct(width, width, 3), nn.Conv2d(width, out_channels, 1))
+def _branch(in_channels: int, width: int, out_channels: int, second_kernel: int) -> nn.Sequential:
+    second = ConvNormAct(width, width, second_kernel)
+    return nn.Sequential(ConvNormAct(in_channels, width, 3), second, nn.Conv2d(width, out_channels, 1))
 
 
 class Head(nn.Module):
@@ -61,8 +62,9 @@ class Head(nn.Module):
         self.strides = tuple(strides)
         box_width = max(16, in_channels[0] // 4, 4 * BINS)
         class_width = max(in_channels[0], min(num_classes, 100))
-        self.box_branches = nn.ModuleList(_branch(c, box_width, 4 * BINS) for c in in_channels)
-        self.class_branches = nn.ModuleList(_branch(c, class_width, num_classes) for c in in_channels)
+        self.box_branches = nn.ModuleList(_branch(c, box_width, 4 * BINS, 3) for c in in_channels)
+        # What an object is needs less of its surroundings than where its sides are.
+        self.class_branches = nn.ModuleList(_branch(c, class_width, num_classes, 1) for c in in_channels)
         for boxes, classes in zip(self.box_branches, self.class_branches, strict=True):
             # An object is a few cells wide on the level that fits it: start with sides about 2.5 cells away, not half of BINS.
             boxes[-1].bias.data = -torch.arange(BINS, dtype=torch.float32).repeat(4) / 3

@@ -1,8 +1,8 @@
 """The anchor-free YOLO, in the sizes n, s, m, l and x.
 
 A CSP backbone, a path-aggregation neck (Liu et al., arXiv 1803.01534) and the head of `head.py` on strides 8, 16 and 32.
-Widths and depths are those that the YOLOv8 family made the field's yardstick, so that parameters and FLOPs can be compared
-size by size.
+Widths and depths from stride 8 on are those that the YOLOv8 family made the field's yardstick, so that parameters and FLOPs can
+be compared size by size.
 
 The interface is torchvision's for detectors: `model(images, targets)` in training gives a dict of losses, `model(images)` in
 evaluation a list with one dict of `boxes`, `scores` and `labels` for each picture.
@@ -45,17 +45,16 @@ class Backbone(nn.Module):
 
     def __init__(self, size: Size) -> None:
         super().__init__()
-        c = [int(min(channels, size.max_channels) * size.width) for channels in (64, 128, 256, 512, 1024)]
+        c = [int(min(channels, size.max_channels) * size.width) for channels in (128, 256, 512, 1024)]
         d = [max(1, round(depth * size.depth)) for depth in (3, 6, 6, 3)]
-        self.stem = nn.Sequential(
-            ConvNormAct(3, c[0], 3, 2), ConvNormAct(c[0], c[1], 3, 2), CSPStage(c[1], c[1], d[0], shortcut=True)
-        )
-        self.stage8 = nn.Sequential(ConvNormAct(c[1], c[2], 3, 2), CSPStage(c[2], c[2], d[1], shortcut=True))
-        self.stage16 = nn.Sequential(ConvNormAct(c[2], c[3], 3, 2), CSPStage(c[3], c[3], d[2], shortcut=True))
+        # Straight to stride 4, and plain convolutions there: above stride 8 norms and activations would cost more than convolutions.
+        self.stem = nn.Sequential(ConvNormAct(3, c[0], 6, 4), *(ConvNormAct(c[0], c[0], 3) for _ in range(d[0])))
+        self.stage8 = nn.Sequential(ConvNormAct(c[0], c[1], 3, 2), CSPStage(c[1], c[1], d[1], shortcut=True))
+        self.stage16 = nn.Sequential(ConvNormAct(c[1], c[2], 3, 2), CSPStage(c[2], c[2], d[2], shortcut=True))
         self.stage32 = nn.Sequential(
-            ConvNormAct(c[3], c[4], 3, 2), CSPStage(c[4], c[4], d[3], shortcut=True), PyramidPooling(c[4], c[4])
+            ConvNormAct(c[2], c[3], 3, 2), CSPStage(c[3], c[3], d[3], shortcut=True), PyramidPooling(c[3], c[3])
         )
-        self.channels = tuple(c[2:])
+        self.channels = tuple(c[1:])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         p8 = self.stage8(self.stem(x))

@@ -22,14 +22,28 @@ def test_the_update_has_the_directions_of_the_matrix_and_singular_values_about_1
     assert values.max() < 1.3 and values.median() > 0.65
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rank", [1, 2, 16])
+def test_a_gradient_of_few_directions_does_not_run_away(rank, dtype):
+    """The polynomials grow steeply above 1, where a matrix of rank 1 stands to the last digit."""
+    torch.manual_seed(0)
+    for size in (1e-6, 1.0, 1e6):
+        matrices = (torch.randn(20, 64, rank) @ torch.randn(20, rank, 288) * size).to(dtype)
+        values = torch.linalg.svdvals(orthogonalized(matrices).float())
+        assert values.max() < 1.3 and values[:, 0].min() > 0.8
+    assert not orthogonalized(torch.zeros(1, 8, 16, dtype=dtype)).any()
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_a_filter_bank_moves_as_torchs_muon_moves_its_matrix(memory_format):
     torch.manual_seed(0)
     bank = nn.Parameter(torch.randn(16, 8, 3, 3).to(memory_format=memory_format))
     matrix = nn.Parameter(bank.detach().flatten(1).clone())
     ours = Muon([{"params": [bank], "orthogonal": True}], torch.bfloat16, lr=0.02, betas=(0.9, 0.999), weight_decay=0.1)
-    # Its update has half the size of ours for the same rate; decay is rate times weight_decay for both.
-    theirs = torch.optim.Muon([matrix], lr=0.04, momentum=0.9, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
+    # Its update has half the size of ours for the same rate; decay is rate times weight_decay for both. With these coefficients
+    # and steps its iteration has converged, where ours stops within a tenth.
+    exact = {"ns_coefficients": (1.875, -1.25, 0.375), "ns_steps": 20}
+    theirs = torch.optim.Muon([matrix], lr=0.04, momentum=0.9, weight_decay=0.05, adjust_lr_fn="match_rms_adamw", **exact)
     start = matrix.detach().clone()
     for _ in range(5):
         bank.grad = torch.randn(16, 8, 3, 3).to(memory_format=memory_format)
@@ -37,7 +51,7 @@ def test_a_filter_bank_moves_as_torchs_muon_moves_its_matrix(memory_format):
         ours.step()
         theirs.step()
     moved = (matrix - start).norm()
-    assert (bank.flatten(1) - matrix).norm() < 0.03 * moved  # bf16 has two to three digits
+    assert (bank.flatten(1) - matrix).norm() < 0.05 * moved
     assert bank.grad is not None
 
 
