@@ -3,6 +3,9 @@
 `python benchmarks/accuracy.py --data DATA.yaml --hyp hyp.yaml cosine.yaml --seeds 0 1 2 [--table OUT.csv] -- TRAIN'S OPTIONS`.
 `--jobs N` starts N runs at a time, each with one thread on a core of its own; accuracy is the same, wall time is not to be
 quoted. Of each run it takes the best epoch, as `best.pt` does, and the last.
+
+`--peer BIN`, the folder of programs of a virtual environment that has Ultralytics, trains its yolov8n as well, with its own
+defaults at the same size and batch, for `--peer-epochs`: what epochs of ours fit into its seconds is then for `--epochs` to say.
 """
 
 import argparse
@@ -17,12 +20,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
 
+from peer_data import copied
+
 ROOT = Path(__file__).resolve().parents[1]
+PEER = "Ultralytics yolov8n"
 
 
-def run(options: list[str], folder: str, core: int | None) -> tuple[float, float, float, float]:
-    """mAP50-95 and mAP50 of the best epoch, mAP50-95 of the last, seconds."""
-    command = [sys.executable, ROOT / "train.py", *options, "--noplots", "--project", folder]
+def run(command: list[object], results: Path, core: int | None) -> tuple[float, float, float, float]:
+    """mAP50-95 and mAP50 of the best epoch, mAP50-95 of the last, as `results` has them; seconds of the whole command."""
     environment = dict(os.environ)
     if core is not None:
         command = ["taskset", "-c", core, *command]
@@ -30,8 +35,9 @@ def run(options: list[str], folder: str, core: int | None) -> tuple[float, float
     began = time.perf_counter()
     subprocess.run([*map(str, command)], check=True, stdout=subprocess.DEVNULL, env=environment)
     seconds = time.perf_counter() - began
-    with (Path(folder) / "exp" / "results.csv").open(encoding="utf-8") as file:
-        rows = [(float(r["metrics/mAP50-95"]), float(r["metrics/mAP50"])) for r in csv.DictReader(file) if r["metrics/mAP50-95"]]
+    with results.open(encoding="utf-8") as file:
+        found = [{key.strip().removesuffix("(B)"): value for key, value in row.items()} for row in csv.DictReader(file)]
+    rows = [(float(row["metrics/mAP50-95"]), float(row["metrics/mAP50"])) for row in found if row["metrics/mAP50-95"]]
     return (*max(rows), rows[-1][0], seconds)
 
 
@@ -41,9 +47,15 @@ def main() -> None:
     p.add_argument("--hyp", nargs="+", default=["hyp.yaml"])
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     p.add_argument("--jobs", type=int, default=0, help="runs at a time, a core each (0: one that has every core)")
+    p.add_argument("--imgsz", type=int, default=320)
+    p.add_argument("--batch-size", type=int, default=16)
+    p.add_argument("--epochs", type=int, default=40)
+    p.add_argument("--peer", type=Path, help="the bin folder that has Ultralytics' yolo")
+    p.add_argument("--peer-epochs", type=int, default=40)
     p.add_argument("--table", type=Path, help="a csv file for the single runs")
     p.add_argument("options", nargs="*", help="for train.py, after --")
     args = p.parse_args()
+    hyps = [*args.hyp, *([PEER] if args.peer else [])]
     cores: Queue[int | None] = Queue()
     for core in range(args.jobs) if args.jobs else [None]:
         cores.put(core)
@@ -51,8 +63,16 @@ def main() -> None:
     def task(hyp: str, seed: int) -> tuple[str, int, tuple[float, ...]]:
         core = cores.get()
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                found = run(["--data", args.data, "--hyp", hyp, "--seed", seed, *args.options], folder, core)
+            with tempfile.TemporaryDirectory() as folder, copied(args.data) as data:
+                if hyp == PEER:
+                    command = [args.peer / "yolo", "detect", "train", "model=yolov8n.yaml", f"data={data}", f"imgsz={args.imgsz}",
+                               f"batch={args.batch_size}", f"epochs={args.peer_epochs}", f"seed={seed}", "device=cpu",
+                               "plots=False", f"project={folder}", "name=exp"]  # fmt: skip
+                else:
+                    command = [sys.executable, ROOT / "train.py", "--data", data, "--imgsz", args.imgsz,
+                               "--batch-size", args.batch_size, "--epochs", args.epochs, "--seed", seed, "--hyp", hyp,
+                               "--noplots", "--project", folder, *args.options]  # fmt: skip
+                found = run(command, Path(folder) / "exp" / "results.csv", core)
         finally:
             cores.put(core)
         print(
@@ -63,14 +83,14 @@ def main() -> None:
 
     with ThreadPoolExecutor(cores.qsize()) as pool:
         # Seed by seed, so that whatever the machine does meanwhile happens to every hyp file.
-        results = list(pool.map(task, *zip(*[(hyp, seed) for seed in args.seeds for hyp in args.hyp], strict=True)))
+        results = list(pool.map(task, *zip(*[(hyp, seed) for seed in args.seeds for hyp in hyps], strict=True)))
     if args.table:
         with args.table.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["hyp", "seed", "mAP50-95", "mAP50", "mAP50-95 of the last epoch", "seconds"])
             writer.writerows([hyp, seed, *found] for hyp, seed, found in results)
     print(f"\n{'hyp':<24} runs  mAP50-95 +- sd    last +- sd        mAP50 +- sd       seconds")
-    for hyp in args.hyp:
+    for hyp in hyps:
         columns = zip(*[found for name, _, found in results if name == hyp], strict=True)
         best, best50, last, seconds = ([*column] for column in columns)
         shown = "   ".join(

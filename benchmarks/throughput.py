@@ -1,8 +1,9 @@
 """Pictures a second of whole training loops, ours beside Ultralytics', and how near ours is to its convolutions alone.
 
 `python benchmarks/throughput.py --data DATA.yaml [--peer BIN]`, where BIN is the folder of programs of a virtual environment that
-has Ultralytics. Both run as a user starts them, from the command line with their own defaults, validation and pictures off, and
-are read from the results.csv they write: the time of each epoch but the first and the last. They take turns; medians and range.
+has Ultralytics. Both run as a user starts them, from the command line with their own defaults, validation and pictures off (ours
+also with validation, for its share), and are read from the results.csv they write: the time of each epoch but the first and the
+last. They take turns; medians and range.
 
 Of our step it also says what its convolutions take when they do nothing else (forward and backward, bf16 where the machine has
 it, every core): the limit of the network. And what share of an epoch the loop waits for its data.
@@ -39,10 +40,10 @@ def column(file: Path, name: str) -> list[float]:
         return [float({key.strip(): value for key, value in row.items()}[name]) for row in csv.DictReader(text)]
 
 
-def ours(data: Path, imgsz: int, args: argparse.Namespace, folder: Path) -> list[float]:
+def ours(data: Path, imgsz: int, args: argparse.Namespace, folder: Path, *more: str) -> list[float]:
     """Seconds of each epoch."""
     size = ["--imgsz", imgsz, "--batch-size", args.batch_size, "--epochs", args.epochs]
-    command = [sys.executable, ROOT / "train.py", "--data", data, *size, "--noval", "--noplots", "--project", folder]
+    command = [sys.executable, ROOT / "train.py", "--data", data, *size, "--noplots", "--project", folder, *more]
     subprocess.run([*map(str, command)], check=True, capture_output=True)
     return column(folder / "exp" / "results.csv", "seconds")[1:-1]
 
@@ -107,7 +108,9 @@ def main() -> None:
     p.add_argument("--rounds", type=int, default=3)
     args = p.parse_args()
     keep_freed_memory()
-    sides = {"this repo, yolo-n": ours, **({"Ultralytics, yolov8n": peers} if args.peer else {})}
+    sides = {"this repo, yolo-n": lambda *a: ours(*a, "--noval"), "the same, validating": ours}
+    if args.peer:
+        sides["Ultralytics, yolov8n"] = peers
     if args.peer:
         subprocess.run([args.peer / "yolo", "version"], check=True)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} cores, batches of {args.batch_size}")
@@ -124,10 +127,11 @@ def main() -> None:
             rates["our convolutions alone"] = limits
             for name, values in rates.items():
                 print(f"{imgsz} px  {name:<23} {statistics.median(values):6.1f} images/s ({min(values):.1f}-{max(values):.1f})")
-            rate, *others, limit = [statistics.median(values) for values in rates.values()]
+            rate, validating, *others, limit = [statistics.median(values) for values in rates.values()]
             wait = loading(data, imgsz, args.batch_size) * rate / args.batch_size
             print(
-                f"{imgsz} px  {rate / limit:.0%} of what its convolutions alone reach; waiting for data: {wait:.1%} of the time"
+                f"{imgsz} px  {rate / limit:.0%} of what its convolutions alone reach; waiting for data: {wait:.1%} of the time; "
+                f"validation: {1 - validating / rate:.1%} of an epoch"
             )
             for other in others:
                 print(f"{imgsz} px  ratio {rate / other:.2f}", flush=True)

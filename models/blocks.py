@@ -10,7 +10,7 @@ from torch import Tensor, nn
 class ConvNormAct(nn.Sequential):
     """Convolution without bias, batch norm, SiLU; keeps the size, or divides it by `stride`.
 
-    (B, in_channels, H, W) -> (B, out_channels, H / stride, W / stride), for sides that `stride` divides; `kernel_size` >= `stride`.
+    (B, in_channels, H, W) -> (B, out_channels, H / stride, W / stride); `stride` divides the sides, `kernel_size` >= `stride`.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1) -> None:

@@ -47,7 +47,7 @@ class Backbone(nn.Module):
         super().__init__()
         c = [int(min(channels, size.max_channels) * size.width) for channels in (128, 256, 512, 1024)]
         d = [max(1, round(depth * size.depth)) for depth in (3, 6, 6, 3)]
-        # Straight to stride 4, and plain convolutions there: above stride 8 norms and activations would cost more than convolutions.
+        # Straight to stride 4, and plain convolutions there: on maps that large norms and activations cost more than they do.
         self.stem = nn.Sequential(ConvNormAct(3, c[0], 6, 4), *(ConvNormAct(c[0], c[0], 3) for _ in range(d[0])))
         self.stage8 = nn.Sequential(ConvNormAct(c[0], c[1], 3, 2), CSPStage(c[1], c[1], d[1], shortcut=True))
         self.stage16 = nn.Sequential(ConvNormAct(c[1], c[2], 3, 2), CSPStage(c[2], c[2], d[2], shortcut=True))

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from utils.hyp import Hyp
 
-# An odd polynomial of degree 5 for each iteration, which together bring singular values of 0.02 to 1 within 10% of 1 in the fewest
-# steps: each is the best for what the one before it leaves (Amsel et al., "The Polar Express", arXiv 2505.16932; Jordan et al.,
-# "Muon: An optimizer for hidden layers in neural networks", 2024, has five of one kind).
+# An odd polynomial of degree 5 for each iteration; together they bring singular values of 0.02 to 1 within 10% of 1. Each is the
+# best (minimax) for what the one before it leaves (Amsel et al., "The Polar Express", arXiv 2505.16932), where Muon as published
+# has five of one kind (Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024).
 POLYNOMIALS = ((7.7110, -22.1138, 16.2487), (3.2153, -2.4112, 0.5013), (2.2183, -1.5940, 0.4107))
 
 UPDATE_SIZE = 0.4  # root mean square of an update, before the learning rate; AdamW's lies between 0.2 and 0.4
