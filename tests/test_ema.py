@@ -17,7 +17,7 @@ def test_the_average_of_a_sequence():
             model[1].running_mean.fill_(float(-n))
         model[1].num_batches_tracked.fill_(n)
         ema.update(model)
-        decay = min(0.5, (1 + n) / (10 + n))
+        decay = min(0.5, 1 - 9 / ((10 + n) * (1 + n / 1000)))
         expected = decay * expected + (1 - decay) * n
         assert float(ema.model[0].weight) == pytest.approx(expected, rel=1e-5)
         assert int(ema.model[1].num_batches_tracked) == n

@@ -9,8 +9,8 @@ from torch import nn
 class EMA:
     """Keeps `model`, a copy whose parameters and buffers follow those of the trained one.
 
-    After n updates the decay is min(decay, (1 + n) / (10 + n)), so that a short run averages over its last tenth and not over
-    its random beginning.
+    After n updates the decay is min(decay, 1 - 9 / ((10 + n) * (1 + n / 1000))): the average reaches back over the last ninth of a
+    short run, which is still learning at its end, and over a greater share of a longer one, to whose noise it is the cure.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -22,7 +22,7 @@ class EMA:
     def update(self, model: nn.Module) -> None:
         """Take in the state of `model` after an optimizer step; counts, which are whole numbers, are copied."""
         self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        decay = min(self.decay, 1 - 9 / ((10 + self.updates) * (1 + self.updates / 1000)))
         pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
         torch._foreach_lerp_(
             [mine for mine, _ in pairs if mine.is_floating_point()],
