@@ -9,8 +9,8 @@ from torch import nn
 class EMA:
     """Keeps `model`, a copy whose parameters and buffers follow those of the trained one.
 
-    After n updates the decay is min(decay, 1 - 9 / ((10 + n) * (1 + n / 1000))): the average reaches back over the last ninth of a
-    short run, which is still learning at its end, and over a greater share of a longer one, to whose noise it is the cure.
+    After n updates the decay is min(decay, 1 - 9 / ((10 + n) * (1 + n / 1000))): the average reaches back over the last ninth of
+    a short run, which still learns at its end, and over a greater share of a long one, which by then mostly moves about.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
