@@ -43,7 +43,7 @@ class CawbHyp(_Strict):
         [], description="after which epochs, or which shares of the run (33%), the rate boots again"
     )
     step_scale: float = Field(0.8, gt=0, le=10, description="each boot's peak, as a share of the one before")
-    eta_min: Share = Field(0.01, description="the cosine's floor, as a share of the peak")
+    eta_min: Share = Field(0.2, description="the cosine's floor, as a share of the peak")
     warmup_epoch: WarmupEpoch = 2
     epoch_scale: float = Field(1.0, ge=0, le=1000, description="epochs that stretch a segment, so that it ends above its floor")
     lf: Annotated[str | None, AfterValidator(_lf)] = Field(
