@@ -1,6 +1,7 @@
 """mAP of hyp files over several seeds: mean, spread and wall time, one run after the other, or one on each core.
 
-`python benchmarks/accuracy.py --data DATA.yaml --hyp hyp.yaml cosine.yaml --seeds 0 1 2 [--table OUT.csv] -- TRAIN'S OPTIONS`.
+`python benchmarks/accuracy.py --data DATA.yaml --hyp hyp.yaml cosine.yaml --seeds 0 1 2 [--table OUT.csv] [--plot OUT.png]
+[-- TRAIN'S OPTIONS]`.
 `--jobs N` starts N runs at a time, each with one thread on a core of its own; accuracy is the same, wall time is not to be
 quoted. Of each run it takes the best epoch, as `best.pt` does, and the last.
 
@@ -20,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
 
+from matplotlib.figure import Figure
 from peer_data import copied
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,6 +43,21 @@ def run(command: list[object], results: Path, core: int | None) -> tuple[float, 
     return (*max(rows), rows[-1][0], seconds)
 
 
+def draw(runs: dict[str, list[float]], path: Path) -> None:
+    """A row for each hyp file: its runs' best mAP50-95, and their mean with the standard deviation."""
+    figure = Figure(figsize=(8, 1 + 0.35 * len(runs)), layout="constrained")
+    axes = figure.subplots()
+    for row, values in enumerate(runs.values()):
+        axes.plot(values, [row] * len(values), "o", color="tab:blue", alpha=0.5)
+        spread = statistics.stdev(values) if len(values) > 1 else 0
+        axes.errorbar(statistics.mean(values), row, xerr=spread, fmt="|", color="black", capsize=4, markersize=14)
+    axes.set(xlabel="mAP50-95 of the best epoch: each run, mean and standard deviation", yticks=range(len(runs)))
+    axes.set_yticklabels([Path(name).stem for name in runs])
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=100)
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", type=Path, required=True)
@@ -53,6 +70,7 @@ def main() -> None:
     p.add_argument("--peer", type=Path, help="the bin folder that has Ultralytics' yolo")
     p.add_argument("--peer-epochs", type=int, default=40)
     p.add_argument("--table", type=Path, help="a csv file for the single runs")
+    p.add_argument("--plot", type=Path, help="a picture of the runs")
     p.add_argument("options", nargs="*", help="for train.py, after --")
     args = p.parse_args()
     hyps = [*args.hyp, *([PEER] if args.peer else [])]
@@ -89,6 +107,8 @@ def main() -> None:
             writer = csv.writer(file)
             writer.writerow(["hyp", "seed", "mAP50-95", "mAP50", "mAP50-95 of the last epoch", "seconds"])
             writer.writerows([hyp, seed, *found] for hyp, seed, found in results)
+    if args.plot:
+        draw({hyp: [found[0] for name, _, found in results if name == hyp] for hyp in hyps}, args.plot)
     print(f"\n{'hyp':<24} runs  mAP50-95 +- sd    last +- sd        mAP50 +- sd       seconds")
     for hyp in hyps:
         columns = zip(*[found for name, _, found in results if name == hyp], strict=True)
