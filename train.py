@@ -22,7 +22,7 @@ from utils.checkpoint import load_checkpoint, load_matching
 from utils.device import compute_exactly, default_workers, has_bf16, keep_freed_memory, peak_memory_gb, select_device
 from utils.distributed import Processes, synchronize_batch_norms
 from utils.ema import EMA
-from utils.errors import DISK_ERRORS, UserError
+from utils.errors import UserError, exit_status
 from utils.hyp import Hyp, load_hyp
 from utils.interrupt import Interrupted, StopSignals, follow_trainer
 from utils.metrics import METRICS, Result, coco_truth, detect, evaluate, table
@@ -274,21 +274,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; its exit status: 0, 2 after one sentence on stderr for a user's mistake, 128 + a signal's number."""
     try:
         with StopSignals() as stop:
-            train(parse_args(argv), stop)
-    except UserError as error:
-        # One that a loader's process raised comes with that process's traceback before the sentence.
-        print(f"train.py: {str(error).rstrip().rpartition('UserError: ')[2]}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        print(f"train.py: {error.filename or 'the run folder'}: {error.strerror}", file=sys.stderr)
-        return 2
+            return exit_status("train.py", lambda: train(parse_args(argv), stop))
     except Interrupted as error:
         if str(error):
             print(f"train.py: {error}", file=sys.stderr)
         return 128 + error.number
-    return 0
 
 
 if __name__ == "__main__":

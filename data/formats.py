@@ -46,6 +46,7 @@ class DataConfig(BaseModel):
     path: str = Field(".", description="folder that the other paths are relative to; itself relative to this file")
     train: Source | list[Source]
     val: Source | list[Source]
+    test: Source | list[Source] | None = None
     names: dict[int, str] | list[str] | None = Field(None, description="class names; COCO json brings its own")
     make: Literal["shapes"] | None = Field(None, description="draw the built-in data set at `path` if it is not there")
     imgsz: int = Field(640, ge=32, description="--imgsz of this data set, if the command does not say; so for the next two")
@@ -87,7 +88,7 @@ class Annotations:
 
 
 def read_data_config(path: Path) -> DataConfig:
-    """The data.yaml at `path`, its `path` made absolute, its `names` a list, its `train` and `val` lists of sources.
+    """The data.yaml at `path`, its `path` made absolute, its `names` a list, its `train`, `val` and `test` lists of sources.
 
     Raises UserError when it cannot be read or is wrong.
     """
@@ -99,8 +100,10 @@ def read_data_config(path: Path) -> DataConfig:
         names = [names[i] for i in range(len(names))]
     if names is not None and not names:
         raise UserError(f"{path}: names: found none, need at least one class")
-    sources = {split: _sources(getattr(config, split)) for split in ("train", "val")}
-    if names is None and any(isinstance(source, str) for source in (*sources["train"], *sources["val"])):
+    sources = {
+        split: _sources(getattr(config, split)) for split in ("train", "val", "test") if getattr(config, split) is not None
+    }
+    if names is None and any(isinstance(source, str) for listed in sources.values() for source in listed):
         raise UserError(f"{path}: key 'names' is missing; only COCO json brings its own class names")
     root = (path.parent / config.path).resolve()
     return config.model_copy(update={"path": str(root), "names": names, **sources})
@@ -124,13 +127,15 @@ def read_splits(config: DataConfig, path: str) -> tuple[Annotations, Annotations
 
 
 def read_split(config: DataConfig, split: str) -> Annotations:
-    """The split `train` or `val` of a data set that `read_data_config` read, as arrays.
+    """The split `train`, `val` or `test` of a data set that `read_data_config` read, as arrays.
 
     A scan that takes long is kept in the data set's folder (`data/cache.py`) and taken from there as long as every file it
     looked at is as it was. Raises UserError when a source is missing, or no picture or no box is left.
     """
     root = Path(config.path)
     sources = getattr(config, split)
+    if sources is None:
+        raise UserError(f"{split}: the data file has no key {split!r}")
     listed = {s: _list_images(root, s, split) for s in sources if isinstance(s, str)}
 
     def scan() -> tuple[Arrays, list[str]]:
@@ -153,6 +158,26 @@ def read_split(config: DataConfig, split: str) -> Annotations:
     if not len(annotations.boxes):
         raise UserError(_none_left(f"{split}: no box found for the {len(annotations)} pictures in {root}", annotations.faults))
     return annotations
+
+
+def original_ids(config: DataConfig, split: str, annotations: Annotations) -> tuple[list[int | str], list[int]]:
+    """The ids of a split's pictures and of its classes, for tools that compare by them.
+
+    Where a picture comes from a COCO json, those that it has there; else a picture's is its file's name without the suffix, as a
+    number if it is one, and a class's is its place among the names.
+    """
+    images: dict[str, int | str] = {}
+    categories = {name: label for label, name in enumerate(annotations.names)}
+    for source in getattr(config, split):
+        if isinstance(source, CocoSource):
+            content = json.loads((Path(config.path) / source.annotations).read_text(encoding="utf-8"))
+            folder = Path(config.path) / source.images
+            images |= {str(folder / image["file_name"]): image["id"] for image in content["images"]}
+            categories |= {category["name"]: category["id"] for category in content["categories"]}
+    stems = [Path(file).stem for file in annotations.files]
+    own = [int(stem) if stem.isdecimal() else stem for stem in stems]
+    found = [images.get(file, name) for file, name in zip(annotations.files.tolist(), own, strict=True)]
+    return found, [categories[name] for name in annotations.names]
 
 
 def _none_left(message: str, faults: Sequence[str]) -> str:

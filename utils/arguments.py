@@ -39,6 +39,17 @@ def minutes(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """An argument's type: a number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, need a number from 0 to 1")
+    return value
+
+
 def absolute(text: str) -> str:
     """An argument's type: a path, made absolute, so that it names the same file from another folder."""
     return os.path.abspath(text)  # noqa: PTH100 - a link stays what it is called

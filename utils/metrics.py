@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,13 @@ class Result:
 
     overall: dict[str, float]
     classes: list[dict[str, Any]]
+
+
+class Curves(NamedTuple):
+    """For K classes at IoU 0.5, along recalls 0, 0.01, ..., 1; nan for a class that has no box to find."""
+
+    precision: np.ndarray  # (K, 101): the best at this recall or a higher one
+    scores: np.ndarray  # (K, 101): the lowest score of the detections that it takes to get there; 0 beyond the last
 
 
 def coco_truth(
@@ -53,6 +60,11 @@ def evaluate(truth: dict[str, Any], detections: np.ndarray) -> Result:
     The averages are COCO's: over IoU 0.50 to 0.95, 101 recall points, at most 100 detections a picture. Precision and recall
     are those at the recall point where a class's F1 at IoU 0.5 is best, averaged over the classes.
     """
+    return evaluate_with_curves(truth, detections)[0]
+
+
+def evaluate_with_curves(truth: dict[str, Any], detections: np.ndarray) -> tuple[Result, Curves]:
+    """What `evaluate` finds, and the curves behind precision, recall and F1."""
     from faster_coco_eval import COCO, COCOeval_faster  # imported here: a run need not wait for it to start
 
     coco = COCO(truth)
@@ -72,7 +84,11 @@ def evaluate(truth: dict[str, Any], detections: np.ndarray) -> Result:
         values = _class_metrics(precision[:, :, k]) if k in present else dict.fromkeys(METRICS, float("nan"))
         classes.append(row | values)
     overall = {name: float(np.mean([classes[k][name] for k in present])) if present else 0.0 for name in METRICS}
-    return Result(overall, classes)
+    shown = [evaluation.eval[key][0, :, :, 0, 0].T.astype(float) for key in ("precision", "scores")]
+    absent = ~np.isin(np.arange(len(classes)), present)
+    for values in shown:
+        values[absent] = np.nan
+    return Result(overall, classes), Curves(*shown)
 
 
 def _class_metrics(precision: np.ndarray) -> dict[str, float]:

@@ -1,9 +1,10 @@
-"""The pictures of a run folder: batches with their boxes, and the curves of results.csv."""
+"""The pictures of a run folder: batches with their boxes, the curves of results.csv, and what an evaluation found."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_dtype, to_pil_image
@@ -68,4 +69,59 @@ def draw_results(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.3)
     for axes in grid.flat[len(names) :]:
         axes.remove()
+    figure.savefig(path, dpi=100)
+
+
+def draw_curves(precision: np.ndarray, scores: np.ndarray, names: Sequence[str], folder: Path) -> None:
+    """Write PR_curve.png and F1_curve.png: for each class, precision over recall and F1 over the score that is asked for.
+
+    `precision` and `scores` are those of `utils.metrics.Curves`.
+    """
+    from matplotlib.figure import Figure
+
+    recall = np.linspace(0, 1, precision.shape[1])
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    asked = np.linspace(0, 1, 1001)
+    reached = np.full((len(names), len(asked)), np.nan)
+    for k in np.flatnonzero(~np.isnan(precision).all(1)):
+        got = (
+            precision[k] > 0
+        )  # recalls that some score gives; below the lowest nothing changes, above the highest nothing is left
+        x, y = scores[k, got][::-1], f1[k, got][::-1]
+        reached[k] = np.interp(asked, x, y, right=0.0) if got.any() else 0.0
+    for file, x, curves, label, axis in (
+        ("PR_curve.png", recall, precision, "precision", "recall"),
+        ("F1_curve.png", asked, reached, "F1", "score"),
+    ):
+        figure = Figure(figsize=(9, 6), layout="constrained")
+        axes = figure.subplots()
+        there = ~np.isnan(curves).all(1)
+        for name, curve in zip(np.asarray(names)[there][:20], curves[there], strict=False):  # more would hide each other
+            axes.plot(x, curve, linewidth=1, label=name)
+        if there.any():
+            axes.plot(x, curves[there].mean(0), linewidth=3, color="black", label="all classes")
+        axes.set(xlabel=axis, ylabel=f"{label} at IoU 0.5", xlim=(0, 1), ylim=(0, 1.02))
+        axes.grid(alpha=0.3)
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        figure.savefig(folder / file, dpi=100)
+
+
+def draw_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None:
+    """Draw the confusion matrix (K + 1, K + 1) of K classes to the picture `path`: shares of what is there, and the counts."""
+    from matplotlib.figure import Figure
+
+    shares = counts / np.maximum(counts.sum(0), 1)
+    side = max(5.0, min(30.0, 2 + 0.6 * len(counts)))
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, label="share of the column")
+    ticks = range(len(counts))
+    axes.set_xticks(ticks, [*names, "nothing"], rotation=90)
+    axes.set_yticks(ticks, [*names, "nothing"])
+    axes.set(xlabel="what is there", ylabel="what was detected")
+    if len(counts) <= 30:  # more would not be legible
+        for row, column in np.argwhere(counts):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", color=color, fontsize=8)
     figure.savefig(path, dpi=100)

@@ -18,19 +18,15 @@ from utils.wholefile import whole_file
 MODEL_KEYS = ("args", "hyp", "names", "epoch", "best", "average")  # of the state: what best.pt holds
 
 
-def new_run_folder(project: Path, name: str, exist_ok: bool) -> Path:
-    """Make `project`/`name`, with a folder for weights; if taken and `exist_ok` is not set, the first of name2, ... that is not.
+def new_folder(project: Path, name: str, exist_ok: bool) -> Path:
+    """Make `project`/`name`; if taken and `exist_ok` is not set, the first of name2, name3, ... that is not.
 
-    A run that begins in a folder that was used takes its checkpoints and table away, lest they be taken for its own. Raises
-    UserError when the folder cannot be made.
+    Raises UserError when it cannot be made.
     """
     folder, number = project / name, 1
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=exist_ok)
-            (folder / "weights").mkdir(exist_ok=True)
-            for old in ("weights/last.pt", "weights/best.pt", "results.csv"):
-                (folder / old).unlink(missing_ok=True)
             return folder
         except FileExistsError:
             if exist_ok:  # it is a file, then
@@ -39,6 +35,22 @@ def new_run_folder(project: Path, name: str, exist_ok: bool) -> Path:
             folder = project / f"{name}{number}"
         except OSError as error:
             raise UserError(f"--project {project}: {folder} cannot be made: {error.strerror}") from None
+
+
+def new_run_folder(project: Path, name: str, exist_ok: bool) -> Path:
+    """A `new_folder` for a run of training, with one for weights in it.
+
+    A run that begins in a folder that was used takes its checkpoints and table away, lest they be taken for its own. Raises
+    UserError when the folder cannot be made.
+    """
+    folder = new_folder(project, name, exist_ok)
+    try:
+        (folder / "weights").mkdir(exist_ok=True)
+        for old in ("weights/last.pt", "weights/best.pt", "results.csv"):
+            (folder / old).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"--project {project}: {folder} cannot be used: {error.strerror}") from None
+    return folder
 
 
 def folder_of(checkpoint: Path) -> Path:
