@@ -136,7 +136,9 @@ def read_split(config: DataConfig, split: str) -> Annotations:
     sources = getattr(config, split)
     if sources is None:
         raise UserError(f"{split}: the data file has no key {split!r}")
-    listed = {s: _list_images(root, s, split) for s in sources if isinstance(s, str)}
+    listed = {s: list_images(root / s) for s in sources if isinstance(s, str)}
+    if missing := [s for s, files in listed.items() if files is None]:
+        raise UserError(f"{split}: {root / missing[0]}: is not there; allowed are a folder, a .txt list, a glob, or a COCO .json")
 
     def scan() -> tuple[Arrays, list[str]]:
         found, names, inputs = _Scan(), config.names, []
@@ -251,9 +253,9 @@ def _image_size(file: str) -> tuple[int, int] | str:
 # --- YOLO layout ------------------------------------------------------------------------------------------------------------
 
 
-def _list_images(root: Path, source: str, split: str) -> list[str]:
-    """Picture files of a folder (searched deeply), a text file with a path a line, or a glob, sorted within each."""
-    path = root / source
+def list_images(path: Path) -> list[str] | None:
+    """Picture files of a folder (searched deeply), a text file with a path a line, or a glob, sorted within each, or the one that
+    `path` is; None when it is none of these."""
     if path.is_dir():
         return sorted(os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names if _is_image(name))  # noqa: PTH118
     if path.is_file() and path.suffix == ".txt":
@@ -261,9 +263,9 @@ def _list_images(root: Path, source: str, split: str) -> list[str]:
         return [str(path.parent / line) for line in lines if line]
     if path.is_file() and _is_image(path.name):
         return [str(path)]
-    if any(mark in source for mark in "*?["):
+    if any(mark in str(path) for mark in "*?["):
         return sorted(filter(_is_image, glob.glob(str(path), recursive=True)))  # noqa: PTH207 - Path.glob takes no absolute pattern
-    raise UserError(f"{split}: {path}: is not there; allowed are a folder, a .txt list, a glob, or a COCO .json")
+    return None
 
 
 def _is_image(name: str) -> bool:

@@ -41,6 +41,21 @@ def tiny(tmp_path: Path) -> Path:
     return write_tiny(tmp_path / "tiny")
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """A folder with the data set `tiny` and a run `exp` on it that has learned something."""
+    folder = tmp_path_factory.mktemp("trained")
+    data = write_tiny(folder / "tiny", train=24)
+    hyp = folder / "h.yaml"
+    hyp.write_text("close_mosaic: 4\n")
+    size = ["--imgsz", "64", "--batch-size", "4", "--device", "cpu", "--epochs", "20"]
+    arguments = ["--hyp", hyp, "--data", data, *size, "--noplots", "--project", folder]
+    import train
+
+    assert train.main([*map(str, arguments)]) == 0
+    return folder
+
+
 @pytest.fixture
 def bccd() -> Path:
     if not BCCD.is_dir():

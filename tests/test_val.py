@@ -11,30 +11,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import rows, write_tiny
+from conftest import rows
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-import train
 import val
 from models import load
 from utils.confusion import confusion_matrix
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    """A folder with the data set `tiny` and a run `exp` on it that has learned something."""
-    folder = tmp_path_factory.mktemp("trained")
-    data = write_tiny(folder / "tiny", train=24)
-    hyp = folder / "h.yaml"
-    hyp.write_text("close_mosaic: 4\n")
-    size = ["--imgsz", "96", "--batch-size", "4", "--device", "cpu", "--epochs", "12"]
-    arguments = ["--hyp", hyp, "--data", data, *size, "--noplots", "--project", folder]
-    assert train.main([*map(str, arguments)]) == 0
-    return folder
 
 
 def coco_form(folder: Path) -> tuple[Path, Path]:
@@ -138,7 +124,7 @@ def test_mistakes_are_one_sentence_and_leave_no_folder(options, message, trained
 
 def test_a_model_in_three_lines(trained):
     model = load(trained / "exp" / "weights" / "best.pt")
-    assert model.names == ("class0", "class1") and model.imgsz == 96 and not model.training
+    assert model.names == ("class0", "class1") and model.imgsz == 64 and not model.training
     picture = torch.from_numpy(np.array(Image.open(trained / "tiny" / "images" / "val" / "0.png"))).permute(2, 0, 1)
     (found,) = model([picture])
     assert found["boxes"].shape == (len(found["scores"]), 4) and len(found["scores"]) == len(found["labels"]) > 0

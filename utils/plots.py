@@ -26,13 +26,25 @@ def _drawn(images: Tensor, targets: Sequence[dict[str, Tensor]], names: Sequence
     images = to_dtype(images.float(), torch.uint8, scale=True) if images.is_floating_point() else images
     images = images.repeat_interleave(times, 2).repeat_interleave(times, 3)
     for image, target in zip(images, targets[:LIMIT], strict=True):
-        labels = target["labels"].tolist()
-        scores = target["scores"].tolist() if "scores" in target else [None] * len(labels)
-        texts = [names[k] if s is None else f"{names[k]} {s:.2f}" for k, s in zip(labels, scores, strict=True)]
-        colors = [COLORS[k % len(COLORS)] for k in labels]
-        boxes = target["boxes"].cpu() * times
-        drawn.append(draw_bounding_boxes(image, boxes, texts, colors, width=2) if len(boxes) else image)
+        drawn.append(with_boxes(image, target | {"boxes": target["boxes"] * times}, names))
     return drawn
+
+
+def with_boxes(image: Tensor, target: dict[str, Tensor], names: Sequence[str]) -> Tensor:
+    """The picture (3, h, w) uint8 with the `boxes` (k, 4) of `target`, xyxy in its pixels, the names of their `labels` (k,) and,
+    where there are any, their `scores` (k,); lines and letters grow with the picture."""
+    from matplotlib import get_data_path  # it brings a font
+
+    if not len(target["boxes"]):
+        return image
+    labels = target["labels"].tolist()
+    scores = target["scores"].tolist() if "scores" in target else [None] * len(labels)
+    texts = [names[k] if s is None else f"{names[k]} {s:.2f}" for k, s in zip(labels, scores, strict=True)]
+    colors = [COLORS[k % len(COLORS)] for k in labels]
+    side = max(image.shape)
+    font = f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf"
+    boxes = target["boxes"].cpu()
+    return draw_bounding_boxes(image, boxes, texts, colors, width=max(2, side // 400), font=font, font_size=max(11, side // 60))
 
 
 def draw_batch(images: Tensor, targets: Sequence[dict[str, Tensor]], names: Sequence[str], path: Path) -> None:
