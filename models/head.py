@@ -74,8 +74,10 @@ class Head(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> Predictions:
         sides, logits, levels = [], [], []
         for feature, stride, boxes, classes in zip(features, self.strides, self.box_branches, self.class_branches, strict=True):
-            height, width = feature.shape[-2:]
-            sides.append(boxes(feature).permute(0, 2, 3, 1).reshape(len(feature), height * width, 4, BINS))
-            logits.append(classes(feature).permute(0, 2, 3, 1).reshape(len(feature), height * width, -1))
+            count, _, height, width = feature.shape
+            sides.append(boxes(feature).permute(0, 2, 3, 1).reshape(count, height * width, 4, BINS))
+            logits.append(classes(feature).permute(0, 2, 3, 1).reshape(count, height * width, classes[-1].out_channels))
             levels.append((height, width, stride))
-        return Predictions(torch.cat(sides, dim=1).float(), torch.cat(logits, dim=1).float(), *cell_grid(tuple(levels)))
+        # What is exported may have sizes that are symbols, under which nothing can be kept.
+        grid = cell_grid.__wrapped__ if torch.compiler.is_exporting() else cell_grid
+        return Predictions(torch.cat(sides, dim=1).float(), torch.cat(logits, dim=1).float(), *grid(tuple(levels)))
