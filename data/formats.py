@@ -1,4 +1,4 @@
-"""Reads data sets: a data.yaml with the YOLO layout or COCO json behind it, into one set of arrays, whatever the format.
+"""Reads data sets: a data.yaml with the YOLO layout, COCO json or Pascal VOC xml behind it, into one set of arrays.
 
 Everything about a split lies in a few arrays (`Annotations`), not in an object for each box, so that loader processes share it.
 Faults in the data are found here, before training, and kept as sentences with their file and line.
@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -28,15 +29,23 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".ti
 ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # EXIF: the tag, and its values that swap width and height
 
 
-class CocoSource(BaseModel):
-    """A COCO json and the folder its `file_name`s are in."""
+class AnnotatedSource(BaseModel):
+    """A COCO json and the folder its `file_name`s are in, or a folder of Pascal VOC xml and the folder of their pictures."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     annotations: str
     images: str = "."
+    list: str | None = Field(
+        None, description="VOC: a text file with a picture's name (no suffix) a line; without it all are taken"
+    )
+
+    @property
+    def coco(self) -> bool:
+        """Whether it is COCO's; else it is VOC's."""
+        return self.annotations.endswith(".json")
 
 
-Source = str | CocoSource
+Source = str | AnnotatedSource
 
 
 class DataConfig(BaseModel):
@@ -103,7 +112,7 @@ def read_data_config(path: Path) -> DataConfig:
     sources = {
         split: _sources(getattr(config, split)) for split in ("train", "val", "test") if getattr(config, split) is not None
     }
-    if names is None and any(isinstance(source, str) for listed in sources.values() for source in listed):
+    if names is None and any(isinstance(s, str) or not s.coco for listed in sources.values() for s in listed):
         raise UserError(f"{path}: key 'names' is missing; only COCO json brings its own class names")
     root = (path.parent / config.path).resolve()
     return config.model_copy(update={"path": str(root), "names": names, **sources})
@@ -112,7 +121,7 @@ def read_data_config(path: Path) -> DataConfig:
 def _sources(value: Source | list[Source]) -> list[Source]:
     """A list of sources, those that name a .json file as COCO's."""
     values = value if isinstance(value, list) else [value]
-    return [CocoSource(annotations=v) if isinstance(v, str) and v.endswith(".json") else v for v in values]
+    return [AnnotatedSource(annotations=v) if isinstance(v, str) and v.endswith(".json") else v for v in values]
 
 
 def read_splits(config: DataConfig, path: str) -> tuple[Annotations, Annotations]:
@@ -143,10 +152,13 @@ def read_split(config: DataConfig, split: str) -> Annotations:
     def scan() -> tuple[Arrays, list[str]]:
         found, names, inputs = _Scan(), config.names, []
         for source in sources:
-            if isinstance(source, CocoSource):
-                path, count = root / source.annotations, len(found.files)
+            count = len(found.files)
+            if isinstance(source, AnnotatedSource) and source.coco:
+                path = root / source.annotations
                 names = _read_coco(found, path, root / source.images, names)
                 inputs += [str(path), *found.files[count:]]
+            elif isinstance(source, AnnotatedSource):
+                inputs += [*_read_voc(found, root, source, names), *found.files[count:]]
             else:
                 _read_yolo(found, listed[source], len(names))
                 inputs += [*listed[source], *map(label_file, listed[source])]
@@ -171,7 +183,7 @@ def original_ids(config: DataConfig, split: str, annotations: Annotations) -> tu
     images: dict[str, int | str] = {}
     categories = {name: label for label, name in enumerate(annotations.names)}
     for source in getattr(config, split):
-        if isinstance(source, CocoSource):
+        if isinstance(source, AnnotatedSource) and source.coco:
             content = json.loads((Path(config.path) / source.annotations).read_text(encoding="utf-8"))
             folder = Path(config.path) / source.images
             images |= {str(folder / image["file_name"]): image["id"] for image in content["images"]}
@@ -369,3 +381,60 @@ def _coco_box(
     if not all(map(math.isfinite, (x, y, w, h))) or x2 <= x1 or y2 <= y1:
         raise ValueError(f"found the bbox {annotation['bbox']}, which covers nothing of the {width}x{height} picture")
     return label_of[annotation["category_id"]], (x1 / width, y1 / height, x2 / width, y2 / height)
+
+
+# --- Pascal VOC xml ---------------------------------------------------------------------------------------------------------
+
+
+def _read_voc(scan: _Scan, root: Path, source: AnnotatedSource, names: list[str]) -> list[str]:
+    """Add pictures and boxes of a folder of xml files, or of those that a list names; the files that were looked at."""
+    folder, inputs = root / source.annotations, []
+    try:
+        if source.list is None:
+            stems = sorted(path.stem for path in folder.iterdir() if path.suffix == ".xml")
+        else:
+            inputs.append(str(root / source.list))
+            lines = (root / source.list).read_text(encoding="utf-8").splitlines()
+            stems = [line.split()[0] for line in lines if line.strip()]  # VOC's lists of a class have a second column
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{getattr(error, 'filename', None) or root / source.list}: cannot be read: {error}") from None
+    inputs.append(str(folder))  # whose time changes with what is in it
+    for stem in stems:
+        path, owner = folder / f"{stem}.xml", len(scan.files)
+        inputs.append(str(path))
+        try:
+            tree = ElementTree.parse(path).getroot()
+            width, height = (float(tree.findtext(f"size/{side}", "")) for side in ("width", "height"))
+            if not (0 < width < math.inf and 0 < height < math.inf):
+                raise ValueError(f"found the size {width:g} x {height:g}")
+        except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:
+            scan.faults.append((owner, f"{path}: is no VOC xml with the picture's size: {error}; left out"))
+            continue
+        scan.files.append(str(root / source.images / (tree.findtext("filename") or f"{stem}.jpg")))
+        for number, thing in enumerate(tree.iter("object")):
+            try:
+                label, box = _voc_box(thing, width, height, names)
+            except ValueError as error:
+                scan.faults.append((owner, f"{path}: object {number}: {error}; the box is left out"))
+            else:
+                scan.add(owner, label, box)
+    return inputs
+
+
+def _voc_box(
+    thing: ElementTree.Element, width: float, height: float, names: list[str]
+) -> tuple[int, tuple[float, float, float, float]]:
+    """Class and xyxy box, 0..1. VOC counts pixels from 1 and the last one belongs to the box."""
+    name = (thing.findtext("name") or "").strip()
+    if name not in names:
+        raise ValueError(f"found the name {name!r}, known are {names}")
+    texts = [(thing.findtext(f"bndbox/{key}") or "").strip() for key in ("xmin", "ymin", "xmax", "ymax")]
+    try:
+        x1, y1, x2, y2 = map(float, texts)
+    except ValueError:
+        raise ValueError(f"found the bndbox {' '.join(texts)!r}, need four numbers") from None
+    finite = all(map(math.isfinite, (x1, y1, x2, y2)))
+    x1, y1, x2, y2 = max(0.0, x1 - 1), max(0.0, y1 - 1), min(width, x2), min(height, y2)
+    if not finite or x2 <= x1 or y2 <= y1:
+        raise ValueError(f"found the bndbox {' '.join(texts)!r}, which covers nothing of the {width:g}x{height:g} picture")
+    return names.index(name), (x1 / width, y1 / height, x2 / width, y2 / height)
