@@ -1,11 +1,17 @@
-"""The hyp file: every hyperparameter, with its default, its bounds and what it does, as one strict pydantic model."""
+"""The hyp file: every hyperparameter, with its default, its bounds and what it does, as one strict pydantic model.
+
+`python -m utils.hyp from-yolov5 FILE > mine.yaml` makes one out of YOLOv5's.
+"""
 
 import inspect
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, create_model
 
+from utils.arguments import Parser
+from utils.errors import exit_status
 from utils.schedulers import SCHEDULES, own_arguments, parse_lf, parse_rates, restart_epoch
 from utils.yamlfile import read_yaml
 
@@ -115,3 +121,21 @@ class Hyp(_Strict):
 def load_hyp(path: Path) -> Hyp:
     """The hyp file at `path`. Raises UserError, one sentence, when it cannot be read or is wrong."""
     return read_yaml(path, Hyp)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print what a hyp file of another project is here; the exit status: 0, or 2 after one sentence for a user's mistake."""
+    from utils.from_yolov5 import from_yolov5
+
+    def work() -> None:
+        p = Parser(prog="python -m utils.hyp", description="Turn a hyp file of another project into one of ours, on stdout.")
+        p.add_argument("origin", choices=["from-yolov5"])
+        p.add_argument("file", type=Path)
+        args = p.parse_args(argv)
+        print(from_yolov5(args.file), end="")
+
+    return exit_status("utils.hyp", work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""A hyp file of YOLOv5 becomes one that trains the same schedule and augmentation, and says what does not carry over."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from utils.hyp import Hyp, load_hyp, main
+from utils.schedulers import parse_lf
+
+ROOT = Path(__file__).parents[1]
+LOW = """# the keys and values of YOLOv5's hyp.scratch-low.yaml
+lr0: 0.01
+lrf: 0.05
+momentum: 0.937
+weight_decay: 0.0005
+warmup_epochs: 3.0
+warmup_momentum: 0.8
+warmup_bias_lr: 0.1
+box: 0.05
+cls: 0.5
+cls_pw: 1.0
+obj: 1.0
+obj_pw: 1.0
+iou_t: 0.20
+anchor_t: 4.0
+fl_gamma: 0.0
+hsv_h: 0.02
+hsv_s: 0.6
+hsv_v: 0.3
+degrees: 0.0
+translate: 0.2
+scale: 0.4
+shear: 0.0
+perspective: 0.0
+flipud: 0.1
+fliplr: 0.4
+mosaic: 1
+mixup: 0.0
+copy_paste: 0.0
+"""
+
+
+def test_what_carries_over_and_what_does_not(tmp_path):
+    (tmp_path / "low.yaml").write_text(LOW)
+    command = [sys.executable, "-m", "utils.hyp", "from-yolov5", str(tmp_path / "low.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and done.stderr == ""
+    (tmp_path / "mine.yaml").write_text(done.stdout)
+    hyp = load_hyp(tmp_path / "mine.yaml")
+    assert (hyp.hue, hyp.saturation, hyp.brightness, hyp.translate, hyp.scale) == (0.02, 0.6, 0.3, 0.2, 0.4)
+    assert (hyp.flipud, hyp.fliplr, hyp.mosaic) == (0.1, 0.4, 1.0)
+    assert hyp.scheduler.name == "cawb" and hyp.scheduler.warmup_epoch == 3
+    curve = parse_lf(hyp.scheduler.lf)
+    for x in (0, 30, 75, 100):  # YOLOv5: (1 - x / epochs) * (1 - lrf) + lrf
+        assert curve(x, 100) == pytest.approx((1 - x / 100) * 0.95 + 0.05)
+    assert (hyp.optimizer, hyp.lr0, hyp.box, hyp.cls) == (Hyp().optimizer, Hyp().lr0, Hyp().box, Hyp().cls)
+    said = done.stdout.partition("# Left behind:")[2]
+    for line in LOW.splitlines()[1:]:
+        key = line.partition(":")[0]
+        carried = key in ("lrf", "warmup_epochs", "hsv_h", "hsv_s", "hsv_v", "translate", "scale", "flipud", "fliplr", "mosaic")
+        names = [name.strip() for row in said.splitlines() for name in row.lstrip("# ").partition(":")[0].split(",")]
+        assert (key in names) != carried, key
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lrf: fast\n", "lrf: found 'fast'"),
+        ("lrf: 2\n", "lrf: found 2"),
+        ("hsv_h: 0.9\n", "hue: found 0.9"),
+        ("mosaic: [1]\n", "mosaic: found [1]"),
+        ("lr0: 0.1: 2\n", "line 1, column 9"),
+    ],
+)
+def test_mistakes_are_one_sentence(text, message, tmp_path, capsys):
+    (tmp_path / "h.yaml").write_text(text)
+    assert main(["from-yolov5", str(tmp_path / "h.yaml")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and str(tmp_path / "h.yaml") in error
+
+
+def test_a_key_that_nobody_knows_is_said(tmp_path, capsys):
+    (tmp_path / "h.yaml").write_text("strange: 3\n")
+    assert main(["from-yolov5", str(tmp_path / "h.yaml")]) == 0
+    assert "# strange: not known here" in capsys.readouterr().out
