@@ -53,7 +53,7 @@ def detect_objects(args: argparse.Namespace) -> None:
     device = select_device(args.device)
     keep_freed_memory()
     model = load(args.weights).to(device, memory_format=torch.channels_last)
-    model.score_thresh, model.nms_thresh = args.conf, args.iou
+    model.set_thresholds(args.conf, args.iou)
     imgsz = args.imgsz or model.imgsz
     wanted = chosen_classes(args.classes, model.names)
     pictures = frames(args.source)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models import load
+from models import YOLO, load
 from models.deployed import Deployed, DeployedNMS
 from utils.arguments import Parser, at_least, share
 from utils.errors import UserError, exit_status
@@ -52,11 +52,13 @@ def export(args: argparse.Namespace) -> None:
         except ImportError:
             raise UserError("--format onnx: needs three more packages: pip install onnx onnxscript onnxruntime") from None
     model = load(args.weights)
+    if not isinstance(model, YOLO):
+        raise UserError(f"{args.weights}: holds {model.name} of torchvision, which torch.onnx exports; here only our own are")
     sides = args.imgsz or [model.imgsz]
     if len(sides) > 2:
         raise UserError(f"--imgsz {' '.join(map(str, sides))}: found {len(sides)} numbers, need a side, or height and width")
     height, width = (-(-side // model.stride) * model.stride for side in (sides[0], sides[-1]))
-    model.score_thresh, model.nms_thresh = args.conf, args.iou
+    model.set_thresholds(args.conf, args.iou)
     metadata = {"names": json.dumps(model.names), "stride": str(model.stride), "imgsz": json.dumps([height, width])}
     deployed = (DeployedNMS if args.nms else Deployed)(model).eval()
     if args.half:

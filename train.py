@@ -16,9 +16,9 @@ from data.dataset import TrainSet, ValSet, collate
 from data.formats import read_data_config, read_splits
 from data.sampler import EpochBatches
 from data.shapes import make_shapes
-from models import MODELS, build_model
-from utils.arguments import Parser, absolute, at_least, minutes
-from utils.checkpoint import load_checkpoint, load_matching
+from models import MODELS, build_model, model_name, start_from
+from utils.arguments import Parser, at_least, minutes, weights
+from utils.checkpoint import load_checkpoint
 from utils.device import compute_exactly, default_workers, has_bf16, keep_freed_memory, peak_memory_gb, select_device
 from utils.distributed import Processes, synchronize_batch_norms
 from utils.ema import EMA
@@ -47,10 +47,8 @@ def parse_args(argv: list[str] | None) -> dict[str, Any]:
     p = Parser(description="Train a detector. Defaults stand in parentheses.", argument_default=argparse.SUPPRESS)
     p.add_argument("--hyp", metavar="FILE", help="hyperparameters: a file, or the name of one in hyp/ (hyp.yaml)")
     p.add_argument("--data", metavar="FILE", help="data set: a data.yaml, or the name of one in data/ (shapes.yaml, built in)")
-    p.add_argument("--model", choices=MODELS, metavar="NAME", help=f"{', '.join(MODELS)} (yolo-n)")
-    p.add_argument(
-        "--weights", type=absolute, metavar="FILE", help="start with this checkpoint's tensors, where name and shape match"
-    )
+    p.add_argument("--model", type=model_name, metavar="NAME", help=f"{', '.join(MODELS)} (yolo-n), or torchvision/NAME")
+    p.add_argument("--weights", type=weights, metavar="FILE", help="start with a checkpoint's tensors, or torchvision's: DEFAULT")
     p.add_argument("--epochs", type=at_least(1), metavar="N", help="passes over the training pictures (the data file's, or 100)")
     p.add_argument("--batch-size", type=at_least(1), metavar="N", help="pictures in a batch of all processes (the data's, or 16)")
     p.add_argument("--imgsz", type=at_least(32), metavar="PX", help="side of a sample, in steps of 32 (the data file's, or 640)")
@@ -124,7 +122,7 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
     # Model, optimizer, schedule, average.
     model = build_model(args.model, len(names), gains=(hyp.box, hyp.cls, hyp.dfl))
     if args.weights and state is None:
-        say(load_matching(model, Path(args.weights)))
+        say(start_from(model, args.weights))
     if args.sync_bn:
         model = synchronize_batch_norms(model, device)
     model.to(device, memory_format=torch.channels_last)

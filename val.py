@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from data.dataset import ValSet, collate
 from data.formats import Annotations, original_ids, read_data_config, read_split
-from models import load
+from models import YOLO, load
 from utils.arguments import Parser, at_least, share
 from utils.confusion import confusion_matrix
 from utils.device import compute_exactly, default_workers, has_bf16, keep_freed_memory, select_device
@@ -35,7 +35,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--imgsz", type=at_least(32), metavar="PX", help="side of a sample, in steps of 32 (what it was trained at)")
     p.add_argument("--batch-size", type=at_least(1), default=16, metavar="N", help="pictures in a batch (16)")
     p.add_argument("--conf", type=share, default=0.001, metavar="SCORE", help="lowest score of a detection (0.001)")
-    p.add_argument("--iou", type=share, default=0.7, metavar="IOU", help="overlap above which the lower score is dropped (0.7)")
+    p.add_argument("--iou", type=share, metavar="IOU", help="overlap above which the lower score is dropped (the model's: 0.7)")
     p.add_argument("--save-json", action="store_true", help="write the detections as COCO results, predictions.json")
     p.add_argument(
         "--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, ... (auto: cuda if there is one, else cpu)"
@@ -57,7 +57,7 @@ def evaluate_detector(args: argparse.Namespace) -> None:
 
     # Model: the averaged weights of a checkpoint.
     model = load(args.weights).to(device)
-    model.score_thresh, model.nms_thresh = args.conf, args.iou
+    model.set_thresholds(args.conf, args.iou)
     imgsz = -(-(args.imgsz or model.imgsz) // 32) * 32
 
     # Data.
@@ -75,12 +75,14 @@ def evaluate_detector(args: argparse.Namespace) -> None:
     # Detect, and see where the time goes.
     watch = Stopwatch(device)
     model.register_forward_pre_hook(lambda *_: watch.lap("preprocess"))
-    model.head.register_forward_hook(lambda *_: watch.lap("inference"))
-    model.register_forward_hook(lambda *_: watch.lap("NMS"))
+    if own := isinstance(model, YOLO):
+        model.head.register_forward_hook(lambda *_: watch.lap("inference"))
+    last = "NMS" if own else "inference with NMS"
+    model.register_forward_hook(lambda *_: watch.lap(last))
     detections = detect(model, _timed(loader, watch), device, bf16)
     result, curves = evaluate_with_curves(truth, detections)
     print(table(result))
-    each = "  ".join(f"{stage} {1000 * watch.seconds[stage] / len(data):.1f}" for stage in ("preprocess", "inference", "NMS"))
+    each = "  ".join(f"{stage} {1000 * watch.seconds[stage] / len(data):.1f}" for stage in watch.seconds if stage != "the rest")
     print(f"ms a picture at {imgsz} px, batches of {args.batch_size}, on {device}{' in bf16' if bf16 else ''}: {each}")
 
     # Write it down.

@@ -112,6 +112,11 @@ class YOLO(nn.Module):
         self.score_thresh, self.nms_thresh = score_thresh, nms_thresh
         self.detections_per_img, self.topk_candidates = detections_per_img, topk_candidates
 
+    def set_thresholds(self, score: float | None = None, iou: float | None = None) -> None:
+        """The lowest score of a detection, and the overlap above which the one with the lower score is dropped."""
+        self.score_thresh = self.score_thresh if score is None else score
+        self.nms_thresh = self.nms_thresh if iou is None else iou
+
     def forward(
         self, images: Tensor | Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:

@@ -50,6 +50,11 @@ def share(text: str) -> float:
     return value
 
 
+def weights(text: str) -> str:
+    """An argument's type: DEFAULT, or a path, made absolute."""
+    return text if text == "DEFAULT" else absolute(text)
+
+
 def absolute(text: str) -> str:
-    """An argument's type: a path, made absolute, so that it names the same file from another folder."""
+    """A path, made absolute, so that it names the same file from another folder."""
     return os.path.abspath(text)  # noqa: PTH100 - a link stays what it is called
