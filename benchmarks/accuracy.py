@@ -51,7 +51,7 @@ def draw(runs: dict[str, list[float]], path: Path) -> None:
         axes.plot(values, [row] * len(values), "o", color="tab:blue", alpha=0.5)
         spread = statistics.stdev(values) if len(values) > 1 else 0
         axes.errorbar(statistics.mean(values), row, xerr=spread, fmt="|", color="black", capsize=4, markersize=14)
-    axes.set(xlabel="mAP50-95 of the best epoch: each run, mean and standard deviation", yticks=range(len(runs)))
+    axes.set(xlabel="mAP50-95 of the best validated epoch: each run, mean and standard deviation", yticks=range(len(runs)))
     axes.set_yticklabels([Path(name).stem for name in runs])
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
