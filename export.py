@@ -121,6 +121,8 @@ def compared(expected: Sequence[Tensor], found: Sequence[Tensor]) -> str:
     if shapes[0] != shapes[1]:
         raise RuntimeError(f"what was written gives {shapes[1]} where the model gives {shapes[0]}")
     largest = [float((a.float() - b.float()).abs().max()) if a.numel() else 0.0 for a, b in zip(expected, found, strict=True)]
+    if not len(expected[0]):
+        return "nothing could be compared: it detects nothing in them at this --conf"
     return f"({len(expected[0])} x boxes of {tuple(expected[0].shape[1:])}): {largest[0]:.2g} px, scores {largest[1]:.2g}"
 
 
