@@ -17,7 +17,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from data.augment import resized
 from data.dataset import read_image
-from data.formats import list_images
+from data.formats import list_images, own_stem
 from models import YOLO, load
 from utils.arguments import Parser, at_least, share
 from utils.device import has_bf16, keep_freed_memory, select_device
@@ -63,7 +63,7 @@ def detect_objects(args: argparse.Namespace) -> None:
         (folder / "labels").mkdir(exist_ok=True)
 
     rows: list[dict[str, Any]] = []
-    names: Counter[str] = Counter()
+    taken: set[str] = set()  # names in the folder: two folders may have a picture of the same name
     film = VideoWriter(folder / f"{Path(args.source).stem}.mp4")
     count, broken, began = 0, 0, time.perf_counter()
     try:
@@ -79,13 +79,11 @@ def detect_objects(args: argparse.Namespace) -> None:
             print(f"{place}: {', '.join(f'{n} {name}' for name, n in counts.most_common()) or 'nothing'}")
             count += 1
             drawn = with_boxes(frame.image, found, model.names)
-            name = Path(frame.source).stem
             if frame.number is None:
-                names[name] += 1
-                name += f"_{names[name]}" if names[name] > 1 else ""  # two folders may have a picture of the same name
+                name = own_stem(frame.source, taken)
                 to_pil_image(drawn).save(folder / f"{name}{Path(frame.source).suffix}")
             else:
-                name += f"_{frame.number}"
+                name = f"{Path(frame.source).stem}_{frame.number}"
                 film.write(drawn, frame.rate)
             if args.save_txt:
                 write_txt(found, frame.image.shape[-2:], folder / "labels" / f"{name}.txt")

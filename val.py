@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader
 
 from data.dataset import ValSet, collate
@@ -56,7 +57,7 @@ def evaluate_detector(args: argparse.Namespace) -> None:
     workers = default_workers(device, 1) if args.workers is None else args.workers
 
     # Model: the averaged weights of a checkpoint.
-    model = load(args.weights).to(device)
+    model = load(args.weights).to(device, memory_format=torch.channels_last)  # as training validates it
     model.set_thresholds(args.conf, args.iou)
     imgsz = -(-(args.imgsz or model.imgsz) // 32) * 32
 

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 import yaml
 
-from data.formats import Annotations, read_data_config, read_split
+from data.formats import Annotations, own_stem, read_data_config, read_every_split
 from utils.arguments import Parser
 from utils.errors import UserError, exit_status
 
@@ -27,7 +27,7 @@ def convert(kind: str, source: Path, target: Path) -> list[str]:
     Raises UserError where the source is wrong, or the target is there and not empty.
     """
     config = read_data_config(source)
-    splits = {name: read_split(config, name) for name in ("train", "val", "test") if getattr(config, name) is not None}
+    splits = read_every_split(config)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: is there already; need a new folder, or an empty one")
     said = [sentence for name, data in splits.items() for sentence in data.report(name)]
@@ -36,24 +36,11 @@ def convert(kind: str, source: Path, target: Path) -> list[str]:
     for name, data in splits.items():
         if kind != "coco" and data.crowd.any():
             said.append(f"{name}: {int(data.crowd.sum())} crowds left out, which {kind} does not know")
-        files = own_names(data.files.tolist(), taken)
+        files = [own_stem(file, taken) + Path(file).suffix for file in data.files.tolist()]
         described[name] = WRITERS[kind](name, data, files, target)
     described["names"] = list(splits["train"].names)
     (target / "data.yaml").write_text(yaml.safe_dump(described, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return said
-
-
-def own_names(files: Sequence[str], taken: set[str]) -> list[str]:
-    """A file name for each picture, whose stem nothing in `taken` has, which it joins."""
-    found = []
-    for file in map(Path, files):
-        stem, number = file.stem, 1
-        while stem in taken:
-            number += 1
-            stem = f"{file.stem}_{number}"
-        taken.add(stem)
-        found.append(stem + file.suffix)
-    return found
 
 
 def _copy(data: Annotations, files: Sequence[str], folder: Path) -> None:

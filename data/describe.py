@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from data.dataset import ValSet, collate
-from data.formats import Annotations, read_data_config, read_split
+from data.formats import Annotations, read_data_config, read_every_split
 from utils.arguments import Parser
 from utils.errors import exit_status
 from utils.plots import draw_batch
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         p.add_argument("--out", type=Path, metavar="PAGE.jpg", help="draw pictures of the first split with their boxes on a page")
         args = p.parse_args(argv)
         config = read_data_config(Path(find_file(args.data, ROOT / "data")))
-        splits = {name: read_split(config, name) for name in ("train", "val", "test") if getattr(config, name) is not None}
+        splits = read_every_split(config)
         for name, data in splits.items():
             print(described(name, data))
             for sentence in data.report(name, most=len(data.faults)):

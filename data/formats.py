@@ -26,6 +26,7 @@ from utils.errors import UserError
 from utils.yamlfile import read_yaml
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+SPLITS = ("train", "val", "test")
 ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # EXIF: the tag, and its values that swap width and height
 
 
@@ -109,9 +110,7 @@ def read_data_config(path: Path) -> DataConfig:
         names = [names[i] for i in range(len(names))]
     if names is not None and not names:
         raise UserError(f"{path}: names: found none, need at least one class")
-    sources = {
-        split: _sources(getattr(config, split)) for split in ("train", "val", "test") if getattr(config, split) is not None
-    }
+    sources = {split: _sources(getattr(config, split)) for split in SPLITS if getattr(config, split) is not None}
     if names is None and any(isinstance(s, str) or not s.coco for listed in sources.values() for s in listed):
         raise UserError(f"{path}: key 'names' is missing; only COCO json brings its own class names")
     root = (path.parent / config.path).resolve()
@@ -133,6 +132,11 @@ def read_splits(config: DataConfig, path: str) -> tuple[Annotations, Annotations
     if train.names != val.names:
         raise UserError(f"{path}: train has the classes {list(train.names)}, val has {list(val.names)}")
     return train, val
+
+
+def read_every_split(config: DataConfig) -> dict[str, Annotations]:
+    """`train`, `val` and, where the data set has one, `test`. Raises UserError as `read_split` does."""
+    return {split: read_split(config, split) for split in SPLITS if getattr(config, split) is not None}
 
 
 def read_split(config: DataConfig, split: str) -> Annotations:
@@ -278,6 +282,17 @@ def list_images(path: Path) -> list[str] | None:
     if any(mark in str(path) for mark in "*?["):
         return sorted(filter(_is_image, glob.glob(str(path), recursive=True)))  # noqa: PTH207 - Path.glob takes no absolute pattern
     return None
+
+
+def own_stem(file: str, taken: set[str]) -> str:
+    """The name of `file` without folder and suffix, with a number at its end if it is in `taken`, which it joins."""
+    stem = own = Path(file).stem
+    number = 1
+    while own in taken:
+        number += 1
+        own = f"{stem}_{number}"
+    taken.add(own)
+    return own
 
 
 def _is_image(name: str) -> bool:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torchvision.models import detection, get_model, get_model_weights, list_models
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from utils.checkpoint import take_matching
 from utils.errors import UserError
 
 PREFIX = "torchvision/"
@@ -75,10 +76,7 @@ class TorchvisionDetector(nn.Module):
         except Exception as error:  # whatever a network, a proxy or a damaged file can fail with
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(f"--weights DEFAULT: {weights.url} cannot be had: {reason}") from None
-        mine = self.detector.state_dict()
-        matching = {key: value for key, value in saved.items() if key in mine and mine[key].shape == value.shape}
-        self.detector.load_state_dict(matching, strict=False)
-        return f"--weights DEFAULT: {len(matching)} of the model's {len(mine)} tensors taken from {weights}"
+        return f"--weights DEFAULT: {take_matching(self.detector, saved)} from {weights}"
 
 
 def _without_background(found: dict[str, Tensor]) -> dict[str, Tensor]:

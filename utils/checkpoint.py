@@ -1,11 +1,12 @@
 """Checkpoints: plain data on disk, written whole or not at all, read without running anything that is in them."""
 
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from utils.errors import UserError
 from utils.wholefile import whole_file
@@ -50,7 +51,12 @@ def load_matching(model: nn.Module, path: Path) -> str:
 
     Raises UserError as `load_checkpoint` does.
     """
-    saved, mine = load_checkpoint(path)["average"], model.state_dict()
+    return f"--weights {path}: {take_matching(model, load_checkpoint(path)['average'])}"
+
+
+def take_matching(model: nn.Module, saved: Mapping[str, Tensor]) -> str:
+    """Give `model` those of the tensors `saved` whose name and shape match; in words, how many did."""
+    mine = model.state_dict()
     matching = {k: v for k, v in saved.items() if k in mine and mine[k].shape == v.shape}
     model.load_state_dict(matching, strict=False)
-    return f"--weights {path}: {len(matching)} of the model's {len(mine)} tensors taken"
+    return f"{len(matching)} of the model's {len(mine)} tensors taken"

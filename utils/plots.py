@@ -96,9 +96,8 @@ def draw_curves(precision: np.ndarray, scores: np.ndarray, names: Sequence[str],
     asked = np.linspace(0, 1, 1001)
     reached = np.full((len(names), len(asked)), np.nan)
     for k in np.flatnonzero(~np.isnan(precision).all(1)):
-        got = (
-            precision[k] > 0
-        )  # recalls that some score gives; below the lowest nothing changes, above the highest nothing is left
+        # Recalls that some score gives: below the lowest score nothing changes, above the highest nothing is left.
+        got = precision[k] > 0
         x, y = scores[k, got][::-1], f1[k, got][::-1]
         reached[k] = np.interp(asked, x, y, right=0.0) if got.any() else 0.0
     for file, x, curves, label, axis in (
