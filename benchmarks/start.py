@@ -30,9 +30,8 @@ def main() -> None:
     args = p.parse_args()
     sys.path.insert(0, str(ROOT))
     from data.formats import read_data_config
-    from data.shapes import make_shapes
 
-    make_shapes(Path(read_data_config(ROOT / "data" / "shapes.yaml").path))
+    read_data_config(ROOT / "data" / "shapes.yaml")  # which draws it
     seconds: dict[str, list[float]] = {name: [] for name in SIDES}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(args.rounds):

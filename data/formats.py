@@ -22,31 +22,41 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field
 
 from data.cache import Arrays, cached
+from data.shapes import make_shapes
 from utils.errors import UserError
 from utils.yamlfile import read_yaml
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 SPLITS = ("train", "val", "test")
+Names = dict[int, str] | list[str]
 ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # EXIF: the tag, and its values that swap width and height
 
 
 class AnnotatedSource(BaseModel):
-    """A COCO json and the folder its `file_name`s are in, or a folder of Pascal VOC xml and the folder of their pictures."""
+    """A COCO json and the folder its `file_name`s are in, a folder of Pascal VOC xml and that of their pictures, or, without
+    `annotations`, pictures in the YOLO layout whose label files count classes by `names` of their own."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    annotations: str
+    annotations: str | None = None
     images: str = "."
     list: str | None = Field(
         None, description="VOC: a text file with a picture's name (no suffix) a line; without it all are taken"
     )
+    names: Names | None = Field(None, description="YOLO layout: the classes that its label files number")
 
     @property
     def coco(self) -> bool:
-        """Whether it is COCO's; else it is VOC's."""
-        return self.annotations.endswith(".json")
+        """Whether it is COCO's."""
+        return self.annotations is not None and self.annotations.endswith(".json")
+
+    @property
+    def voc(self) -> bool:
+        """Whether it is VOC's."""
+        return self.annotations is not None and not self.coco
 
 
 Source = str | AnnotatedSource
+Classes = dict[str, int | None]  # what a source may call a class: its label here, None for one that is left out
 
 
 class DataConfig(BaseModel):
@@ -57,7 +67,8 @@ class DataConfig(BaseModel):
     train: Source | list[Source]
     val: Source | list[Source]
     test: Source | list[Source] | None = None
-    names: dict[int, str] | list[str] | None = Field(None, description="class names; COCO json brings its own")
+    names: Names | None = Field(None, description="class names; COCO json brings its own")
+    remap: dict[str, str | None] = Field({}, description="what sources call a class: its name here, or null to leave it out")
     make: Literal["shapes"] | None = Field(None, description="draw the built-in data set at `path` if it is not there")
     imgsz: int = Field(640, ge=32, description="--imgsz of this data set, if the command does not say; so for the next two")
     epochs: int = Field(100, ge=1)
@@ -100,27 +111,43 @@ class Annotations:
 def read_data_config(path: Path) -> DataConfig:
     """The data.yaml at `path`, its `path` made absolute, its `names` a list, its `train`, `val` and `test` lists of sources.
 
-    Raises UserError when it cannot be read or is wrong.
+    A built-in data set that is not there yet is drawn. Raises UserError when it cannot be read or is wrong.
     """
     config = read_yaml(path, DataConfig)
-    names = config.names
+    names = _names(config.names, path)
+    sources = {split: _sources(getattr(config, split), path) for split in SPLITS if getattr(config, split) is not None}
+    if names is None and (config.remap or any(isinstance(s, str) or not s.coco for listed in sources.values() for s in listed)):
+        raise UserError(f"{path}: key 'names' is missing; only COCO json brings its own class names")
+    for old, new in config.remap.items():
+        if old in names:
+            raise UserError(f"{path}: remap: {old!r} is itself one of the names; allowed are what sources call other classes")
+        if new is not None and new not in names:
+            raise UserError(f"{path}: remap: {old}: found {new!r}, allowed are null and the names {names}")
+    root = (path.parent / config.path).resolve()
+    if config.make == "shapes" and make_shapes(root):
+        print(f"the built-in data set was drawn into {root}")
+    return config.model_copy(update={"path": str(root), "names": names, **sources})
+
+
+def _names(names: Names | None, path: Path) -> list[str] | None:
+    """Class names as a list."""
     if isinstance(names, dict):
         if sorted(names) != list(range(len(names))):
             raise UserError(f"{path}: names: found the ids {sorted(names)}, need 0 to {len(names) - 1} without a gap")
         names = [names[i] for i in range(len(names))]
     if names is not None and not names:
         raise UserError(f"{path}: names: found none, need at least one class")
-    sources = {split: _sources(getattr(config, split)) for split in SPLITS if getattr(config, split) is not None}
-    if names is None and any(isinstance(s, str) or not s.coco for listed in sources.values() for s in listed):
-        raise UserError(f"{path}: key 'names' is missing; only COCO json brings its own class names")
-    root = (path.parent / config.path).resolve()
-    return config.model_copy(update={"path": str(root), "names": names, **sources})
+    return names
 
 
-def _sources(value: Source | list[Source]) -> list[Source]:
-    """A list of sources, those that name a .json file as COCO's."""
+def _sources(value: Source | list[Source], path: Path) -> list[Source]:
+    """A list of sources, those that name a .json file as COCO's, their names as lists."""
     values = value if isinstance(value, list) else [value]
-    return [AnnotatedSource(annotations=v) if isinstance(v, str) and v.endswith(".json") else v for v in values]
+    values = [AnnotatedSource(annotations=v) if isinstance(v, str) and v.endswith(".json") else v for v in values]
+    for source in values:
+        if isinstance(source, AnnotatedSource) and source.annotations and source.names:
+            raise UserError(f"{path}: names of a source are for the YOLO layout; {source.annotations} has its own")
+    return [v if isinstance(v, str) else v.model_copy(update={"names": _names(v.names, path)}) for v in values]
 
 
 def read_splits(config: DataConfig, path: str) -> tuple[Annotations, Annotations]:
@@ -149,33 +176,47 @@ def read_split(config: DataConfig, split: str) -> Annotations:
     sources = getattr(config, split)
     if sources is None:
         raise UserError(f"{split}: the data file has no key {split!r}")
-    listed = {s: list_images(root / s) for s in sources if isinstance(s, str)}
+    folders = [s if isinstance(s, str) else s.images for s in sources if isinstance(s, str) or not s.annotations]
+    listed = {folder: list_images(root / folder) for folder in folders}
     if missing := [s for s, files in listed.items() if files is None]:
         raise UserError(f"{split}: {root / missing[0]}: is not there; allowed are a folder, a .txt list, a glob, or a COCO .json")
 
     def scan() -> tuple[Arrays, list[str]]:
         found, names, inputs = _Scan(), config.names, []
+        classes = _classes(names or [], config.remap)
         for source in sources:
             count = len(found.files)
             if isinstance(source, AnnotatedSource) and source.coco:
                 path = root / source.annotations
-                names = _read_coco(found, path, root / source.images, names)
+                names = _read_coco(found, path, root / source.images, names, classes)
+                classes = classes or _classes(names, {})  # if none are given, the first json's are for all
                 inputs += [str(path), *found.files[count:]]
-            elif isinstance(source, AnnotatedSource):
-                inputs += [*_read_voc(found, root, source, names), *found.files[count:]]
+            elif isinstance(source, AnnotatedSource) and source.voc:
+                inputs += [*_read_voc(found, root, source, classes), *found.files[count:]]
             else:
-                _read_yolo(found, listed[source], len(names))
-                inputs += [*listed[source], *map(label_file, listed[source])]
+                folder, own = (source, names) if isinstance(source, str) else (source.images, source.names or names)
+                if unknown := [name for name in own if name not in classes]:
+                    raise UserError(f"{split}: {root / folder}: {_unknown(unknown[0], classes)}")
+                _read_yolo(found, listed[folder], [classes[name] for name in own])
+                inputs += [*listed[folder], *map(label_file, listed[folder])]
         return found.finish(names or ()), inputs
 
     name = f"{split}-{hashlib.blake2b(repr(sources).encode(), digest_size=4).hexdigest()}.cache.npz"
-    arrays = cached(root / name, repr((config.names, sources, listed)), scan)
+    arrays = cached(root / name, repr((config.names, config.remap, sources, listed)), scan)
     annotations = Annotations(**arrays | {key: tuple(arrays[key].tolist()) for key in ("names", "faults")})
     if not len(annotations):
         raise UserError(_none_left(f"{split}: no picture found in {root}", annotations.faults))
     if not len(annotations.boxes):
         raise UserError(_none_left(f"{split}: no box found for the {len(annotations)} pictures in {root}", annotations.faults))
     return annotations
+
+
+def _classes(names: Sequence[str], remap: dict[str, str | None]) -> Classes:
+    return {name: k for k, name in enumerate(names)} | {old: new and names.index(new) for old, new in remap.items()}
+
+
+def _unknown(name: str, classes: Classes) -> str:
+    return f"found the class {name!r}, known are {[*classes]}; `remap` gives another name to a class, or null to leave it out"
 
 
 def original_ids(config: DataConfig, split: str, annotations: Annotations) -> tuple[list[int | str], list[int]]:
@@ -191,7 +232,8 @@ def original_ids(config: DataConfig, split: str, annotations: Annotations) -> tu
             content = json.loads((Path(config.path) / source.annotations).read_text(encoding="utf-8"))
             folder = Path(config.path) / source.images
             images |= {str(folder / image["file_name"]): image["id"] for image in content["images"]}
-            categories |= {category["name"]: category["id"] for category in content["categories"]}
+            own = {category["name"]: category["id"] for category in content["categories"]}
+            categories |= {name: key for name, key in own.items() if name in categories}
     stems = [Path(file).stem for file in annotations.files]
     own = [int(stem) if stem.isdecimal() else stem for stem in stems]
     found = [images.get(file, name) for file, name in zip(annotations.files.tolist(), own, strict=True)]
@@ -213,7 +255,10 @@ class _Scan:
         self.crowd = array("b")
         self.faults: list[tuple[int, str]] = []  # place of the picture, sentence
 
-    def add(self, owner: int, label: int, box: Iterable[float], crowd: bool = False) -> None:
+    def add(self, owner: int, label: int | None, box: Iterable[float], crowd: bool = False) -> None:
+        """Take in a box of picture `owner`; nothing if its label is None."""
+        if label is None:
+            return
         self.owners.append(owner)
         self.labels.append(label)
         self.boxes.extend(box)
@@ -308,8 +353,8 @@ def label_file(image: str) -> str:
     return f"{folder}{os.sep}{os.path.splitext(name)[0]}.txt"  # noqa: PTH122
 
 
-def _read_yolo(scan: _Scan, images: list[str], num_classes: int) -> None:
-    """Add pictures and what their label files say of them."""
+def _read_yolo(scan: _Scan, images: list[str], labels: list[int | None]) -> None:
+    """Add pictures and what their label files say of them; class k of theirs is labels[k], None for one that is left out."""
     for owner, image in enumerate(images, len(scan.files)):
         scan.files.append(image)
         path = label_file(image)
@@ -325,11 +370,11 @@ def _read_yolo(scan: _Scan, images: list[str], num_classes: int) -> None:
             if not line.strip():
                 continue
             try:
-                label, box = _parse_yolo_line(line, num_classes)
+                number_of_class, box = _parse_yolo_line(line, len(labels))
             except ValueError as error:
                 scan.faults.append((owner, f"{path}: line {number}: {error}; the box is left out"))
             else:
-                scan.add(owner, label, box)
+                scan.add(owner, labels[number_of_class], box)
 
 
 def _parse_yolo_line(line: str, num_classes: int) -> tuple[int, tuple[float, float, float, float]]:
@@ -351,15 +396,17 @@ def _parse_yolo_line(line: str, num_classes: int) -> tuple[int, tuple[float, flo
 # --- COCO json --------------------------------------------------------------------------------------------------------------
 
 
-def _read_coco(scan: _Scan, path: Path, folder: Path, names: list[str] | None) -> list[str]:
-    """Add pictures and boxes of a COCO json; the class names. With `names` given, categories are matched to them by name."""
+def _read_coco(scan: _Scan, path: Path, folder: Path, names: list[str] | None, classes: Classes) -> list[str]:
+    """Add pictures and boxes of a COCO json; the class names. With `names` given, categories are matched to `classes` by name."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         categories = sorted(content["categories"], key=lambda c: c["id"])
         images = {image["id"]: image for image in content["images"]}
         annotations = content["annotations"]
-        names = names or [category["name"] for category in categories]
-        label_of = {c["id"]: names.index(c["name"]) for c in categories if c["name"] in names}
+        if not classes:
+            names = [category["name"] for category in categories]
+            classes = _classes(names, {})
+        label_of = {c["id"]: classes[c["name"]] for c in categories if c["name"] in classes}
         owners = {key: owner for owner, key in enumerate(images, len(scan.files))}
         files = [str(folder / image["file_name"]) for image in images.values()]
     except OSError as error:
@@ -368,7 +415,7 @@ def _read_coco(scan: _Scan, path: Path, folder: Path, names: list[str] | None) -
         raise UserError(f"{path}: is no COCO json with images, annotations and categories: {error!r}") from None
     unknown = [c["name"] for c in categories if c["id"] not in label_of]
     if unknown:
-        raise UserError(f"{path}: found the category {unknown[0]!r}, which is not among the names {names}")
+        raise UserError(f"{path}: {_unknown(unknown[0], classes)}")
     scan.files += files
     for number, annotation in enumerate(annotations):
         key = annotation.get("image_id")
@@ -386,8 +433,8 @@ def _read_coco(scan: _Scan, path: Path, folder: Path, names: list[str] | None) -
 
 
 def _coco_box(
-    annotation: dict[str, Any], image: dict[str, Any], label_of: dict[int, int]
-) -> tuple[int, tuple[float, float, float, float]]:
+    annotation: dict[str, Any], image: dict[str, Any], label_of: dict[int, int | None]
+) -> tuple[int | None, tuple[float, float, float, float]]:
     if annotation["category_id"] not in label_of:
         raise ValueError(f"found category_id {annotation['category_id']!r}, known are {sorted(label_of)}")
     x, y, w, h = (float(value) for value in annotation["bbox"])
@@ -401,7 +448,7 @@ def _coco_box(
 # --- Pascal VOC xml ---------------------------------------------------------------------------------------------------------
 
 
-def _read_voc(scan: _Scan, root: Path, source: AnnotatedSource, names: list[str]) -> list[str]:
+def _read_voc(scan: _Scan, root: Path, source: AnnotatedSource, classes: Classes) -> list[str]:
     """Add pictures and boxes of a folder of xml files, or of those that a list names; the files that were looked at."""
     folder, inputs = root / source.annotations, []
     try:
@@ -428,7 +475,7 @@ def _read_voc(scan: _Scan, root: Path, source: AnnotatedSource, names: list[str]
         scan.files.append(str(root / source.images / (tree.findtext("filename") or f"{stem}.jpg")))
         for number, thing in enumerate(tree.iter("object")):
             try:
-                label, box = _voc_box(thing, width, height, names)
+                label, box = _voc_box(thing, width, height, classes)
             except ValueError as error:
                 scan.faults.append((owner, f"{path}: object {number}: {error}; the box is left out"))
             else:
@@ -437,12 +484,12 @@ def _read_voc(scan: _Scan, root: Path, source: AnnotatedSource, names: list[str]
 
 
 def _voc_box(
-    thing: ElementTree.Element, width: float, height: float, names: list[str]
-) -> tuple[int, tuple[float, float, float, float]]:
+    thing: ElementTree.Element, width: float, height: float, classes: Classes
+) -> tuple[int | None, tuple[float, float, float, float]]:
     """Class and xyxy box, 0..1. VOC counts pixels from 1 and the last one belongs to the box."""
     name = (thing.findtext("name") or "").strip()
-    if name not in names:
-        raise ValueError(f"found the name {name!r}, known are {names}")
+    if name not in classes:
+        raise ValueError(f"found the name {name!r}, known are {[*classes]}")
     texts = [(thing.findtext(f"bndbox/{key}") or "").strip() for key in ("xmin", "ymin", "xmax", "ymax")]
     try:
         x1, y1, x2, y2 = map(float, texts)
@@ -452,4 +499,4 @@ def _voc_box(
     x1, y1, x2, y2 = max(0.0, x1 - 1), max(0.0, y1 - 1), min(width, x2), min(height, y2)
     if not finite or x2 <= x1 or y2 <= y1:
         raise ValueError(f"found the bndbox {' '.join(texts)!r}, which covers nothing of the {width:g}x{height:g} picture")
-    return names.index(name), (x1 / width, y1 / height, x2 / width, y2 / height)
+    return classes[name], (x1 / width, y1 / height, x2 / width, y2 / height)

@@ -81,6 +81,38 @@ def test_coco_ids_need_not_be_dense_and_crowds_are_marked(tmp_path):
     assert len(found.faults) == 3 and all("labels.json" in fault for fault in found.faults)
 
 
+def test_sources_that_call_their_classes_otherwise(tmp_path):
+    """The same five boxes in each layout; car and truck become one class, trees are left out."""
+    own = ["truck", "tree", "person", "car"]
+    boxes = [("car", 0), ("tree", 10), ("truck", 20), ("person", 30), ("car", 40)]  # class, left edge; 10 x 20 pixels of 100 x 50
+    for folder in ("images", "labels", "xml"):
+        (tmp_path / folder).mkdir()
+    Image.new("RGB", (100, 50)).save(tmp_path / "images" / "a.png")
+    lines = [f"{own.index(name)} {(x + 5) / 100} 0.2 0.1 0.4" for name, x in boxes]
+    (tmp_path / "labels" / "a.txt").write_text("\n".join(lines))
+    annotations = [{"image_id": 1, "category_id": 5 + own.index(name), "bbox": [x, 0, 10, 20]} for name, x in boxes]
+    categories = [{"id": 5 + k, "name": name} for k, name in enumerate(own)]
+    images = [{"id": 1, "file_name": "images/a.png", "width": 100, "height": 50}]
+    coco = {"images": images, "categories": categories, "annotations": annotations}
+    (tmp_path / "a.json").write_text(json.dumps(coco))
+    corners = "<xmin>{}</xmin><ymin>1</ymin><xmax>{}</xmax><ymax>20</ymax>"
+    objects = [f"<object><name>{name}</name><bndbox>{corners.format(x + 1, x + 10)}</bndbox></object>" for name, x in boxes]
+    head = "<filename>a.png</filename><size><width>100</width><height>50</height></size>"
+    (tmp_path / "xml" / "a.xml").write_text(f"<annotation>{head}{''.join(objects)}</annotation>")
+    data = tmp_path / "data.yaml"
+    for source in (f"{{images: images, names: {own}}}", "a.json", "{annotations: xml, images: images}"):
+        rest = "names: [person, vehicle]\nremap: {car: vehicle, truck: vehicle, tree: null}\n"
+        data.write_text(f"train: {source}\nval: {source}\n{rest}")
+        found = split(data)
+        assert found.names == ("person", "vehicle") and found.faults == ()
+        assert found.labels.tolist() == [1, 1, 0, 1], source
+        expected = [[x / 100, 0, (x + 10) / 100, 0.4] for _, x in boxes if x != 10]
+        np.testing.assert_allclose(found.boxes, expected, atol=1e-6)
+    data.write_text("train: a.json\nval: a.json\nnames: [person, car, truck]\n")  # and nothing said of trees
+    with pytest.raises(UserError, match=r"found the class .tree.*`remap`"):
+        split(data)
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
@@ -129,6 +161,11 @@ def test_labels_lie_where_the_yolo_layout_has_them():
         ("- 1\n", "key: value"),
         ("train: images/train\ntrain: images/val\nval: images/val\nnames: [a, b]\n", "twice"),
         ("train: a.json\nval: images/val\nnames: [a, b]\n", "a.json"),
+        ("train: images/train\nval: images/val\nnames: [a, b]\nremap: {a: b}\n", "remap: 'a' is itself one"),
+        ("train: images/train\nval: images/val\nnames: [a, b]\nremap: {c: d}\n", "remap: c: found 'd'"),
+        ("train: a.json\nval: a.json\nremap: {c: null}\n", "'names' is missing"),
+        ("train: {images: images/train, names: [a, c]}\nval: images/val\nnames: [a, b]\n", "found the class 'c'"),
+        ("train: {annotations: a.json, names: [a]}\nval: images/val\nnames: [a, b]\n", "names of a source"),
     ],
 )
 def test_what_is_wrong_with_a_data_file(tiny, text, says):
