@@ -12,12 +12,15 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from data.augment import recolored
-from data.dataset import TrainSet, ValSet, collate
+from data.dataset import TrainSet, ValSet, collate, load_all
 from data.formats import read_data_config, read_splits
+from data.pictures import read_image
 from data.sampler import EpochBatches
-from data.shapes import make_shapes
-from models import MODELS, build_model, model_name, start_from
-from utils.arguments import Parser, at_least, minutes, weights
+from models import MODELS, backbone_name, build_model, model_name, start_from
+from models.batch_size import largest_batch
+from models.freezing import freeze
+from utils.arguments import Parser, at_least, batch_size, command_line, frozen, imgsz_range, minutes, span, weights
+from utils.board import Board
 from utils.checkpoint import load_checkpoint
 from utils.device import compute_exactly, default_workers, has_bf16, keep_freed_memory, peak_memory_gb, select_device
 from utils.distributed import Processes, synchronize_batch_norms
@@ -29,6 +32,7 @@ from utils.metrics import METRICS, Result, coco_truth, detect, evaluate, table
 from utils.optimizers import build_optimizer
 from utils.plan import planned_scheduler
 from utils.plots import draw_batch, draw_predictions, draw_results
+from utils.report import SCORE, write_report
 from utils.resume import arithmetic, checkpoint_to_resume, different, resumed_arguments, same_content
 from utils.runfolder import RunFolder, folder_of, new_run_folder
 from utils.schedulers import draw_plan
@@ -40,6 +44,7 @@ DEFAULTS = {
     "hyp": "hyp.yaml", "data": "shapes.yaml", "model": "yolo-n", "weights": None, "epochs": None, "batch_size": None,
     "imgsz": None, "device": "auto", "workers": None, "seed": 0, "project": "runs/train", "name": "exp", "exist_ok": False,
     "resume": None, "save_every": 5.0, "patience": 50, "noval": False, "noplots": False, "sync_bn": False, "deterministic": False,
+    "backbone": None, "pretrained": False, "freeze": None, "cache": None, "tensorboard": False,
 }  # fmt: skip
 
 
@@ -49,9 +54,13 @@ def parse_args(argv: list[str] | None) -> dict[str, Any]:
     p.add_argument("--data", metavar="FILE", help="data set: a data.yaml, or the name of one in data/ (shapes.yaml, built in)")
     p.add_argument("--model", type=model_name, metavar="NAME", help=f"{', '.join(MODELS)} (yolo-n), or torchvision/NAME")
     p.add_argument("--weights", type=weights, metavar="FILE", help="start with a checkpoint's tensors, or torchvision's: DEFAULT")
+    p.add_argument("--backbone", type=backbone_name, metavar="NAME", help="torchvision/CLASSIFIER, in place of the model's own")
+    p.add_argument("--pretrained", action="store_true", help="start the backbone with torchvision's weights")
+    p.add_argument("--freeze", type=frozen, metavar="WHAT", help="keep as it is: backbone, or a number of layers from the first")
     p.add_argument("--epochs", type=at_least(1), metavar="N", help="passes over the training pictures (the data file's, or 100)")
-    p.add_argument("--batch-size", type=at_least(1), metavar="N", help="pictures in a batch of all processes (the data's, or 16)")
-    p.add_argument("--imgsz", type=at_least(32), metavar="PX", help="side of a sample, in steps of 32 (the data file's, or 640)")
+    p.add_argument("--batch-size", type=batch_size, metavar="N", help="pictures in a batch of all, or auto (the data's, or 16)")
+    p.add_argument("--imgsz", type=imgsz_range, metavar="PX", help="side of a sample, or LOW-HIGH, by 32 (the data's, or 640)")
+    p.add_argument("--cache", choices=["ram", "disk"], help="decode all pictures at start, and keep them in ram or on disk")
     p.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (auto: cuda if there is one, else cpu)")
     p.add_argument("--workers", type=at_least(0), metavar="N", help="loaders of each process (cuda: a core each, <= 8; cpu: 0)")
     p.add_argument("--seed", type=at_least(0), metavar="N", help="of everything random (0)")
@@ -62,7 +71,8 @@ def parse_args(argv: list[str] | None) -> dict[str, Any]:
     p.add_argument("--save-every", type=minutes, metavar="MIN", help="save within an epoch, too; 0: only at its end (5 minutes)")
     p.add_argument("--patience", type=at_least(0), metavar="N", help="stop after N epochs with no better mAP50-95; 0: never (50)")
     p.add_argument("--noval", action="store_true", help="validate after the last epoch only")
-    p.add_argument("--noplots", action="store_true", help="draw no pictures")
+    p.add_argument("--noplots", action="store_true", help="draw no pictures, write no report")
+    p.add_argument("--tensorboard", action="store_true", help="write curves and pictures for TensorBoard, too")
     p.add_argument("--sync-bn", action="store_true", help="batch norm over the pictures of all processes (on CUDA)")
     p.add_argument("--deterministic", action="store_true", help="the same bits in every run on CUDA, too; slower")
     return vars(p.parse_args(argv))
@@ -72,7 +82,7 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
     args = argparse.Namespace(**DEFAULTS | given)
     processes = Processes()
     first = processes.first  # the one of the processes that prints and writes
-    say = print if first else lambda *_: None
+    say = print if first else lambda *_, **__: None
     warn = (lambda *sentences: [print(sentence, file=sys.stderr) for sentence in sentences]) if first else say
 
     # Where to go on from: a resumed run has its arguments and hyperparameters in its checkpoint.
@@ -85,33 +95,32 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
             return say(f"{path}: this run is finished, after {state['epoch']} epochs")
         hyp, hyp_file = Hyp(**state["hyp"]), folder_of(path) / "hyp.yaml"
     else:
-        hyp_file = find_file(args.hyp, ROOT / "hyp")
-        hyp = load_hyp(hyp_file)
+        hyp = load_hyp(hyp_file := find_file(args.hyp, ROOT / "hyp"))
     device = select_device(args.device, processes.local_rank)
     bf16 = has_bf16(device)
     dtype = torch.bfloat16 if bf16 else torch.float32
     workers = default_workers(device, processes.local_count) if args.workers is None else args.workers
-    exact = args.deterministic or device.type == "cpu"
-    compute_exactly(exact)
+    compute_exactly(exact := args.deterministic or device.type == "cpu")
     keep_freed_memory()
     torch.manual_seed(args.seed)
 
     # Data.
     args.data = str(find_file(args.data, ROOT / "data").resolve())  # to be found again when resumed from elsewhere
     config = read_data_config(Path(args.data))
-    if config.make == "shapes" and make_shapes(Path(config.path)):
-        say(f"the built-in data set was drawn into {config.path}")
     train_data, val_data = read_splits(config, args.data)
     names = train_data.names
     content = {"train": train_data.summary(), "val": val_data.summary()}
-    if state is not None:
-        same_content(state["content"], content, args.data)
+    same_content(state and state["content"], content, args.data)
     warn(*train_data.report("train"), *val_data.report("val"))
     args.epochs, args.batch_size = args.epochs or config.epochs, args.batch_size or config.batch_size
-    args.imgsz = -(-(args.imgsz or config.imgsz) // 32) * 32
-    train_set = TrainSet(train_data, args.imgsz, hyp, args.seed, mosaic_until=args.epochs - hyp.close_mosaic)
-    val_set = ValSet(val_data, args.imgsz, stride=32)
-    batches = EpochBatches(len(train_set), args.batch_size, args.seed, processes.rank, processes.count)
+    args.imgsz, sides = args.imgsz or span(config.imgsz)[1], span(args.imgsz or config.imgsz)
+    model = build_model(args.model, len(names), args.backbone, gains=(hyp.box, hyp.cls, hyp.dfl))
+    if args.batch_size == "auto":
+        args.batch_size = processes.from_first(largest_batch, model, sides[1], device, bf16) * processes.count
+    train_set = TrainSet(train_data, hyp, args.seed, mosaic_until=args.epochs - hyp.close_mosaic, cache=args.cache)
+    val_set = ValSet(val_data, sides[1], stride=32, cache=args.cache)
+    load_all([train_set, val_set], args.cache, processes)
+    batches = EpochBatches(len(train_set), args.batch_size, sides, args.seed, processes.rank, processes.count)
     loading = {"num_workers": workers, "persistent_workers": workers > 0, "worker_init_fn": follow_trainer,
                "collate_fn": collate, "pin_memory": device.type == "cuda"}  # fmt: skip
     train_loader = DataLoader(train_set, batch_sampler=batches, **loading)
@@ -120,9 +129,8 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
     truth = coco_truth(val_data.sizes, val_data.offsets, val_data.boxes, val_data.labels, val_data.crowd, names)
 
     # Model, optimizer, schedule, average.
-    model = build_model(args.model, len(names), gains=(hyp.box, hyp.cls, hyp.dfl))
-    if args.weights and state is None:
-        say(start_from(model, args.weights))
+    say("" if state else start_from(model, args.weights, args.pretrained), end="")
+    still = freeze(model, args.freeze) if args.freeze else []
     if args.sync_bn:
         model = synchronize_batch_norms(model, device)
     model.to(device, memory_format=torch.channels_last)
@@ -130,7 +138,8 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
     scheduler, planned, notes = planned_scheduler(hyp, hyp_file, optimizer, args.epochs, batches.sizes, args.batch_size)
     warn(*notes)
     ema = EMA(model, hyp.ema_decay)
-    start, spent, rows, best, best_epoch, result, stopped = 0, 0.0, [], -1.0, -1, None, False
+    board = Board(first and args.tensorboard)
+    start, spent, rows, best, best_epoch, result, stopped, sure = 0, 0.0, [], -1.0, -1, None, False, torch.zeros(0, 7)
 
     # Resume, or make the run folder.
     about = arithmetic(device, bf16, processes.count)
@@ -143,7 +152,7 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
         scheduler.load_state_dict(state["scheduler"] | length)
         start, batches.start, ema.updates, spent = (state[k] for k in ("epoch", "batch", "ema_updates", "seconds"))
         rows, best, best_epoch, stopped = (state[k] for k in ("rows", "best", "best_epoch", "stopped"))
-        result = Result(**state["result"]) if state["result"] else None
+        result, sure = Result(**state["result"]) if state["result"] else None, state.get("detections", sure)
         losses, means = state["losses"], torch.tensor([*state["losses"].values()], device=device)
         say(f"{path}: going on with epoch {start} of {args.epochs}, after {batches.start} of its {len(batches)} batches")
         if args.epochs != was["epochs"]:
@@ -162,6 +171,7 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
             images, targets = collate(train_set.__getitems__(next(iter(batches))))
             draw_batch(recolored(images, [t["color"] for t in targets], dtype), targets, names, run.path / "train_batch.jpg")
     del state  # its memory
+    board.open(run.path, start)
     trained = processes.parallel(model, same_order=exact)
     say(f"{args.model}, {len(names)} classes, {len(train_set)} + {len(val_set)} pictures at {args.imgsz} px, on {device}"
         f"{' in bf16' if bf16 else ''}, processes: {processes.count}, into {run.path}")  # fmt: skip
@@ -172,7 +182,7 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
             "args": vars(args), "hyp": hyp.model_dump(), "names": list(names), "content": content, "arithmetic": about,
             "epoch": epoch, "batch": batch, "losses": dict(zip(losses, means.tolist(), strict=True)) if batch else {},
             "seconds": time.time() - began if batch else 0.0, "rows": rows, "best": best, "best_epoch": best_epoch,
-            "result": vars(result) if result else None, "stopped": stopped, "finished": finished,
+            "result": vars(result) if result else None, "detections": sure, "stopped": stopped, "finished": finished,
             "model": model.state_dict(), "average": ema.model.state_dict(), "ema_updates": ema.updates,
             "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(),
         }  # fmt: skip
@@ -198,6 +208,7 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
             scheduler.step(epoch)
             means = torch.zeros((), device=device)  # of each loss over the epoch so far
         trained.train()
+        [part.eval() for part in still]
         bar = tqdm(train_loader, f"{epoch}/{args.epochs - 1}", len(batches), initial=batches.start, unit="batch", leave=False,
                    disable=None if first else True)  # fmt: skip
         for i, (images, targets) in enumerate(bar, batches.start):
@@ -229,15 +240,16 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
 
         # Validate the average.
         last = epoch + 1 == args.epochs
-        validated = last or not args.noval
-        improved = False
+        validated, improved = last or not args.noval, False
         if validated:
             processes.share_buffers(ema.model)
             found = detect(ema.model, stop.until(val_loader), device, bf16)
             stop_if_asked(epoch, len(batches))
-            latest = processes.from_first(evaluate, truth, processes.gather(found))
+            found = processes.gather(found)
+            latest = processes.from_first(evaluate, truth, found)
             if improved := latest.overall["mAP50-95"] > best:
                 best, best_epoch, result = latest.overall["mAP50-95"], epoch, latest
+                sure = torch.from_numpy(found[found[:, 5] > SCORE]).float()  # for the report
         stopped = validated and not last and args.patience > 0 and epoch - best_epoch >= args.patience
 
         # Write down what happened, and the state to go on from.
@@ -245,6 +257,7 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
         row |= {f"metrics/{k}": round(latest.overall[k], 5) if validated else None for k in METRICS}
         row |= {f"lr/{g}": lr for g, lr in enumerate(scheduler.get_last_lr())}
         rows.append(row | {"seconds": round(time.time() - began, 2)})
+        board.row(rows[-1])
         told = dict(zip(losses, means.tolist(), strict=True)) | (latest.overall if validated else {})
         told = "  ".join(f"{name} {value:.3f}" for name, value in told.items())
         say(f"epoch {epoch}  {told}  lr {scheduler.get_last_lr()[0]:.2e}  {len(train_set) / seconds:.0f} images/s")
@@ -262,6 +275,9 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
         images, targets = next(iter(val_loader))
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             draw_predictions(images, targets, ema.model(images.to(device)), names, run.path / "val_batch.jpg")
+        command = command_line("train.py", vars(args), DEFAULTS)
+        write_report(run.path, command, about, hyp, rows, planned, len(batches), result, truth, sure, val_data.files, read_image)
+    board.close(run.path, len(rows) - 1)
     if not processes.from_first(save, len(rows), 0, False, True):
         raise UserError(f"{run.path}: is trained, but not written to the end; --resume does that once there is room")
     say(f"best epoch {best_epoch}, written to {run.path / 'weights' / 'best.pt'}\n{table(result)}")

@@ -26,8 +26,8 @@ from data.formats import read_data_config, read_split
 from data.sampler import EpochBatches
 from utils.hyp import Hyp
 split = read_split(read_data_config(Path(data)), "train")
-samples = TrainSet(split, int(imgsz), Hyp(), seed=0, mosaic_until=int(epochs))
-batches = EpochBatches(len(samples), int(batch), seed=0)
+samples = TrainSet(split, Hyp(), seed=0, mosaic_until=int(epochs))
+batches = EpochBatches(len(samples), int(batch), (int(imgsz), int(imgsz)), seed=0)
 loader = DataLoader(samples, batch_sampler=batches, num_workers=1, persistent_workers=True, collate_fn=collate)
 rates = []
 for batches.epoch in range(int(epochs)):

@@ -88,8 +88,8 @@ def convolutions(batch_size: int, imgsz: int, rounds: int = 5) -> float:
 
 def loading(data: Path, imgsz: int, batch_size: int) -> float:
     """Seconds that the default loop on the CPU, which loads its own data, takes for a batch of them."""
-    samples = TrainSet(read_split(read_data_config(data), "train"), imgsz, Hyp(), seed=0, mosaic_until=3)
-    batches = EpochBatches(len(samples), batch_size, seed=0)
+    samples = TrainSet(read_split(read_data_config(data), "train"), Hyp(), seed=0, mosaic_until=3)
+    batches = EpochBatches(len(samples), batch_size, (imgsz, imgsz), seed=0)
     loader = DataLoader(samples, batch_sampler=batches, collate_fn=collate)
     for batches.epoch in range(3):  # in the first they are read
         began = time.perf_counter()

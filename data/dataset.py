@@ -4,42 +4,24 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
-from torchvision.io import ImageReadMode, decode_image
-from torchvision.transforms.v2 import functional as F
+from torch.utils.data import Dataset
 
 from data import augment
 from data.formats import Annotations
+from data.pictures import Pictures
 from data.sampler import Key, sample_rng
-from utils.errors import UserError
+from utils.distributed import Processes
 from utils.hyp import Hyp
 
 Target = dict[str, Tensor]
-MEMORY = 1_000_000_000  # bytes of decoded pictures that a process keeps, its loaders together
-
-
-def read_image(path: str) -> Tensor:
-    """The picture as shown: (3, h, w) uint8 RGB, EXIF rotation applied, alpha dropped, the first frame of several.
-
-    Raises UserError when it cannot be decoded.
-    """
-    try:
-        try:
-            image = decode_image(path, ImageReadMode.RGB, apply_exif_orientation=True)
-        except RuntimeError:  # a format, such as BMP, or a colour space that torchvision does not decode
-            with Image.open(path) as picture:
-                image = F.pil_to_tensor(ImageOps.exif_transpose(picture).convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: cannot be decoded: {error}") from None
-    image = image[0] if image.ndim == 4 else image
-    return image if image.dtype == torch.uint8 else F.to_dtype(image, torch.uint8, scale=True)
+MEMORY = 1_000_000_000  # bytes of decoded training pictures that a process keeps, its loaders together
 
 
 class _Samples(Dataset):
-    def __init__(self, annotations: Annotations, imgsz: int) -> None:
-        self.annotations, self.imgsz = annotations, imgsz
+    def __init__(self, annotations: Annotations, memory: int, cache: str | None) -> None:
+        self.annotations = annotations
+        self.pictures = Pictures(annotations.files, memory, beside=cache == "disk")
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -47,59 +29,52 @@ class _Samples(Dataset):
     def _labelled(self, index: int) -> tuple[augment.Labelled, np.ndarray]:
         """Picture `index` with its boxes in its own pixels and its labels, and which of them stand for a crowd."""
         a = self.annotations
-        image = read_image(str(a.files[index]))
+        image = self.pictures[index]
         rows = slice(a.offsets[index], a.offsets[index + 1])
         height, width = image.shape[-2:]
         return (image, a.boxes[rows] * np.float32([width, height] * 2), a.labels[rows]), a.crowd[rows]
 
 
 class TrainSet(_Samples):
-    """Augmented samples (3, imgsz, imgsz) uint8; asked with a key of `EpochBatches`, or with a batch of them.
+    """Augmented samples (3, side, side) uint8; asked with a key of `EpochBatches`, or with a batch of them.
 
     A target has `boxes` (n, 4), `labels` (n,) and `color` (3, 3), the matrix for `augment.recolored`. From epoch `mosaic_until`
-    on, pictures come one at a time.
+    on, pictures come one at a time. Of decoded pictures the first `MEMORY` bytes are kept; `cache` is None, or says that all are
+    to be: in `ram` or on `disk`, beside them.
     """
 
-    def __init__(self, annotations: Annotations, imgsz: int, hyp: Hyp, seed: int, mosaic_until: int) -> None:
-        super().__init__(annotations, imgsz)
+    def __init__(self, annotations: Annotations, hyp: Hyp, seed: int, mosaic_until: int, cache: str | None = None) -> None:
+        super().__init__(annotations, MEMORY, cache)
         self.hyp, self.seed, self.mosaic_until = hyp, seed, mosaic_until
-        self.kept: dict[int, augment.Labelled] = {}
-        self.held = 0  # bytes of them
 
     def __getitem__(self, key: Key) -> tuple[Tensor, Target]:
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[Key]) -> list[tuple[Tensor, Target]]:
         """The samples of a batch. What several of them are made of is decoded once."""
-        rngs = [sample_rng(self.seed, epoch, place) for epoch, place, _ in keys]
+        rngs = [sample_rng(self.seed, epoch, place) for epoch, place, *_ in keys]
         made_of = [
             indices if epoch < self.mosaic_until and rng.random() < self.hyp.mosaic else indices[:1]
-            for (epoch, _, indices), rng in zip(keys, rngs, strict=True)
+            for (epoch, _, indices, _), rng in zip(keys, rngs, strict=True)
         ]
         wanted = sorted({index for indices in made_of for index in indices})
         pictures = {index: self._trainable(index) for index in wanted}
-        return [self._sample([pictures[index] for index in indices], rng) for indices, rng in zip(made_of, rngs, strict=True)]
+        return [
+            self._sample([pictures[index] for index in indices], side, rng)
+            for indices, rng, (*_, side) in zip(made_of, rngs, keys, strict=True)
+        ]
 
-    def _sample(self, tiles: list[augment.Labelled], rng: np.random.Generator) -> tuple[Tensor, Target]:
-        if len(tiles) > 1:
-            sample = augment.mosaic(tiles, self.imgsz, self.hyp, rng)
-        else:
-            sample = augment.place(tiles[0], self.imgsz, self.hyp, rng)
+    def _sample(self, tiles: list[augment.Labelled], side: int, rng: np.random.Generator) -> tuple[Tensor, Target]:
+        many = len(tiles) > 1
+        sample = augment.mosaic(tiles, side, self.hyp, rng) if many else augment.place(tiles[0], side, self.hyp, rng)
         image, boxes, labels = augment.flip(sample, self.hyp, rng)
         arrays = {"boxes": boxes, "labels": labels, "color": augment.color_matrix(self.hyp, rng)}
         return image, {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def _trainable(self, index: int) -> augment.Labelled:
-        """Picture `index`, its boxes and labels but for crowds; from memory, where the first ones to be read are kept."""
-        if index in self.kept:
-            return self.kept[index]
+        """Picture `index`, its boxes and labels but for crowds."""
         (image, boxes, labels), crowd = self._labelled(index)
-        picture = image, boxes[~crowd], labels[~crowd]
-        worker = get_worker_info()  # asked each time: a loader begins with what its trainer had kept
-        if self.held + image.nbytes <= MEMORY // (worker.num_workers if worker else 1):
-            self.held += image.nbytes
-            self.kept[index] = picture
-        return picture
+        return image, boxes[~crowd], labels[~crowd]
 
 
 class ValSet(_Samples):
@@ -110,8 +85,9 @@ class ValSet(_Samples):
     sample for each of the picture's own.
     """
 
-    def __init__(self, annotations: Annotations, imgsz: int, stride: int) -> None:
-        super().__init__(annotations, imgsz)
+    def __init__(self, annotations: Annotations, imgsz: int, stride: int, cache: str | None = None) -> None:
+        super().__init__(annotations, 0, cache)
+        self.imgsz = imgsz
         sizes = annotations.sizes
         longest = np.ceil(sizes * (imgsz / sizes.max(1, keepdims=True))).max(0)
         width, height = (int(-(-side // stride) * stride) for side in longest)
@@ -144,3 +120,16 @@ def collate(samples: list[tuple[Tensor, Target]]) -> tuple[Tensor, Targets]:
     """Samples of one size as a batch: pictures (B, 3, h, w) uint8, channels-last, and their targets."""
     images, targets = zip(*samples, strict=True)
     return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2), Targets(targets)
+
+
+def load_all(sets: Sequence[_Samples], cache: str | None, processes: Processes) -> None:
+    """For the `cache` "ram" or "disk", decode the pictures of all `sets` now, as `Pictures.load_all` does; for None nothing."""
+
+    def load() -> None:
+        for samples in sets:
+            samples.pictures.load_all(samples.annotations.sizes, processes.local_count)
+
+    if cache == "disk":
+        processes.from_first(load)  # the others find them there
+    elif cache == "ram":
+        load()

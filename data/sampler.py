@@ -7,7 +7,7 @@ from torch.utils.data import Sampler
 
 from utils.errors import UserError
 
-Key = tuple[int, int, tuple[int, ...]]  # epoch, place in the epoch, indices of the picture there and at the next 3 places
+Key = tuple[int, int, tuple[int, ...], int]  # epoch, place in it, indices of the picture there and at the next 3 places, side
 TILES = 4  # pictures of a mosaic
 
 
@@ -18,12 +18,16 @@ class EpochBatches(Sampler[list[Key]]):
     one is never a handful whose gradient would count as much as a full one's; `sizes` holds the samples of each. Set `epoch`, and
     `start` to begin at a later batch, before iterating.
 
+    `imgsz` is the side of the samples in pixels, from the lowest to the highest in steps of 32, a batch has one of them.
+
     With several `processes` each takes its share of every batch: those of all ranks together are what one process has. Raises
     UserError when a batch would be too small for everyone to have one.
     """
 
-    def __init__(self, samples: int, batch_size: int, seed: int, rank: int = 0, processes: int = 1) -> None:
-        self.samples, self.batch_size, self.seed = samples, batch_size, seed
+    def __init__(
+        self, samples: int, batch_size: int, imgsz: tuple[int, int], seed: int, rank: int = 0, processes: int = 1
+    ) -> None:
+        self.samples, self.batch_size, self.imgsz, self.seed = samples, batch_size, imgsz, seed
         self.rank, self.processes = rank, processes
         self.epoch = 0
         self.start = 0
@@ -38,14 +42,17 @@ class EpochBatches(Sampler[list[Key]]):
         return -(-self.samples // self.batch_size)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        # 0 in third place is the order's own random stream; the samples' begin at 1 (see `sample_rng`).
+        # 0 in third place is the order's own random stream, with a fourth number that of a batch's side; the samples' begin at 1
+        # (see `sample_rng`).
         order = np.random.default_rng((self.seed, self.epoch, 0)).permutation(self.samples)
         # A mosaic is made of neighbours in this order: each picture is in as many, and a batch decodes little more than its own.
         tiles = np.stack([np.roll(order, -i) for i in range(TILES)], axis=1).tolist()
-        for first, last in zip(self.bounds[self.start : -1], self.bounds[self.start + 1 :], strict=True):
-            size = last - first
+        low, high = self.imgsz
+        for i in range(self.start, len(self)):
+            first, size = self.bounds[i], self.sizes[i]
+            side = 32 * int(np.random.default_rng((self.seed, self.epoch, 0, i + 1)).integers(low // 32, high // 32 + 1))
             share = range(first + size * self.rank // self.processes, first + size * (self.rank + 1) // self.processes)
-            yield [(self.epoch, place, tuple(tiles[place])) for place in share]
+            yield [(self.epoch, place, tuple(tiles[place]), side) for place in share]
 
 
 def sample_rng(seed: int, epoch: int, place: int) -> np.random.Generator:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.yolo import SIZES, YOLO
+from utils.arguments import span
 from utils.checkpoint import load_checkpoint, load_matching
 from utils.errors import UserError
 
@@ -30,31 +31,49 @@ def model_name(text: str) -> str:
     return text
 
 
-def build_model(name: str, num_classes: int, **options: object) -> "YOLO | TorchvisionDetector":
+def backbone_name(text: str) -> str:
+    """An argument's type: torchvision/ and what torchvision calls a classifier. Raises UserError for any other."""
+    from models.torchvision_backbones import torchvision_backbones
+
+    if text not in torchvision_backbones():
+        raise UserError(f"--backbone {text}: unknown; known are {', '.join(torchvision_backbones())}")
+    return text
+
+
+def build_model(name: str, num_classes: int, backbone: str | None = None, **options: object) -> "YOLO | TorchvisionDetector":
     """The detector called `name`, one of `MODELS` or torchvision/ and what torchvision calls it, with random weights, for
     `num_classes` >= 1 classes.
 
-    `options` go to the constructor of our own. Raises ValueError for an unknown name.
+    `backbone`, a `backbone_name`, takes the place of our own's, and `options` go to its constructor. Raises ValueError for an
+    unknown name, UserError for a backbone that does not fit.
     """
     if sentence := _unknown(name):
         raise ValueError(sentence)
     if name not in MODELS:
         from models.torchvision_models import PREFIX, TorchvisionDetector
 
+        if backbone:
+            raise UserError(f"--backbone {backbone}: is for our own models; {name} has its own")
         return TorchvisionDetector(name.removeprefix(PREFIX), num_classes)
-    return YOLO(name.removeprefix("yolo-"), num_classes, **options)
+    return YOLO(name.removeprefix("yolo-"), num_classes, backbone=backbone and backbone.removeprefix("torchvision/"), **options)
 
 
-def start_from(model: "YOLO | TorchvisionDetector", weights: str) -> str:
-    """Give `model` the tensors that fit of the checkpoint `weights`, or for DEFAULT torchvision's own; a sentence on how many.
+def start_from(model: "YOLO | TorchvisionDetector", weights: str | None, pretrained: bool) -> str:
+    """Give `model` the tensors that fit of the checkpoint `weights`, or for DEFAULT torchvision's own, and before that, if
+    `pretrained`, its backbone torchvision's; a line each on how many.
 
     Raises UserError when there are none.
     """
-    if weights != "DEFAULT":
-        return load_matching(model, Path(weights))
-    if isinstance(model, YOLO):
+    said = ""
+    if pretrained and not hasattr(getattr(model, "backbone", None), "take_pretrained"):
+        raise UserError("--pretrained: is for --backbone torchvision/NAME; whole detectors start with --weights")
+    if pretrained:
+        said += f"{model.backbone.take_pretrained()}\n"
+    if weights == "DEFAULT" and isinstance(model, YOLO):
         raise UserError("--weights DEFAULT: is for --model torchvision/NAME; for this model give a checkpoint")
-    return model.take_pretrained()
+    if weights:
+        said += f"{model.take_pretrained() if weights == 'DEFAULT' else load_matching(model, Path(weights))}\n"
+    return said
 
 
 def load(path: str | Path) -> "YOLO | TorchvisionDetector":
@@ -66,9 +85,9 @@ def load(path: str | Path) -> "YOLO | TorchvisionDetector":
     state = load_checkpoint(Path(path))
     try:
         args, names = state["args"], tuple(state["names"])
-        model = build_model(args["model"], len(names))
+        model = build_model(args["model"], len(names), args.get("backbone"))
         model.load_state_dict(state["average"])
-        model.names, model.imgsz, model.data = names, int(args["imgsz"]), str(args["data"])
+        model.names, model.imgsz, model.data = names, span(args["imgsz"])[1], str(args["data"])
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError):
         raise UserError(f"{path}: holds no detector that this version can build") from None
     return model.eval()

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torchvision.models import detection, get_model, get_model_weights, list_models
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from models.pretrained import downloaded
 from utils.checkpoint import take_matching
-from utils.errors import UserError
 
 PREFIX = "torchvision/"
 
@@ -71,12 +71,7 @@ class TorchvisionDetector(nn.Module):
         They come from torch's folder of downloads, or into it. Raises UserError when they cannot be had.
         """
         weights = get_model_weights(self.name).DEFAULT
-        try:
-            saved = weights.get_state_dict(progress=False, weights_only=True)
-        except Exception as error:  # whatever a network, a proxy or a damaged file can fail with
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise UserError(f"--weights DEFAULT: {weights.url} cannot be had: {reason}") from None
-        return f"--weights DEFAULT: {take_matching(self.detector, saved)} from {weights}"
+        return f"--weights DEFAULT: {take_matching(self.detector, downloaded(weights, '--weights DEFAULT'))} from {weights}"
 
 
 def _without_background(found: dict[str, Tensor]) -> dict[str, Tensor]:

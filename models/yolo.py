@@ -19,6 +19,7 @@ from torchvision.ops import batched_nms, clip_boxes_to_image
 from models.blocks import ConvNormAct, CSPStage, PyramidPooling
 from models.head import Head, Predictions, decode_boxes
 from models.loss import detection_loss
+from models.torchvision_backbones import TorchvisionBackbone
 
 GREY = 114  # what the empty part of a letterboxed picture is filled with, of 255
 
@@ -29,6 +30,10 @@ class Size(NamedTuple):
     depth: float
     width: float
     max_channels: int
+
+    def widths(self) -> list[int]:
+        """The channels at strides 4, 8, 16 and 32."""
+        return [int(min(channels, self.max_channels) * self.width) for channels in (128, 256, 512, 1024)]
 
 
 SIZES = {
@@ -45,7 +50,7 @@ class Backbone(nn.Module):
 
     def __init__(self, size: Size) -> None:
         super().__init__()
-        c = [int(min(channels, size.max_channels) * size.width) for channels in (128, 256, 512, 1024)]
+        c = size.widths()
         d = [max(1, round(depth * size.depth)) for depth in (3, 6, 6, 3)]
         # Straight to stride 4, and plain convolutions there: on maps that large norms and activations cost more than they do.
         self.stem = nn.Sequential(ConvNormAct(3, c[0], 6, 4), *(ConvNormAct(c[0], c[0], 3) for _ in range(d[0])))
@@ -89,7 +94,8 @@ class YOLO(nn.Module):
 
     `num_classes` >= 1, labels 0-based. In evaluation a picture gives at most `detections_per_img` boxes with a score above
     `score_thresh`, out of its `topk_candidates` best, after non-maximum suppression at IoU `nms_thresh` within each class.
-    Raises KeyError for a size that is not in `SIZES`.
+    `backbone` names a classifier of torchvision that takes the place of our own backbone. Raises KeyError for a size that is not
+    in `SIZES`, UserError for a classifier that has no maps for the neck.
     """
 
     stride = 32
@@ -103,9 +109,10 @@ class YOLO(nn.Module):
         nms_thresh: float = 0.7,
         detections_per_img: int = 300,
         topk_candidates: int = 1000,
+        backbone: str | None = None,
     ) -> None:
         super().__init__()
-        self.backbone = Backbone(SIZES[size])
+        self.backbone = TorchvisionBackbone(backbone, SIZES[size].widths()[1:]) if backbone else Backbone(SIZES[size])
         self.neck = Neck(self.backbone.channels, max(1, round(3 * SIZES[size].depth)))
         self.head = Head(self.backbone.channels, (8, 16, 32), num_classes)
         self.gains = dict(zip(("box", "cls", "dfl"), gains, strict=True))

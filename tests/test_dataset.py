@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from data.dataset import TrainSet, ValSet, collate, read_image
+from data.dataset import TrainSet, ValSet, collate
 from data.formats import read_data_config, read_split
+from data.pictures import read_image
 from data.sampler import EpochBatches
 from utils.errors import UserError
 from utils.hyp import Hyp
@@ -95,10 +96,10 @@ def test_boxes_lie_on_the_objects(kind, augmented, tmp_path):
     annotations = data_set(tmp_path, [kind], yolo_line(BOX))
     assert annotations.faults == () and annotations.sizes.tolist() == [list(SIZE)]
     if augmented:
-        samples = TrainSet(annotations, 128, Hyp(brightness=0, saturation=0, hue=0, flipud=0.5), seed=1, mosaic_until=8)
-        found = [samples[epoch, 0, (0, 0, 0, 0)] for epoch in range(16)]
+        samples = TrainSet(annotations, Hyp(brightness=0, saturation=0, hue=0, flipud=0.5), seed=1, mosaic_until=8)
+        found = [samples[epoch, 0, (0, 0, 0, 0), 128] for epoch in range(16)]
     else:
-        found = [ValSet(annotations, 128, stride=32)[0], TrainSet(annotations, 128, PLAIN, seed=1, mosaic_until=0)[0, 0, (0,)]]
+        found = [ValSet(annotations, 128, stride=32)[0], TrainSet(annotations, PLAIN, seed=1, mosaic_until=0)[0, 0, (0,), 128]]
     seen = 0
     for image, target in found:
         assert image.dtype == torch.uint8 and image.shape[0] == 3
@@ -118,7 +119,7 @@ def test_a_picture_without_objects(tmp_path):
     annotations = read_split(read_data_config(tmp_path / "data.yaml"), "train")
     assert annotations.faults == () and len(annotations) == 3 and len(annotations.boxes) == 1
     for index, name in enumerate(annotations.files):
-        _, target = TrainSet(annotations, 64, PLAIN, seed=0, mosaic_until=0)[0, index, (index,)]
+        _, target = TrainSet(annotations, PLAIN, seed=0, mosaic_until=0)[0, index, (index,), 64]
         count = 1 if Path(str(name)).stem == "object" else 0
         assert target["boxes"].shape == (count, 4) and target["labels"].shape == (count,)
 
@@ -127,7 +128,7 @@ def test_a_one_pixel_box(tmp_path):
     annotations = data_set(tmp_path, ["a.png"], yolo_line((100, 50, 101, 51), label=1))
     for image, target in (
         ValSet(annotations, 120, stride=32)[0],
-        TrainSet(annotations, 120, PLAIN, seed=0, mosaic_until=0)[0, 0, (0,)],
+        TrainSet(annotations, PLAIN, seed=0, mosaic_until=0)[0, 0, (0,), 120],
     ):
         assert target["labels"].tolist() == [1] and image.shape[0] == 3
         width, height = (target["boxes"][0, 2:] - target["boxes"][0, :2]).tolist()
@@ -136,7 +137,7 @@ def test_a_one_pixel_box(tmp_path):
 
 def test_pixels_of_a_plain_sample_are_the_picture(tmp_path):
     annotations = data_set(tmp_path, ["a.png"], yolo_line(BOX))
-    image, target = TrainSet(annotations, 120, PLAIN, seed=0, mosaic_until=0)[0, 0, (0,)]
+    image, target = TrainSet(annotations, PLAIN, seed=0, mosaic_until=0)[0, 0, (0,), 120]
     shown = torch.from_numpy(np.array(as_shown())).permute(2, 0, 1)
     assert torch.equal(image[:, 15:105], shown)
     assert (image[:, :15] == 114).all() and (image[:, 105:] == 114).all()
@@ -146,8 +147,8 @@ def test_pixels_of_a_plain_sample_are_the_picture(tmp_path):
 def test_flips_are_exact(tmp_path):
     annotations = data_set(tmp_path, ["a.png"], yolo_line(BOX))
     both = PLAIN.model_copy(update={"fliplr": 1.0, "flipud": 1.0})
-    plain, _ = TrainSet(annotations, 120, PLAIN, seed=0, mosaic_until=0)[0, 0, (0,)]
-    image, target = TrainSet(annotations, 120, both, seed=0, mosaic_until=0)[0, 0, (0,)]
+    plain, _ = TrainSet(annotations, PLAIN, seed=0, mosaic_until=0)[0, 0, (0,), 120]
+    image, target = TrainSet(annotations, both, seed=0, mosaic_until=0)[0, 0, (0,), 120]
     assert torch.equal(image, plain.flip(-1, -2))
     assert target["boxes"].tolist() == [pytest.approx([30, 35, 60, 85], abs=1e-3)]
 
@@ -177,8 +178,8 @@ def test_the_colour_matrix_is_torchvisions_adjustments():
 
 
 def everything(annotations, workers: int, start: int = 0):
-    samples = TrainSet(annotations, 64, Hyp(), seed=3, mosaic_until=2)
-    batches = EpochBatches(len(samples), 5, seed=3)
+    samples = TrainSet(annotations, Hyp(), seed=3, mosaic_until=2)
+    batches = EpochBatches(len(samples), 5, (64, 64), seed=3)
     batches.epoch, batches.start = 1, start
     return list(DataLoader(samples, batch_sampler=batches, num_workers=workers, collate_fn=collate))
 

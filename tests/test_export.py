@@ -12,7 +12,7 @@ import torch
 
 import export
 from data.augment import resized
-from data.dataset import read_image
+from data.pictures import read_image
 from models import load
 
 ROOT = Path(__file__).parents[1]

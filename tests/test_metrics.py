@@ -58,9 +58,9 @@ def test_against_pycocotools_on_the_predictions_of_a_trained_model(bccd):
     torch.manual_seed(0)
     model = build_model("yolo-n", 3).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), 0.002)
-    samples = TrainSet(train, 160, Hyp(mosaic=0), 0, 0)
+    samples = TrainSet(train, Hyp(mosaic=0), 0, 0)
     for epoch in range(4):
-        batches = EpochBatches(len(samples), 16, 0)
+        batches = EpochBatches(len(samples), 16, (160, 160), 0)
         batches.epoch = epoch
         for images, targets in DataLoader(samples, batch_sampler=batches, collate_fn=collate):
             optimizer.zero_grad()

@@ -33,7 +33,7 @@ def test_a_run_and_its_folder(tiny, tmp_path):
     files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert files == {
         "args.yaml", "hyp.yaml", "results.csv", "lr.png", "results.png", "train_batch.jpg", "val_batch.jpg",
-        "weights/best.pt", "weights/last.pt",
+        "report.html", "weights/best.pt", "weights/last.pt",
     }  # fmt: skip
     assert all((folder / name).stat().st_size > 0 for name in files)
     used = yaml.safe_load((folder / "args.yaml").read_text())

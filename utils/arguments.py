@@ -3,8 +3,9 @@
 import argparse
 import math
 import os
-from collections.abc import Callable
-from typing import NoReturn
+import shlex
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
 
 from utils.errors import UserError
 
@@ -26,6 +27,43 @@ def at_least(lowest: int, highest: int = 10**9) -> Callable[[str], int]:
         return int(text)
 
     return integer
+
+
+def imgsz_range(text: str) -> int | str:
+    """An argument's type: pixels, or LOW-HIGH for a range of them; from 32 on, in steps of 32, others are rounded up."""
+    pixels = at_least(32)
+    low, dash, high = text.partition("-")
+    if not dash:
+        return span(pixels(text))[1]
+    low, high = span(f"{pixels(low)}-{pixels(high)}")
+    if low >= high:
+        raise argparse.ArgumentTypeError(f"found {text!r}, need a lower side before a higher one")
+    return f"{low}-{high}"
+
+
+def span(imgsz: int | str) -> tuple[int, int]:
+    """The lowest and the highest side that `imgsz` means, pixels or LOW-HIGH, rounded up to steps of 32."""
+    sides = [-(-int(side) // 32) * 32 for side in str(imgsz).split("-")]
+    return sides[0], sides[-1]
+
+
+def frozen(text: str) -> str:
+    """An argument's type: backbone, or a number of layers from 1."""
+    return text if text == "backbone" else str(at_least(1)(text))
+
+
+def batch_size(text: str) -> int | str:
+    """An argument's type: a whole number from 1, or auto."""
+    return text if text == "auto" else at_least(1)(text)
+
+
+def command_line(program: str, arguments: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    """The command that gives a program these arguments, those left out that have their defaults."""
+    words = ["python", program]
+    for key, value in arguments.items():
+        if value != defaults[key] and key != "resume":
+            words += [f"--{key.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return shlex.join(words)
 
 
 def minutes(text: str) -> float:

@@ -1,5 +1,6 @@
-"""Which classes a detector takes for which: the confusion matrix at one score and one overlap."""
+"""Which classes a detector takes for which, at one score and one overlap, and how well it does in each picture."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -7,21 +8,40 @@ import torch
 from torchvision.ops import box_convert, box_iou
 
 
-def confusion_matrix(truth: dict[str, Any], detections: np.ndarray, score: float = 0.25, iou: float = 0.45) -> np.ndarray:
+def confusion_matrix(truth: Mapping[str, Any], detections: np.ndarray, score: float = 0.25, iou: float = 0.45) -> np.ndarray:
     """Counts (K + 1, K + 1) of K classes: row what was detected, column what is there, the last of each for nothing.
 
     `truth` and `detections` are those of `utils.metrics.evaluate`. Of all pairs of a box and a detection above `score`, whatever
     their classes, that overlap by more than `iou`, the closest are matched first, each box and each detection once. Crowds, and
     detections that match nothing else in one, are not counted.
     """
+    return sum(_counts(truth, detections, score, iou).values())
+
+
+def picture_scores(truth: Mapping[str, Any], detections: np.ndarray, score: float = 0.25, iou: float = 0.45) -> dict[int, float]:
+    """The F1 of each picture: twice what is matched to its own class, by what is there and what was detected together.
+
+    Matched as by `confusion_matrix`; nan where nothing is there and nothing was detected.
+    """
+    found = {}
+    for image, counts in _counts(truth, detections, score, iou).items():
+        total = counts[:, :-1].sum() + counts[:-1].sum()
+        found[image] = 2 * counts.trace() / total if total else float("nan")
+    return found
+
+
+def _counts(truth: Mapping[str, Any], detections: np.ndarray, score: float, iou: float) -> dict[int, np.ndarray]:
+    """The confusion matrix of each picture, by its id."""
     classes = len(truth["categories"])
-    counts = np.zeros((classes + 1, classes + 1), int)
     boxes_of: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in truth["images"]}
     for annotation in truth["annotations"]:
         boxes_of[annotation["image_id"]].append(annotation)
     kept = detections[detections[:, 5] > score]
+    kept = kept[kept[:, 0].argsort(kind="stable")]
+    matrices = {}
     for image, annotations in boxes_of.items():
-        found = kept[kept[:, 0] == image]
+        counts = matrices[image] = np.zeros((classes + 1, classes + 1), int)
+        found = kept[slice(*np.searchsorted(kept[:, 0], [image, image + 1]))]
         boxes = [a for a in annotations if not a["iscrowd"]]
         overlaps = _overlaps(found, boxes)
         free_found, free_boxes = set(range(len(found))), set(range(len(boxes)))
@@ -39,7 +59,7 @@ def confusion_matrix(truth: dict[str, Any], detections: np.ndarray, score: float
                 counts[int(found[row, 6]), classes] += 1
         for column in free_boxes:
             counts[classes, boxes[column]["category_id"]] += 1
-    return counts
+    return matrices
 
 
 def _overlaps(found: np.ndarray, boxes: list[dict[str, Any]]) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 
 from utils.errors import UserError
 
-CPU_FACTS = Path("/proc/cpuinfo")
+CPU_FACTS, MEMORY_FACTS = Path("/proc/cpuinfo"), Path("/proc/meminfo")
 
 
 def select_device(name: str, local_rank: int | None = None) -> torch.device:
@@ -66,6 +66,14 @@ def keep_freed_memory() -> None:
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(mmap_max, 0)
         libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+def free_memory() -> float:
+    """Bytes that this machine can still give to programs, by Linux's own estimate; inf where that is not known."""
+    try:
+        return 1024 * int(MEMORY_FACTS.read_text(encoding="utf-8").partition("MemAvailable:")[2].split()[0])
+    except (OSError, ValueError, IndexError):
+        return float("inf")
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -17,21 +17,22 @@ UPDATE_SIZE = 0.4  # root mean square of an update, before the learning rate; Ad
 
 
 def build_optimizer(model: nn.Module, hyp: Hyp, dtype: torch.dtype) -> torch.optim.Optimizer:
-    """The optimizer that `hyp` names, over all of the model's parameters; Muon iterates in `dtype`.
+    """The optimizer that `hyp` names, over those of the model's parameters that learn; Muon iterates in `dtype`.
 
     Biases and norms do not decay. With Muon the convolutions' weights are a group of their own; those with a bias, which predict,
     are AdamW's, as the last layer is wherever Muon is used.
     """
     hidden = {m.weight for m in model.modules() if isinstance(m, nn.Conv2d) and m.bias is None and m.groups == 1}
     orthogonal = hidden if hyp.optimizer == "muon" else set()
-    weights = [p for p in model.parameters() if p.ndim > 1 and p not in orthogonal]
-    others = [p for p in model.parameters() if p.ndim <= 1]
+    learning = [p for p in model.parameters() if p.requires_grad]
+    weights = [p for p in learning if p.ndim > 1 and p not in orthogonal]
+    others = [p for p in learning if p.ndim <= 1]
     groups = [{"params": weights, "weight_decay": hyp.weight_decay}, {"params": others, "weight_decay": 0.0}]
     if hyp.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=hyp.lr0, momentum=hyp.momentum, nesterov=hyp.momentum > 0, fused=True)
     if hyp.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=hyp.lr0, betas=(hyp.momentum, 0.999), fused=True)
-    matrices = [p for p in model.parameters() if p in orthogonal]
+    matrices = [p for p in learning if p in orthogonal]
     groups.insert(0, {"params": matrices, "weight_decay": hyp.weight_decay, "orthogonal": True})
     return Muon(groups, dtype, lr=hyp.lr0, betas=(hyp.momentum, 0.999), fused=True)
 

@@ -1,8 +1,8 @@
 """The pictures of a run folder: batches with their boxes, the curves of results.csv, and what an evaluation found."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -66,7 +66,7 @@ def draw_predictions(
     to_pil_image(make_grid([picture for pair in pairs for picture in pair], nrow=4)).save(path)
 
 
-def draw_results(rows: Sequence[dict[str, Any]], path: Path) -> None:
+def draw_results(rows: Sequence[Mapping[str, Any]], path: Path | BinaryIO) -> None:
     """Draw every column of results.csv over the epochs, one small plot each, to the picture `path`."""
     from matplotlib.figure import Figure  # not pyplot: a picture needs no window and no global state
 
@@ -81,6 +81,28 @@ def draw_results(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.3)
     for axes in grid.flat[len(names) :]:
         axes.remove()
+    figure.savefig(path, dpi=100)
+
+
+def draw_schedule(
+    planned: Sequence[Sequence[float]], batches: int, rows: Sequence[Mapping[str, Any]], path: Path | BinaryIO
+) -> None:
+    """Draw each group's planned rate in every batch, `batches` an epoch, and over it a dot for what each of the `rows` of
+    results.csv ended with, to the picture `path`."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.subplots()
+    epochs = [row["epoch"] + 1 - 1 / batches for row in rows]  # where an epoch's last batch begins
+    for group, curve in enumerate(planned):
+        if any(curve == other for other in planned[:group]):
+            continue
+        shown = range(0, len(curve), 1 + len(curve) // 20000)  # far more than the picture has pixels
+        axes.plot([i / batches for i in shown], [curve[i] for i in shown], linewidth=1.2, label=f"group {group}, planned")
+        axes.plot(epochs, [row[f"lr/{group}"] for row in rows], ".", label=f"group {group}, followed")
+    axes.set(xlabel="epoch", ylabel="learning rate", xlim=(0, None), ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
     figure.savefig(path, dpi=100)
 
 
@@ -117,7 +139,7 @@ def draw_curves(precision: np.ndarray, scores: np.ndarray, names: Sequence[str],
         figure.savefig(folder / file, dpi=100)
 
 
-def draw_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None:
+def draw_confusion(counts: np.ndarray, names: Sequence[str], path: Path | BinaryIO) -> None:
     """Draw the confusion matrix (K + 1, K + 1) of K classes to the picture `path`: shares of what is there, and the counts."""
     from matplotlib.figure import Figure
 

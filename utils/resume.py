@@ -12,7 +12,15 @@ from utils.hyp import Hyp, load_hyp
 from utils.runfolder import folder_of, newest_checkpoint
 from utils.yamlfile import find_file
 
-FREE = ("data", "device", "workers", "save_every", "noplots")  # may be other than they were; the data must have the same content
+FREE = (
+    "data",
+    "device",
+    "workers",
+    "cache",
+    "save_every",
+    "noplots",
+    "tensorboard",
+)  # may be other than they were; the data must have the same content
 PLACE = ("resume", "project", "name", "exist_ok")  # say where the run is, not what it is
 
 
@@ -54,7 +62,7 @@ def resumed_arguments(state: Mapping[str, Any], path: Path, given: Mapping[str, 
             raise UserError(f"{flag} {value}: {folder} was stopped by --patience after {state['epoch']} epochs; start anew")
         elif key in FREE or (key == "epochs" and value > own["epochs"]):
             own[key] = value
-        elif (-(-value // 32) * 32 if key == "imgsz" else value) != own[key]:
+        elif value != own[key]:
             may = f"{own[key]} or more" if key == "epochs" else own[key]
             raise UserError(f"{flag} {value}: {folder} was started with {may}, and goes on so")
     if state["finished"] and own["epochs"] == state["args"]["epochs"] and given["resume"] != "auto":
@@ -69,10 +77,11 @@ def _same_hyp(path: Path, hyp: Hyp, folder: Path) -> None:
             raise UserError(f"--hyp {path}: {key} is {given[key]}, but {folder} was started with {value}, and goes on so")
 
 
-def same_content(before: Mapping[str, str], now: Mapping[str, str], data: str) -> None:
-    """Raise UserError, naming the file `data` and the split, unless each split's summary is what it was when the run started."""
+def same_content(before: Mapping[str, str] | None, now: Mapping[str, str], data: str) -> None:
+    """Raise UserError, naming the file `data` and the split, unless each split's summary is what it was when the run started;
+    `before` is None for one that starts."""
     for split, summary in now.items():
-        if summary != before[split]:
+        if before and summary != before[split]:
             raise UserError(f"{data}: {split} has {summary}, but the run to resume was started with {before[split]}")
 
 

@@ -15,7 +15,7 @@ from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
 from utils.wholefile import whole_file
 
-MODEL_KEYS = ("args", "hyp", "names", "epoch", "best", "average")  # of the state: what best.pt holds
+MODEL_KEYS = ("args", "hyp", "names", "epoch", "best", "average", "detections")  # of the state: what best.pt holds
 
 
 def new_folder(project: Path, name: str, exist_ok: bool) -> Path:

@@ -1,0 +1,102 @@
+"""Pictures out of their files, and where they are kept once they are decoded: in memory, or as arrays beside them."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import get_worker_info
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms.v2 import functional as F
+from tqdm import tqdm
+
+from utils.device import free_memory
+from utils.errors import DISK_ERRORS, UserError
+from utils.wholefile import whole_file
+
+
+def read_image(path: str) -> Tensor:
+    """The picture as shown: (3, h, w) uint8 RGB, EXIF rotation applied, alpha dropped, the first frame of several.
+
+    Raises UserError when it cannot be decoded.
+    """
+    try:
+        try:
+            image = decode_image(path, ImageReadMode.RGB, apply_exif_orientation=True)
+        except RuntimeError:  # a format, such as BMP, or a colour space that torchvision does not decode
+            with Image.open(path) as picture:
+                image = F.pil_to_tensor(ImageOps.exif_transpose(picture).convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: cannot be decoded: {error}") from None
+    image = image[0] if image.ndim == 4 else image
+    return image if image.dtype == torch.uint8 else F.to_dtype(image, torch.uint8, scale=True)
+
+
+class Pictures:
+    """The decoded pictures `files`, each (3, h, w) uint8, by their place in it.
+
+    The first to be asked for stay in memory, up to `memory` bytes in all loaders together. With `beside` each is also kept as
+    `NAME.npy` beside its file, which is taken as long as the picture has the time it had, and costs the disk h * w * 3 bytes.
+    """
+
+    def __init__(self, files: Sequence[str], memory: int = 0, beside: bool = False) -> None:
+        self.files, self.memory, self.beside = files, memory, beside
+        self._kept: dict[int, Tensor] = {}
+        self._held = 0  # bytes of them
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Picture `index`. Raises UserError when it cannot be decoded."""
+        if index in self._kept:
+            return self._kept[index]
+        file = str(self.files[index])
+        image = self._from_beside(file) if self.beside else read_image(file)
+        worker = get_worker_info()  # asked each time: a loader begins with what its trainer had kept
+        if self._held + image.nbytes <= self.memory // (worker.num_workers if worker else 1):
+            self._held += image.nbytes
+            self._kept[index] = image
+        return image
+
+    def load_all(self, sizes: np.ndarray, processes: int = 1) -> None:
+        """Decode every picture now, so that loaders, which begin later, share them; `sizes` (n, 2) holds their width and height.
+
+        With `beside` they go to the disk only. Raises UserError when this machine has no room for what each of its `processes`
+        keeps, when one cannot be written, or cannot be decoded.
+        """
+        if not self.beside:
+            self.memory = int(sizes.astype(np.int64).prod(1).sum()) * 3
+            free = free_memory()
+            if self.memory * processes > free:
+                needed = f"takes {self.memory * processes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+                raise UserError(f"--cache ram: {needed}; --cache disk needs no memory")
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            work = pool.map(self._to_beside if self.beside else self._to_memory, range(len(self.files)))
+            for _ in tqdm(work, "decoding", len(self.files), unit="picture", leave=False, disable=None):
+                pass
+
+    def _to_memory(self, index: int) -> None:
+        self[index]
+
+    def _to_beside(self, index: int) -> None:
+        self._from_beside(str(self.files[index]), must_be_kept=True)
+
+    def _from_beside(self, file: str, must_be_kept: bool = False) -> Tensor:
+        path = Path(f"{file}.npy")
+        try:
+            time = os.stat(file).st_mtime_ns  # noqa: PTH116 - as quick as it gets
+            if path.stat().st_mtime_ns == time:
+                return torch.from_numpy(np.load(path, allow_pickle=False)).permute(2, 0, 1)
+        except (OSError, ValueError, EOFError, RuntimeError, TypeError):
+            pass  # it is not there, or is no array: the picture itself says what is wrong, if something is
+        image = read_image(file)
+        try:
+            with whole_file(path) as output:
+                np.save(output, image.permute(1, 2, 0).contiguous().numpy())
+            os.utime(path, ns=(time, time))
+        except OSError as error:
+            if must_be_kept and error.errno in DISK_ERRORS:
+                raise UserError(f"--cache disk: {path}: cannot be written: {error.strerror}") from None
+        return image
