@@ -49,7 +49,7 @@ def trained(tmp_path_factory) -> Path:
     hyp = folder / "h.yaml"
     hyp.write_text("close_mosaic: 4\n")
     size = ["--imgsz", "64", "--batch-size", "4", "--device", "cpu", "--epochs", "20"]
-    arguments = ["--hyp", hyp, "--data", data, *size, "--noplots", "--project", folder]
+    arguments = ["--hyp", hyp, "--data", data, *size, "--project", folder]
     import train
 
     assert train.main([*map(str, arguments)]) == 0

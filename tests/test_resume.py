@@ -137,6 +137,23 @@ def test_ctrl_c_reaches_the_loaders_too(tiny, tmp_path):
     assert weights(tmp_path / "exp")["epoch"] >= 2
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--imgsz", "64-128", "--freeze", "2", "--cache", "ram"],
+        ["--backbone", "torchvision/mobilenet_v3_small", "--freeze", "backbone", "--cache", "disk"],
+    ],
+)
+def test_options_that_change_what_is_trained(options, tiny, tmp_path, monkeypatch):
+    arguments = ["--data", tiny, "--epochs", 3, *QUICK, *options]
+    assert run(*arguments, "--project", tmp_path / "whole") == 0
+    stopping(monkeypatch, 1, 1)
+    assert run(*arguments, "--project", tmp_path) == 143
+    assert weights(tmp_path / "exp")["batch"] == 2
+    assert run("--resume", tmp_path / "exp") == 0
+    assert_same_end(tmp_path / "whole" / "exp", tmp_path / "exp")
+
+
 def test_random_numbers_that_a_fork_draws_come_again(tiny, tmp_path, monkeypatch):
     """Dropout in the model, and numpy in the loop, as a fork may have them; no state of theirs is saved."""
     build = train.build_model
