@@ -12,7 +12,8 @@ from PIL import Image
 settings.register_profile("slow machines", deadline=None)
 settings.load_profile("slow machines")
 
-BCCD = Path(__file__).parents[2] / "shared" / "datasets" / "bccd"
+ROOT = Path(__file__).parents[1]
+BCCD = ROOT.parent / "shared" / "datasets" / "bccd"
 
 
 def write_tiny(folder: Path, train: int = 12, val: int = 5, classes: int = 2) -> Path:
@@ -33,6 +34,19 @@ def write_tiny(folder: Path, train: int = 12, val: int = 5, classes: int = 2) ->
             (folder / "labels" / split / f"{i}.txt").write_text("".join(lines))
     data = folder / "data.yaml"
     data.write_text(f"path: .\ntrain: images/train\nval: images/val\nnames: {[f'class{k}' for k in range(classes)]}\n")
+    return data
+
+
+def few_shapes(folder: Path, train: int, val: int) -> Path:
+    """The first pictures of the built-in data set's splits, which is drawn if it is not there; returns their data.yaml."""
+    from data.formats import list_images, read_data_config
+
+    config = read_data_config(ROOT / "data" / "shapes.yaml")
+    for split, count in (("train", train), ("val", val)):
+        files = list_images(Path(config.path) / "images" / split)[:count]
+        (folder / f"{split}.txt").write_text("\n".join(files))
+    data = folder / "few.yaml"
+    data.write_text(f"train: train.txt\nval: val.txt\nnames: {config.names}\n")
     return data
 
 

@@ -1,6 +1,7 @@
 """Decoded pictures, kept in memory or beside their files: the same pixels, and none that are out of date."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,12 +59,11 @@ def test_beside_the_files(files, monkeypatch):
     Image.new("RGB", (8, 9), "red").save(files[2])  # another picture of the same name
     assert kept[2].shape == (3, 9, 8) and kept[2].shape == (3, 9, 8) and seen == [files[2]]
     for broken in (b"", b"no array", b"\x93NUMPY\x01\x00v\x00{"):
-        with open(f"{files[3]}.npy", "wb") as file:
-            file.write(broken)
-        time = os.stat(files[3]).st_mtime_ns
+        Path(f"{files[3]}.npy").write_bytes(broken)
+        time = Path(files[3]).stat().st_mtime_ns
         os.utime(f"{files[3]}.npy", ns=(time, time))
         assert torch.equal(kept[3], read_image(files[3]))
-    os.unlink(files[4])
+    Path(files[4]).unlink()
     with pytest.raises(UserError, match=r"4\.jpg"):
         kept[4]
 

@@ -78,12 +78,15 @@ def test_how_well_it_does_in_each_picture():
     def box(image, label, x, crowd=0):
         return {"image_id": image, "category_id": label, "bbox": [x, 0, 10, 10], "iscrowd": crowd}
 
-    truth = {"images": [{"id": i} for i in range(5)], "categories": [{"id": 0}, {"id": 1}],
-             "annotations": [box(0, 0, 0), box(0, 1, 50), box(1, 0, 0), box(1, 0, 50), box(3, 1, 0), box(4, 0, 0, crowd=1)]}  # fmt: skip
+    truth = {
+        "images": [{"id": i} for i in range(5)],
+        "categories": [{"id": 0}, {"id": 1}],
+        "annotations": [box(0, 0, 0), box(0, 1, 50), box(1, 0, 0), box(1, 0, 50), box(3, 1, 0), box(4, 0, 0, 1)],
+    }
     found = np.array([
         [3, 0, 0, 10, 10, 0.9, 0],  # of the other class
         [0, 0, 0, 10, 10, 0.9, 0], [0, 50, 0, 10, 10, 0.6, 1],  # both
-        [1, 0, 0, 10, 10, 0.9, 0], [1, 80, 0, 10, 10, 0.8, 0], [1, 50, 0, 10, 10, 0.1, 0],  # one, one that is not there, one unsure
+        [1, 0, 0, 10, 10, 0.9, 0], [1, 80, 0, 10, 10, 0.8, 0], [1, 50, 0, 10, 10, 0.1, 0],  # one, one of nothing, one unsure
         [4, 2, 0, 5, 5, 0.9, 0],  # in a crowd
     ])  # fmt: skip
     scores = picture_scores(truth, found)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import rows, same, weights, write_tiny
+from conftest import few_shapes, rows, same, weights
 from torchvision.models import get_model, get_model_weights
 
 import detect
@@ -62,7 +62,7 @@ def test_it_is_torchvisions_with_labels_from_zero():
 
 @pytest.mark.parametrize("name", ["ssdlite320_mobilenet_v3_large", "fcos_resnet50_fpn"])
 def test_training_and_resuming_to_the_bit(name, tmp_path, monkeypatch):
-    data = write_tiny(tmp_path / "tiny", train=4, val=2)
+    data = few_shapes(tmp_path, train=4, val=2)
     hyp = tmp_path / "h.yaml"  # Muon takes seconds for a step of a ResNet-50 on a processor
     hyp.write_text("optimizer: adamw\nweight_decay: 0.05\n")
     arguments = ["--model", f"torchvision/{name}", "--hyp", hyp, "--data", data, "--epochs", 2, *QUICK]
@@ -88,12 +88,12 @@ def test_training_and_resuming_to_the_bit(name, tmp_path, monkeypatch):
     assert any(key.startswith("train/") and float(value) > 0 for key, value in strip[0][0].items())
 
     best = tmp_path / "whole" / "weights" / "best.pt"
-    assert load(best).names == ("class0", "class1")
+    assert load(best).names == ("disc", "square", "triangle", "star", "cross")
     assert val.main(["--weights", str(best), "--device", "cpu", "--noplots", "--project", str(tmp_path / "val")]) == 0
     found = json.loads((tmp_path / "val" / "exp" / "metrics.json").read_text())["all"]
     row = max(rows(tmp_path / "whole"), key=lambda row: float(row["metrics/mAP50-95"]))
     assert found == pytest.approx({key: float(row[f"metrics/{key}"]) for key in found}, abs=1e-4)
-    pictures = data.parent / "images" / "val"
+    pictures = tmp_path / "val.txt"
     assert (
         detect.main([*map(str, ["--weights", best, "--source", pictures, "--device", "cpu", "--project", tmp_path / "det"])]) == 0
     )
