@@ -16,7 +16,7 @@ from torchvision.ops import box_convert
 from torchvision.transforms.v2.functional import to_pil_image
 
 from data.augment import resized
-from data.formats import list_images, own_stem
+from data.formats import image_size, list_images, own_stem
 from data.pictures import read_image
 from models import YOLO, load
 from utils.arguments import Parser, at_least, share
@@ -132,6 +132,8 @@ def frames(source: str) -> Iterator[Frame]:
         raise UserError(f"--source {source}: has no picture")
     for file in files:
         try:
+            if isinstance(size := image_size(file), str):
+                raise UserError(size)
             yield Frame(file, None, read_image(file))
         except UserError as error:
             yield Frame(file, None, error)

@@ -130,9 +130,9 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
 
     # Model, optimizer, schedule, average.
     say("" if state else start_from(model, args.weights, args.pretrained), end="")
-    still = freeze(model, args.freeze) if args.freeze else []
     if args.sync_bn:
         model = synchronize_batch_norms(model, device)
+    still = freeze(model, args.freeze) if args.freeze else []
     model.to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer(model, hyp, dtype)
     scheduler, planned, notes = planned_scheduler(hyp, hyp_file, optimizer, args.epochs, batches.sizes, args.batch_size)

@@ -269,7 +269,7 @@ class _Scan:
         into the pictures' order."""
         sizes = np.zeros((len(self.files), 2), np.int32)
         with ThreadPoolExecutor(8) as pool:  # where files come over a network, most of this is waiting
-            for i, size in enumerate(pool.map(_image_size, self.files)):
+            for i, size in enumerate(pool.map(image_size, self.files)):
                 if isinstance(size, str):
                     self.faults.append((i, size))
                 else:
@@ -291,8 +291,11 @@ class _Scan:
         }
 
 
-def _image_size(file: str) -> tuple[int, int] | str:
-    """Width and height as shown, read from the header, or a sentence about what is wrong with the file."""
+def image_size(file: str) -> tuple[int, int] | str:
+    """Width and height as shown, read from the header, or a sentence about what is wrong with the file.
+
+    A small file whose picture no memory holds is told by its header, without decoding it.
+    """
     try:
         with Path(file).open("rb") as raw, Image.open(raw) as image:
             width, height = image.size

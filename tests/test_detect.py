@@ -87,7 +87,7 @@ def test_a_broken_picture_is_said_and_the_others_go_on(trained, tmp_path, capsys
     (tmp_path / "pictures" / "1.png").write_bytes(b"no picture")
     folder = run(trained, tmp_path / "pictures", tmp_path / "runs")
     out, err = capsys.readouterr()
-    assert f"{tmp_path / 'pictures' / '1.png'}: cannot be decoded" in err
+    assert f"{tmp_path / 'pictures' / '1.png'}: is no picture that can be read; left out" in err
     assert "4 pictures" in out and "1 more could not be decoded" in out
     assert {p.name for p in folder.iterdir()} == {"0.png", "2.png", "3.png", "4.png"}
 
@@ -145,3 +145,13 @@ def test_pictures_of_any_shape(trained):
     for shape in ((3, 1, 1), (3, 7, 900), (3, 333, 64)):
         found = detect.look(model, torch.zeros(shape, dtype=torch.uint8), 96, torch.device("cpu"))
         assert (found["boxes"] <= torch.tensor([shape[2], shape[1]] * 2) + 0.01).all()
+
+
+def test_a_picture_that_no_memory_holds_is_not_decoded(trained, tmp_path, capsys):
+    from test_formats import png_bomb
+
+    png_bomb(tmp_path / "bomb.png")
+    arguments = ["--weights", trained / "exp/weights/best.pt", "--source", tmp_path, "--project", tmp_path / "d"]
+    assert detect.main([*map(str, arguments)]) == 0
+    captured = capsys.readouterr()
+    assert "bomb.png: is too large to decode" in captured.err and "1 more could not be decoded" in captured.out

@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import struct
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -178,3 +181,22 @@ def test_a_data_set_without_any_box(tiny):
     shutil.rmtree(tiny.parent / "labels")
     with pytest.raises(UserError, match="no box"):
         split(tiny)
+
+
+def png_bomb(path: Path, side: int = 60_000) -> None:
+    """A PNG of a few kilobytes whose header says that it has `side` x `side` pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    pixels = zlib.compress(bytes(1_000_000))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b""))
+
+
+def test_a_picture_that_no_memory_holds_is_told_by_its_header(tiny):
+    path = tiny.parent / "images" / "train" / "bomb.png"
+    png_bomb(path)
+    assert path.stat().st_size < 2000
+    found = split(tiny)
+    assert len(found) == 12 and found.faults == (f"{path}: is too large to decode; left out",)

@@ -1,5 +1,6 @@
 """The hyp file: its commented default is the model's default, and every mistake is one sentence that names it."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,20 @@ def test_a_mistake_is_one_sentence(tmp_path, text, says):
         load_hyp(path)
     message = str(caught.value)
     assert message.startswith(str(path)) and "\n" not in message
+
+
+def test_what_grows_when_it_is_read_is_refused_at_once(tmp_path):
+    """A billion laughs in nine lines, a list in a list in a list, and a value as long as its file."""
+    bomb = "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+    bomb += "".join(f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in pairwise("abcdefghi"))
+    for text, says in ((bomb, "line 4, column 8: found more than 20 aliases"), ("lr0: " + "[" * 5000, "nested too deeply")):
+        (tmp_path / "bomb.yaml").write_text(text)
+        with pytest.raises(UserError, match=says):
+            load_hyp(tmp_path / "bomb.yaml")
+    (tmp_path / "long.yaml").write_text(f"lr0: {'x' * 1_000_000}")
+    with pytest.raises(UserError, match="lr0: found 'xxx") as caught:
+        load_hyp(tmp_path / "long.yaml")
+    assert len(str(caught.value)) < 500
 
 
 def test_files_that_cannot_be_read(tmp_path):

@@ -16,12 +16,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def command(start: str) -> list[str]:
-    """The one indented or quoted command of the README that begins with `start`, as an argument list for this interpreter."""
+    """The README's first indented command that begins with `start`, else its first quoted one, for this interpreter."""
     lines = [line.partition("&& ")[2] or line for line in README.splitlines() if line.startswith("    ")]
     quoted = [text for paragraph in README.split("\n\n") for text in paragraph.replace("\n", " ").split("`")[1::2]]
-    found = {text.strip() for text in (*lines, *quoted) if text.strip().startswith(start)}
-    assert len(found) == 1, (start, found)
-    words = shlex.split(found.pop())
+    found = [text.strip() for text in (*lines, *quoted) if text.strip().startswith(start)]
+    words = shlex.split(found[0])
     assert words[0] == "python"
     return [sys.executable, *words[1:]]
 

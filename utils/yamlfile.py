@@ -5,6 +5,7 @@ Hyp files and data files are both read here, so that both name their mistakes al
 
 import difflib
 import re
+import reprlib
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -14,10 +15,23 @@ from pydantic import BaseModel, ValidationError
 from utils.errors import UserError
 
 Model = TypeVar("Model", bound=BaseModel)
+ALIASES = 20  # in a file; with so few, at most some 1,600 times as much is meant as is written
+SHORT = reprlib.Repr()  # for a sentence: a value may be as long as its file
+SHORT.maxstring = SHORT.maxother = 100
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that takes 1e-3 for a number and a key given twice for a mistake."""
+    """Safe YAML that takes 1e-3 for a number, a key given twice for a mistake, and at most `ALIASES` aliases."""
+
+    aliases = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            self.aliases += 1
+            if self.aliases > ALIASES:  # lists of aliases of lists of aliases: a line can stand for 10^9
+                mark = self.peek_event().start_mark
+                raise yaml.MarkedYAMLError(problem=f"found more than {ALIASES} aliases, need fewer", problem_mark=mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -64,6 +78,8 @@ def read_yaml(path: Path, model: type[Model]) -> Model:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise UserError(f"{path}: {where}{error.problem or error.context}") from None
+    except RecursionError:
+        raise UserError(f"{path}: is nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from None
     if content is None:
@@ -96,12 +112,12 @@ def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "union_tag_invalid":
         tag = first["ctx"]["discriminator"].strip("'")
         allowed = first["ctx"]["expected_tags"].replace("'", "")
-        return f"{key}: {tag}: found {first['input'].get(tag)!r}, allowed are {allowed}"
+        return f"{key}: {tag}: found {SHORT.repr(first['input'].get(tag))}, allowed are {allowed}"
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     if first["type"] == "value_error":  # a validator's own sentence says what was found
         return f"{key}: {message}{more}" if key else f"{message}{more}"
-    return f"{key}: found {first.get('input')!r}, {message}{more}"
+    return f"{key}: found {SHORT.repr(first.get('input'))}, {message}{more}"
 
 
 def _without_tags(location: tuple[str | int, ...], model: type[BaseModel]) -> tuple[list[str], type[BaseModel]]:
