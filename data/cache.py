@@ -34,21 +34,21 @@ def cached(path: Path, question: str, scan: Callable[[], tuple[Arrays, Iterable[
 
 def _state(question: str, inputs: Iterable[str]) -> np.ndarray:
     """A fingerprint (32,) uint8 of the question and of each input's path, size and time; a missing file's is its absence."""
-    found = hashlib.blake2b(question.encode("utf-8", "surrogateescape"), digest_size=32)
+    found = hashlib.blake2b(question.encode("utf-8", "surrogatepass"), digest_size=32)
     for name in inputs:
         try:
             status = os.stat(name)  # noqa: PTH116 - quicker than by a Path, 200,000 times
             text = f"\n{name} {status.st_size} {status.st_mtime_ns}"
         except OSError:
             text = f"\n{name}"
-        found.update(text.encode("utf-8", "surrogateescape"))
+        found.update(text.encode("utf-8", "surrogatepass"))
     return np.frombuffer(found.digest(), np.uint8)
 
 
 def _read(path: Path, question: str) -> Arrays | None:
     try:
         with np.load(path, allow_pickle=False) as file:
-            inputs = file["inputs"].tobytes().decode("utf-8", "surrogateescape").split("\0")
+            inputs = file["inputs"].tobytes().decode("utf-8", "surrogatepass").split("\0")
             if np.array_equal(file["state"], _state(question, inputs)):
                 return {name: file[name] for name in file.files if name not in ("inputs", "state")}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
@@ -57,7 +57,7 @@ def _read(path: Path, question: str) -> Arrays | None:
 
 
 def _write(path: Path, question: str, arrays: Arrays, inputs: list[str]) -> None:
-    names = np.frombuffer("\0".join(inputs).encode("utf-8", "surrogateescape"), np.uint8)
+    names = np.frombuffer("\0".join(inputs).encode("utf-8", "surrogatepass"), np.uint8)
     try:
         # A name of its own: several processes may read the same data at the same time.
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)

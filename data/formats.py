@@ -97,7 +97,7 @@ class Annotations:
         Equal for the same data in another folder. The pictures' pixels are not looked at.
         """
         text = "\n".join([*self.names, *map(os.path.basename, self.files)])
-        found = hashlib.blake2b(text.encode(), digest_size=6)
+        found = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6)
         for numbers in (self.sizes, self.offsets, self.boxes, self.labels, self.crowd):
             found.update(np.ascontiguousarray(numbers))
         return f"{len(self)} pictures with {len(self.labels)} boxes ({found.hexdigest()})"
@@ -403,6 +403,11 @@ def _read_coco(scan: _Scan, path: Path, folder: Path, names: list[str] | None, c
     """Add pictures and boxes of a COCO json; the class names. With `names` given, categories are matched to `classes` by name."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        for key in ("images", "annotations", "categories"):
+            if not (isinstance(content[key], list) and all(isinstance(entry, dict) for entry in content[key])):
+                raise ValueError(f"{key} is no list of objects")
+        if not all(isinstance(category["name"], str) for category in content["categories"]):
+            raise ValueError("a category's name is no text")
         categories = sorted(content["categories"], key=lambda c: c["id"])
         images = {image["id"]: image for image in content["images"]}
         annotations = content["annotations"]
@@ -414,22 +419,24 @@ def _read_coco(scan: _Scan, path: Path, folder: Path, names: list[str] | None, c
         files = [str(folder / image["file_name"]) for image in images.values()]
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: is no COCO json with images, annotations and categories: {error!r}") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise UserError(f"{path}: is no COCO json with images, annotations and categories: {what}") from None
     unknown = [c["name"] for c in categories if c["id"] not in label_of]
     if unknown:
         raise UserError(f"{path}: {_unknown(unknown[0], classes)}")
     scan.files += files
     for number, annotation in enumerate(annotations):
         key = annotation.get("image_id")
-        if key not in owners:
+        if not isinstance(key, int | str) or key not in owners:
             sentence = f"{path}: annotation {number}: its image_id {key!r} is not among the images"
             scan.faults.append((len(scan.files), sentence))
             continue
         try:
             label, box = _coco_box(annotation, images[key], label_of)
-        except (ValueError, KeyError, TypeError) as error:
-            scan.faults.append((owners[key], f"{path}: annotation {number}: {error}; the box is left out"))
+        except (ValueError, KeyError, TypeError, ArithmeticError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else error
+            scan.faults.append((owners[key], f"{path}: annotation {number}: {what}; the box is left out"))
             continue
         scan.add(owners[key], label, box, bool(annotation.get("iscrowd", 0)))
     return names

@@ -57,7 +57,7 @@ def made(self, index, make=train.ValSet.__getitem__):
 
 
 def made_together(self, keys, make=train.TrainSet.__getitems__):
-    for epoch, place, indices in keys:
+    for epoch, place, indices, _ in keys:
         note(epoch, place, *indices)
     return make(self, keys)
 

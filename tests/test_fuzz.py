@@ -1,0 +1,139 @@
+"""Whatever is in a hyp file, a data.yaml, labels in any of the formats or an `lf`: only the project's own errors come out."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from data.formats import read_data_config, read_split
+from utils.errors import UserError
+from utils.hyp import Hyp, load_hyp
+from utils.schedulers import parse_lf
+
+KEYS = st.sampled_from(
+    [*Hyp.model_fields, "steps", "name", "lf", "train", "val", "names", "path", "remap", "annotations", "images"]
+)
+NUMBERS = st.integers() | st.floats() | st.booleans() | st.none()
+TEXTS = st.text(max_size=20) | st.sampled_from(
+    ["33%", "cawb", "poly", "images", "a.json", "*.jpg", "lambda x, y: x", "1:2,3:4", "é", "../.."]
+)
+VALUES = st.recursive(
+    NUMBERS | TEXTS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS | TEXTS, inner, max_size=4), max_leaves=8
+)
+BLOCKS = st.dictionaries(KEYS | TEXTS, VALUES, max_size=5)
+SCRAPS = st.lists(st.sampled_from([*"0123456789.-+e \t\n,:[]{}&*!|>'\"#%x"]), max_size=60).map("".join)
+often = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / "images").mkdir()
+    (folder / "labels").mkdir()
+    Image.new("RGB", (16, 12)).save(folder / "images" / "a.png")
+    return folder
+
+
+def only_user_errors(work, *arguments) -> None:
+    try:
+        work(*arguments)
+    except UserError as error:
+        assert str(error) and "\n" not in str(error)
+
+
+@often
+@given(st.one_of(BLOCKS.map(json.dumps), SCRAPS, st.text(max_size=60), st.binary(max_size=60)))
+def test_hyp_files(folder, content):
+    (folder / "h.yaml").write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
+    only_user_errors(load_hyp, folder / "h.yaml")
+
+
+@often
+@given(st.one_of(BLOCKS.map(json.dumps), SCRAPS))
+def test_data_files(folder, content):
+    (folder / "d.yaml").write_text(content, encoding="utf-8", errors="replace")
+
+    def read() -> None:
+        config = read_data_config(folder / "d.yaml")
+        if Path(config.path).is_relative_to(folder):  # what it names elsewhere is not for a test to search
+            read_split(config, "train")
+
+    only_user_errors(read)
+
+
+@often
+@given(st.one_of(SCRAPS, st.text(max_size=60), st.binary(max_size=60)))
+def test_label_files(folder, content):
+    (folder / "labels" / "a.txt").write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
+    (folder / "yolo.yaml").write_text("train: images\nval: images\nnames: [a, b]\n")
+    only_user_errors(read_split, read_data_config(folder / "yolo.yaml"), "train")
+
+
+def objects(*keys: str) -> st.SearchStrategy:
+    """A list of objects with some of the keys, or anything else."""
+    return VALUES | st.lists(st.fixed_dictionaries({}, optional=dict.fromkeys(keys, VALUES)), max_size=3)
+
+
+COCO = {
+    "images": objects("id", "file_name", "width", "height"),
+    "categories": objects("id", "name"),
+    "annotations": objects("image_id", "category_id", "bbox", "iscrowd"),
+}
+XML = [
+    "<annotation>",
+    "</annotation>",
+    "<size>",
+    "</size>",
+    "<width>16</width>",
+    "<height>12</height>",
+    "<object>",
+    "</object>",
+    "<name>a</name>",
+    "<bndbox>",
+    "</bndbox>",
+    "<xmin>1</xmin>",
+    "<ymin>nan</ymin>",
+    "<xmax>9</xmax>",
+    "<ymax>9</ymax>",
+    "<filename>a.png</filename>",
+    "<filename>../a</filename>",
+    "&x;",
+    "x",
+]
+LF = [
+    "lambda x, y: ",
+    " if ",
+    " else ",
+    *["x", "y", "1", "0", "1e9", "+", "-", "*", "/", "**", "(", ")", "cos", "sqrt", "pi", "<", "[", ".", "import", "__class__"],
+]
+
+
+@often
+@given(st.fixed_dictionaries({}, optional=COCO))
+def test_coco_files(folder, content):
+    (folder / "a.json").write_text(json.dumps(content))
+    (folder / "coco.yaml").write_text("train: a.json\nval: a.json\n")
+    only_user_errors(read_split, read_data_config(folder / "coco.yaml"), "train")
+
+
+@often
+@given(st.lists(st.sampled_from(XML), max_size=25))
+def test_voc_files(folder, parts):
+    (folder / "xml").mkdir(exist_ok=True)
+    (folder / "xml" / "a.xml").write_text("".join(parts))
+    (folder / "voc.yaml").write_text("train: {annotations: xml, images: images}\nval: images\nnames: [a, b]\n")
+    only_user_errors(read_split, read_data_config(folder / "voc.yaml"), "train")
+
+
+@often
+@given(st.lists(st.sampled_from(LF), max_size=12).map("".join), st.floats(-10, 10), st.floats(0.1, 10))
+def test_lf_texts(text, x, y):
+    try:
+        value = parse_lf(text)(x, y)
+    except (ValueError, ArithmeticError) as error:  # as an hyp file's validator and the plan of a run catch them
+        assert str(error)
+    else:
+        assert isinstance(value, int | float)
