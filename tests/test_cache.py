@@ -16,8 +16,8 @@ from data.formats import read_data_config, read_split
 def scans(monkeypatch):
     """Every scan is worth keeping; how many pictures have been looked at."""
     monkeypatch.setattr(data.cache, "WORTH_KEEPING", -1.0)
-    seen, look = [], data.formats._image_size
-    monkeypatch.setattr(data.formats, "_image_size", lambda file: (seen.append(file), look(file))[1])
+    seen, look = [], data.formats.image_size
+    monkeypatch.setattr(data.formats, "image_size", lambda file: (seen.append(file), look(file))[1])
     return seen
 
 

@@ -12,7 +12,7 @@ from utils.runfolder import RunFolder, new_run_folder, newest_checkpoint
 
 def state_of(epoch):
     weights = {"w": torch.full((3,), float(epoch))}
-    return {"args": {}, "hyp": {}, "names": ["a"], "epoch": epoch, "best": 0.1 * epoch, "average": weights,
+    return {"args": {}, "hyp": {}, "names": ["a"], "epoch": epoch, "best": 0.1 * epoch, "average": weights, "detections": weights,
             "rows": [{"epoch": e, "lr": 0.1} for e in range(epoch)]}  # fmt: skip
 
 
