@@ -26,7 +26,8 @@ SCORE = 0.25  # lowest of a detection that is drawn or counted
 SIDE = 480  # pixels of the pictures on the page
 PACKAGES = ("torch", "torchvision", "faster-coco-eval", "numpy")
 STYLE = """
-:root { color-scheme: light; } body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; }
+:root { color-scheme: light; } body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: auto;
+padding: 2em 1em; }
 h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; border-bottom: 1px solid #ccc; } code { background: #f3f3f3; }
 pre { background: #f3f3f3; padding: .8em; overflow-x: auto; white-space: pre-wrap; } img { max-width: 100%; height: auto; }
 table { border-collapse: collapse; } td, th { padding: .15em .8em; text-align: right; border-bottom: 1px solid #e4e4e4; }
