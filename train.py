@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from data.augment import recolored
+from data.config import read_data_config
 from data.dataset import TrainSet, ValSet, collate, load_all
-from data.formats import read_data_config, read_splits
+from data.formats import read_splits
 from data.pictures import read_image
 from data.sampler import EpochBatches
 from models import MODELS, backbone_name, build_model, model_name, start_from
@@ -108,8 +109,7 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
     args.data = str(find_file(args.data, ROOT / "data").resolve())  # to be found again when resumed from elsewhere
     config = read_data_config(Path(args.data))
     train_data, val_data = read_splits(config, args.data)
-    names = train_data.names
-    content = {"train": train_data.summary(), "val": val_data.summary()}
+    names, content = train_data.names, {"train": train_data.summary(), "val": val_data.summary()}
     same_content(state and state["content"], content, args.data)
     warn(*train_data.report("train"), *val_data.report("val"))
     args.epochs, args.batch_size = args.epochs or config.epochs, args.batch_size or config.batch_size

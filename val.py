@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from data.config import read_data_config
 from data.dataset import ValSet, collate
-from data.formats import Annotations, original_ids, read_data_config, read_split
+from data.formats import Annotations, original_ids, read_split
 from models import YOLO, load
 from utils.arguments import Parser, at_least, share
 from utils.confusion import confusion_matrix

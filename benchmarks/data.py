@@ -22,7 +22,8 @@ root, data, imgsz, batch, epochs, folder = sys.argv[1:]
 sys.path.insert(0, root)
 from torch.utils.data import DataLoader
 from data.dataset import TrainSet, collate
-from data.formats import read_data_config, read_split
+from data.config import read_data_config
+from data.formats import read_split
 from data.sampler import EpochBatches
 from utils.hyp import Hyp
 split = read_split(read_data_config(Path(data)), "train")

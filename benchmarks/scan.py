@@ -21,7 +21,8 @@ SCAN = """
 import json, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from data.formats import read_data_config, read_split
+from data.config import read_data_config
+from data.formats import read_split
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
 before, began = resident(), time.perf_counter()

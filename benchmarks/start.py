@@ -29,7 +29,7 @@ def main() -> None:
     p.add_argument("--rounds", type=int, default=5)
     args = p.parse_args()
     sys.path.insert(0, str(ROOT))
-    from data.formats import read_data_config
+    from data.config import read_data_config
 
     read_data_config(ROOT / "data" / "shapes.yaml")  # which draws it
     seconds: dict[str, list[float]] = {name: [] for name in SIDES}

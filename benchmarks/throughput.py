@@ -25,8 +25,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from data.config import read_data_config
 from data.dataset import TrainSet, collate
-from data.formats import read_data_config, read_split
+from data.formats import read_split
 from data.sampler import EpochBatches
 from models import build_model
 from utils.device import has_bf16, keep_freed_memory

@@ -14,7 +14,8 @@ from xml.etree import ElementTree
 import numpy as np
 import yaml
 
-from data.formats import Annotations, own_stem, read_data_config, read_every_split
+from data.config import read_data_config
+from data.formats import Annotations, own_stem, read_every_split
 from utils.arguments import Parser
 from utils.errors import UserError, exit_status
 

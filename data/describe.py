@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from data.config import read_data_config
 from data.dataset import ValSet, collate
-from data.formats import Annotations, read_data_config, read_every_split
+from data.formats import Annotations, read_every_split
 from utils.arguments import Parser
 from utils.errors import exit_status
 from utils.plots import draw_batch

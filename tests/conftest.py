@@ -39,7 +39,8 @@ def write_tiny(folder: Path, train: int = 12, val: int = 5, classes: int = 2) ->
 
 def few_shapes(folder: Path, train: int, val: int) -> Path:
     """The first pictures of the built-in data set's splits, which is drawn if it is not there; returns their data.yaml."""
-    from data.formats import list_images, read_data_config
+    from data.config import read_data_config
+    from data.formats import list_images
 
     config = read_data_config(ROOT / "data" / "shapes.yaml")
     for split, count in (("train", train), ("val", val)):

@@ -9,7 +9,8 @@ from PIL import Image
 
 import data.cache
 import data.formats
-from data.formats import read_data_config, read_split
+from data.config import read_data_config
+from data.formats import read_split
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import yaml
 from PIL import Image
 
 from data import convert, describe
-from data.formats import read_data_config, read_split
+from data.config import read_data_config
+from data.formats import read_split
 from utils.metrics import coco_truth, evaluate
 
 FORMATS = ("voc", "coco", "yolo")

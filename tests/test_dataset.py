@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from data.config import read_data_config
 from data.dataset import TrainSet, ValSet, collate
-from data.formats import read_data_config, read_split
+from data.formats import read_split
 from data.pictures import read_image
 from data.sampler import EpochBatches
 from utils.errors import UserError

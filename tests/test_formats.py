@@ -12,7 +12,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from data.formats import label_file, read_data_config, read_split
+from data.config import read_data_config
+from data.formats import label_file, read_split
 from utils.errors import UserError
 
 

@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.formats import read_data_config, read_split
+from data.config import read_data_config
+from data.formats import read_split
 from utils.errors import UserError
 from utils.hyp import Hyp, load_hyp
 from utils.schedulers import parse_lf

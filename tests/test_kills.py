@@ -13,8 +13,9 @@ import torch
 from conftest import rows, same, weights, write_tiny
 from torch.utils.data import DataLoader
 
+from data.config import read_data_config
 from data.dataset import ValSet, collate
-from data.formats import read_data_config, read_split
+from data.formats import read_split
 from models import build_model
 from utils.device import has_bf16
 from utils.metrics import coco_truth, detect, evaluate

@@ -10,8 +10,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch.utils.data import DataLoader
 
+from data.config import read_data_config
 from data.dataset import TrainSet, ValSet, collate
-from data.formats import read_data_config, read_split
+from data.formats import read_split
 from data.sampler import EpochBatches
 from models import build_model
 from utils.hyp import Hyp

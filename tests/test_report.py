@@ -11,7 +11,7 @@ import yaml
 from conftest import rows
 from PIL import Image
 
-from utils.confusion import picture_scores
+from utils.confusion import picture_matrices, picture_scores
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HEADLESS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -89,5 +89,5 @@ def test_how_well_it_does_in_each_picture():
         [1, 0, 0, 10, 10, 0.9, 0], [1, 80, 0, 10, 10, 0.8, 0], [1, 50, 0, 10, 10, 0.1, 0],  # one, one of nothing, one unsure
         [4, 2, 0, 5, 5, 0.9, 0],  # in a crowd
     ])  # fmt: skip
-    scores = picture_scores(truth, found)
+    scores = picture_scores(picture_matrices(truth, found))
     assert [scores[i] for i in (0, 1, 3)] == [1.0, 0.5, 0.0] and np.isnan(scores[2]) and np.isnan(scores[4])

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from data import shapes
-from data.formats import read_data_config, read_split
+from data.config import read_data_config
+from data.formats import read_split
 
 SHAPES = Path(__file__).parents[1] / "data" / "shapes.yaml"
 

@@ -15,23 +15,23 @@ def confusion_matrix(truth: Mapping[str, Any], detections: np.ndarray, score: fl
     their classes, that overlap by more than `iou`, the closest are matched first, each box and each detection once. Crowds, and
     detections that match nothing else in one, are not counted.
     """
-    return sum(_counts(truth, detections, score, iou).values())
+    return sum(picture_matrices(truth, detections, score, iou).values())
 
 
-def picture_scores(truth: Mapping[str, Any], detections: np.ndarray, score: float = 0.25, iou: float = 0.45) -> dict[int, float]:
-    """The F1 of each picture: twice what is matched to its own class, by what is there and what was detected together.
-
-    Matched as by `confusion_matrix`; nan where nothing is there and nothing was detected.
-    """
+def picture_scores(matrices: Mapping[int, np.ndarray]) -> dict[int, float]:
+    """The F1 of each picture out of its matrix: twice what is matched to its own class, by what is there and what was detected
+    together; nan where nothing is there and nothing was detected."""
     found = {}
-    for image, counts in _counts(truth, detections, score, iou).items():
+    for image, counts in matrices.items():
         total = counts[:, :-1].sum() + counts[:-1].sum()
         found[image] = 2 * counts.trace() / total if total else float("nan")
     return found
 
 
-def _counts(truth: Mapping[str, Any], detections: np.ndarray, score: float, iou: float) -> dict[int, np.ndarray]:
-    """The confusion matrix of each picture, by its id."""
+def picture_matrices(
+    truth: Mapping[str, Any], detections: np.ndarray, score: float = 0.25, iou: float = 0.45
+) -> dict[int, np.ndarray]:
+    """The `confusion_matrix` of each picture alone, by its id."""
     classes = len(truth["categories"])
     boxes_of: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in truth["images"]}
     for annotation in truth["annotations"]:

@@ -1,4 +1,4 @@
-"""`report.html`: a run on one page that needs no network and runs no script, made of what lies in its folder."""
+"""`report.html`: a run on one page that needs no network and runs no script."""
 
 import base64
 import html
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-from utils.confusion import confusion_matrix, picture_scores
+from utils.confusion import picture_matrices, picture_scores
 from utils.hyp import Hyp
 from utils.metrics import METRICS, Result
 from utils.plots import draw_confusion, draw_results, draw_schedule, with_boxes
@@ -59,13 +59,14 @@ def write_report(
     """
     detections = found.numpy()
     names = [category["name"] for category in truth["categories"]]
-    ranked = picture_scores(truth, detections, SCORE)
+    matrices = picture_matrices(truth, detections, SCORE)
+    ranked = picture_scores(matrices)
     order = sorted((i for i in ranked if not np.isnan(ranked[i])), key=lambda i: (-ranked[i], i))
     best, worst = order[:SHOWN], order[max(SHOWN, len(order) - SHOWN) :][::-1]
     shown = {i: _picture(picture(str(files[i])), detections[detections[:, 0] == i], truth, i, names) for i in (*best, *worst)}
     facts = {**facts, "Python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
     facts["system"] = f"{platform.platform()}, {os.cpu_count()} cores"
-    counts = confusion_matrix(truth, detections, SCORE)
+    counts = sum(matrices.values())
     parts = [
         f"<h1>{html.escape(folder.name)}: mAP50-95 {result.overall['mAP50-95']:.3f}, mAP50 {result.overall['mAP50']:.3f}</h1>",
         f"<pre>{html.escape(command)}</pre>",
@@ -100,12 +101,10 @@ def _table(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
 
 def _hyp(hyp: Mapping[str, Any]) -> str:
     """Every key with its value, and where it is not the default's, the default's too."""
-    rows, default = [], Hyp().model_dump()
+    rows, default = [], _flat(Hyp().model_dump())
     for key, value in _flat(hyp).items():
-        usual = _flat(default).get(key)
-        rows.append(
-            (key, str(value), "" if value == usual else f"default: {usual}" if usual is not None else "not in the default")
-        )
+        usual = f"default: {default[key]}" if key in default else "not in the default"
+        rows.append((key, str(value), "" if value == default.get(key, ...) else usual))
     return _table(rows, ("key", "value", "changed"))
 
 
@@ -145,7 +144,6 @@ def _picture(image: Tensor, found: np.ndarray, truth: Mapping[str, Any], index: 
         return _address(buffer, "jpeg")
 
     there = [a for a in truth["annotations"] if a["image_id"] == index]
-    found = found[found[:, 5] > SCORE]
     return (
         drawn([a["bbox"] for a in there], [a["category_id"] for a in there], None),
         drawn(found[:, 1:5].tolist(), found[:, 6].astype(int).tolist(), found[:, 5].tolist()),

@@ -12,15 +12,8 @@ from utils.hyp import Hyp, load_hyp
 from utils.runfolder import folder_of, newest_checkpoint
 from utils.yamlfile import find_file
 
-FREE = (
-    "data",
-    "device",
-    "workers",
-    "cache",
-    "save_every",
-    "noplots",
-    "tensorboard",
-)  # may be other than they were; the data must have the same content
+# May be other than they were; the data must have the same content.
+FREE = ("data", "device", "workers", "cache", "save_every", "noplots", "tensorboard")
 PLACE = ("resume", "project", "name", "exist_ok")  # say where the run is, not what it is
 
 
