@@ -3,6 +3,7 @@
 Every process takes the same steps; what only one may do (search, write, print) the first one does, rank 0.
 """
 
+import importlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -30,7 +31,10 @@ class Processes:
             names = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"
             self.rank, self.count, self.local_rank, self.local_count = (int(os.environ[name]) for name in names)
         self.first = self.rank == 0
+        self._parallel: nn.Module | None = None
         if self.count > 1:
+            # This module takes the group of all for a default when it is imported, and DDP does so: as early as here there is none.
+            importlib.import_module("torch.distributed.nn.functional")
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             dist.init_process_group(backend, store=_store(), rank=self.rank, world_size=self.count)
 
@@ -75,7 +79,8 @@ class Processes:
         if self.count == 1:
             return model
         # A search for unused parameters is what keeps DDP from packing anew; it says on stderr that it has found none.
-        return nn.parallel.DistributedDataParallel(model, find_unused_parameters=same_order and self.count > 2)
+        self._parallel = nn.parallel.DistributedDataParallel(model, find_unused_parameters=same_order and self.count > 2)
+        return self._parallel
 
     def share_buffers(self, model: nn.Module) -> None:
         """Give every process the first one's buffers: the statistics of its batch norms, which differ from process to process."""
@@ -84,9 +89,15 @@ class Processes:
                 dist.broadcast(buffer, 0)
 
     def leave(self) -> None:
-        """Wait for all, then part; nothing may be exchanged afterwards."""
+        """Wait for all, then part; nothing may be exchanged afterwards, and what `parallel` gave is empty.
+
+        The threads of the group end with the last reference to it. One that outlives the interpreter aborts the process, which
+        then has failed after all its work (pytorch issue 190489): so nothing may hold the group any longer.
+        """
         if self.count > 1:
             dist.barrier()
+            if self._parallel is not None:
+                vars(self._parallel).clear()
             dist.destroy_process_group()
 
 
