@@ -1,6 +1,7 @@
 """Trains a detector: `python train.py --hyp hyp.yaml`. The whole story, top to bottom; to change the loop, change this file."""
 
 import argparse
+import math
 import sys
 import time
 from pathlib import Path
@@ -14,15 +15,17 @@ from tqdm import tqdm
 from data.augment import recolored
 from data.config import read_data_config
 from data.dataset import TrainSet, ValSet, collate, load_all
-from data.formats import read_splits
+from data.formats import read_splits, shared_pictures
 from data.pictures import read_image
 from data.sampler import EpochBatches
-from models import MODELS, backbone_name, build_model, model_name, start_from
+from models import build_model, start_from
 from models.batch_size import largest_batch
 from models.freezing import freeze
-from utils.arguments import Parser, at_least, batch_size, command_line, frozen, imgsz_range, minutes, span, weights
+from options import DEFAULTS, parse_args
+from utils.anomaly import detect_anomaly
+from utils.arguments import command_line, rounding, span
 from utils.board import Board
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import fitting, load_checkpoint
 from utils.device import compute_exactly, default_workers, has_bf16, keep_freed_memory, peak_memory_gb, select_device
 from utils.distributed import Processes, synchronize_batch_norms
 from utils.ema import EMA
@@ -41,42 +44,7 @@ from utils.seeds import seed_everything
 from utils.yamlfile import find_file
 
 ROOT = Path(__file__).resolve().parent
-DEFAULTS = {
-    "hyp": "hyp.yaml", "data": "shapes.yaml", "model": "yolo-n", "weights": None, "epochs": None, "batch_size": None,
-    "imgsz": None, "device": "auto", "workers": None, "seed": 0, "project": "runs/train", "name": "exp", "exist_ok": False,
-    "resume": None, "save_every": 5.0, "patience": 50, "noval": False, "noplots": False, "sync_bn": False, "deterministic": False,
-    "backbone": None, "pretrained": False, "freeze": None, "cache": None, "tensorboard": False,
-}  # fmt: skip
-
-
-def parse_args(argv: list[str] | None) -> dict[str, Any]:
-    p = Parser(description="Train a detector. Defaults stand in parentheses.", argument_default=argparse.SUPPRESS)
-    p.add_argument("--hyp", metavar="FILE", help="hyperparameters: a file, or the name of one in hyp/ (hyp.yaml)")
-    p.add_argument("--data", metavar="FILE", help="data set: a data.yaml, or the name of one in data/ (shapes.yaml, built in)")
-    p.add_argument("--model", type=model_name, metavar="NAME", help=f"{', '.join(MODELS)} (yolo-n), or torchvision/NAME")
-    p.add_argument("--weights", type=weights, metavar="FILE", help="start with a checkpoint's tensors, or torchvision's: DEFAULT")
-    p.add_argument("--backbone", type=backbone_name, metavar="NAME", help="torchvision/CLASSIFIER, in place of the model's own")
-    p.add_argument("--pretrained", action="store_true", help="start the backbone with torchvision's weights")
-    p.add_argument("--freeze", type=frozen, metavar="WHAT", help="keep as it is: backbone, or a number of layers from the first")
-    p.add_argument("--epochs", type=at_least(1), metavar="N", help="passes over the training pictures (the data file's, or 100)")
-    p.add_argument("--batch-size", type=batch_size, metavar="N", help="pictures in a batch of all, or auto (the data's, or 16)")
-    p.add_argument("--imgsz", type=imgsz_range, metavar="PX", help="side of a sample, or LOW-HIGH, by 32 (the data's, or 640)")
-    p.add_argument("--cache", choices=["ram", "disk"], help="decode all pictures at start, and keep them in ram or on disk")
-    p.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (auto: cuda if there is one, else cpu)")
-    p.add_argument("--workers", type=at_least(0), metavar="N", help="loaders of each process (cuda: a core each, <= 8; cpu: 0)")
-    p.add_argument("--seed", type=at_least(0), metavar="N", help="of everything random (0)")
-    p.add_argument("--project", metavar="DIR", help="folder of the run folders (runs/train)")
-    p.add_argument("--name", metavar="NAME", help="the run's folder: exp, and if that is taken exp2, exp3, ... (exp)")
-    p.add_argument("--exist-ok", action="store_true", help="use the run's folder even if it is taken")
-    p.add_argument("--resume", nargs="?", const="", metavar="PATH", help="go on with a run (the newest); auto: --name's, if any")
-    p.add_argument("--save-every", type=minutes, metavar="MIN", help="save within an epoch, too; 0: only at its end (5 minutes)")
-    p.add_argument("--patience", type=at_least(0), metavar="N", help="stop after N epochs with no better mAP50-95; 0: never (50)")
-    p.add_argument("--noval", action="store_true", help="validate after the last epoch only")
-    p.add_argument("--noplots", action="store_true", help="draw no pictures, write no report")
-    p.add_argument("--tensorboard", action="store_true", help="write curves and pictures for TensorBoard, too")
-    p.add_argument("--sync-bn", action="store_true", help="batch norm over the pictures of all processes (on CUDA)")
-    p.add_argument("--deterministic", action="store_true", help="the same bits in every run on CUDA, too; slower")
-    return vars(p.parse_args(argv))
+MOST_SKIPPED = 10  # steps in a row that are not finite, until a run stops
 
 
 def train(given: dict[str, Any], stop: StopSignals) -> None:
@@ -90,11 +58,12 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
     state: dict[str, Any] | None = None
     if path := processes.from_first(checkpoint_to_resume, args):
         state = load_checkpoint(path)
-        was = state["args"] = DEFAULTS | state["args"]
-        args = argparse.Namespace(**resumed_arguments(state, path, given, ROOT / "hyp"))
-        if state["finished"] and args.epochs == was["epochs"]:  # and `auto` asked for no more than that
-            return say(f"{path}: this run is finished, after {state['epoch']} epochs")
-        hyp, hyp_file = Hyp(**state["hyp"]), folder_of(path) / "hyp.yaml"
+        with fitting(path):
+            was = state["args"] = DEFAULTS | state["args"]
+            args = argparse.Namespace(**resumed_arguments(state, path, given, ROOT / "hyp"))
+            hyp, hyp_file = Hyp(**state["hyp"]), folder_of(path) / "hyp.yaml"
+            if state["finished"] and args.epochs == was["epochs"]:  # and `auto` asked for no more than that
+                return say(f"{path}: this run is finished, after {state['epoch']} epochs")
     else:
         hyp = load_hyp(hyp_file := find_file(args.hyp, ROOT / "hyp"))
     device = select_device(args.device, processes.local_rank)
@@ -111,15 +80,21 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
     train_data, val_data = read_splits(config, args.data)
     names, content = train_data.names, {"train": train_data.summary(), "val": val_data.summary()}
     same_content(state and state["content"], content, args.data)
-    warn(*train_data.report("train"), *val_data.report("val"))
+    warn(*train_data.report("train"), *val_data.report("val"), *shared_pictures(train_data, val_data))
+    if args.strict_data and (faults := len(train_data.faults) + len(val_data.faults)):
+        raise UserError(f"{args.data}: {faults} faults, --strict-data allows none")
     args.epochs, args.batch_size = args.epochs or config.epochs, args.batch_size or config.batch_size
-    args.imgsz, sides = args.imgsz or span(config.imgsz)[1], span(args.imgsz or config.imgsz)
+    sides = span(args.imgsz or config.imgsz)
+    warn(*rounding(args.imgsz or config.imgsz))
+    args.imgsz = "-".join(map(str, sides)) if sides[0] < sides[1] else sides[1]
     model = build_model(args.model, len(names), args.backbone, gains=(hyp.box, hyp.cls, hyp.dfl))
     if args.batch_size == "auto":
         args.batch_size = processes.from_first(largest_batch, model, sides[1], device, bf16) * processes.count
     train_set = TrainSet(train_data, hyp, args.seed, mosaic_until=args.epochs - hyp.close_mosaic, cache=args.cache)
     val_set = ValSet(val_data, sides[1], stride=32, cache=args.cache)
     load_all([train_set, val_set], args.cache, processes)
+    if "batch_size" in given and args.batch_size > len(train_set):
+        warn(f"--batch-size {args.batch_size}: there are {len(train_set)} pictures to train on, so a batch has {len(train_set)}")
     batches = EpochBatches(len(train_set), args.batch_size, sides, args.seed, processes.rank, processes.count)
     loading = {"num_workers": workers, "persistent_workers": workers > 0, "worker_init_fn": follow_trainer,
                "collate_fn": collate, "pin_memory": device.type == "cuda"}  # fmt: skip
@@ -140,20 +115,23 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
     ema = EMA(model, hyp.ema_decay)
     board = Board(first and args.tensorboard)
     start, spent, rows, best, best_epoch, result, stopped, sure = 0, 0.0, [], -1.0, -1, None, False, torch.zeros(0, 7)
+    skipped, in_a_row = 0, 0  # optimizer steps that were not taken, for their numbers were not finite
 
     # Resume, or make the run folder.
     about = arithmetic(device, bf16, processes.count)
     if state is not None:
         run = RunFolder(folder_of(path))
-        model.load_state_dict(state["model"])
-        ema.model.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        length = {key: value for key, value in scheduler.state_dict().items() if key in ("epochs", "steps")}
-        scheduler.load_state_dict(state["scheduler"] | length)
-        start, batches.start, ema.updates, spent = (state[k] for k in ("epoch", "batch", "ema_updates", "seconds"))
-        rows, best, best_epoch, stopped = (state[k] for k in ("rows", "best", "best_epoch", "stopped"))
-        result, sure = Result(**state["result"]) if state["result"] else None, state.get("detections", sure)
-        losses, means = state["losses"], torch.tensor([*state["losses"].values()], device=device)
+        with fitting(path):
+            model.load_state_dict(state["model"])
+            ema.model.load_state_dict(state["average"])
+            optimizer.load_state_dict(state["optimizer"])
+            length = {key: value for key, value in scheduler.state_dict().items() if key in ("epochs", "steps")}
+            scheduler.load_state_dict(state["scheduler"] | length)
+            start, batches.start, ema.updates, spent = (state[k] for k in ("epoch", "batch", "ema_updates", "seconds"))
+            rows, best, best_epoch, stopped = (state[k] for k in ("rows", "best", "best_epoch", "stopped"))
+            skipped, in_a_row = state.get("skipped", (0, 0))
+            result, sure = Result(**state["result"]) if state["result"] else None, state.get("detections", sure)
+            losses, means = state["losses"], torch.tensor([*state["losses"].values()], device=device)
         say(f"{path}: going on with epoch {start} of {args.epochs}, after {batches.start} of its {len(batches)} batches")
         if args.epochs != was["epochs"]:
             say(f"--epochs {args.epochs}: from here on the schedule is that of {args.epochs} epochs in place of {was['epochs']}")
@@ -172,6 +150,9 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
             draw_batch(recolored(images, [t["color"] for t in targets], dtype), targets, names, run.path / "train_batch.jpg")
     del state  # its memory
     board.open(run.path, start)
+    torch.autograd.set_detect_anomaly(args.detect_anomaly)
+    if args.detect_anomaly:
+        detect_anomaly(model)
     trained = processes.parallel(model, same_order=exact)
     say(f"{args.model}, {len(names)} classes, {len(train_set)} + {len(val_set)} pictures at {args.imgsz} px, on {device}"
         f"{' in bf16' if bf16 else ''}, processes: {processes.count}, into {run.path}")  # fmt: skip
@@ -181,8 +162,9 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
         state = first and {
             "args": vars(args), "hyp": hyp.model_dump(), "names": list(names), "content": content, "arithmetic": about,
             "epoch": epoch, "batch": batch, "losses": dict(zip(losses, means.tolist(), strict=True)) if batch else {},
-            "seconds": time.time() - began if batch else 0.0, "rows": rows, "best": best, "best_epoch": best_epoch,
+            "seconds": time.monotonic() - began if batch else 0.0, "rows": rows, "best": best, "best_epoch": best_epoch,
             "result": vars(result) if result else None, "detections": sure, "stopped": stopped, "finished": finished,
+            "skipped": (skipped, in_a_row),
             "model": model.state_dict(), "average": ema.model.state_dict(), "ema_updates": ema.updates,
             "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(),
         }  # fmt: skip
@@ -197,11 +179,11 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
             where = f"after {batch} of the {len(batches)} batches of epoch {epoch}; --resume goes on {goes_on}"
             raise Interrupted(number, where if first else "")
 
-    began = time.time() - spent
+    began = time.monotonic() - spent
     save(start, batches.start)  # whether there is room is told now, and a kill finds the run as it was asked for
     stop.noted = True  # from here on a signal is answered after the batch under way
     for epoch in range(start, 0 if stopped else args.epochs):
-        began = time.time() - spent
+        began = time.monotonic() - spent
         seed_everything(args.seed, epoch)
         batches.epoch = epoch
         if not batches.start:  # else the epoch goes on where it was left
@@ -222,21 +204,32 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
                 losses = trained(images, targets)
             loss = sum(losses.values()) / (min(window + hyp.accumulate, len(batches)) - window)
             loss.backward()
-            means = means + (processes.mean(torch.stack([*losses.values()]).detach()) - means) / (i + 1)
+            latest = processes.mean(torch.stack([*losses.values()]).detach())
+            means = means + (torch.where(latest.isfinite(), latest, means) - means) / (i + 1)
+            total = latest.sum() + (total if i > window else 0.0)  # noqa: F821 - of this optimizer step's batches
             if steps:
-                if hyp.grad_clip:
-                    nn.utils.clip_grad_norm_(model.parameters(), hyp.grad_clip)
-                optimizer.step()
+                norm = nn.utils.clip_grad_norm_(model.parameters(), hyp.grad_clip or math.inf)
+                if math.isfinite(total + norm):  # the one number that a step asks a GPU for
+                    optimizer.step()
+                    ema.update(model)
+                    in_a_row = 0
+                else:  # the weights stay as they are, and so do the norms' statistics
+                    ema.restore_buffers(model)
+                    skipped, in_a_row = skipped + 1, in_a_row + 1
+                    warn(f"epoch {epoch}, batch {i}: the loss {total:.3g} or its gradient {norm:.3g} is not finite: step "
+                         f"skipped, {skipped} so far; with {train_data.named(batches.pictures(window, i))}")  # fmt: skip
+                    if in_a_row == MOST_SKIPPED:
+                        raise UserError(f"{run.path}: {in_a_row} steps in a row were not finite, up to epoch {epoch}, batch {i}; "
+                                        "last.pt is from before; --detect-anomaly says where it begins")  # fmt: skip
                 optimizer.zero_grad()
-                ema.update(model)
                 stop_if_asked(epoch, i + 1)
-                if first and args.save_every and time.monotonic() - run.saved > args.save_every * 60:
+                if first and args.save_every and time.monotonic() - run.saved > args.save_every * 60 and not in_a_row:
                     save(epoch, i + 1)
             if not bar.disable and i % 10 == 0:
                 shown = {name: f"{mean:.3f}" for name, mean in zip(losses, means.tolist(), strict=True)}
                 shown |= {"lr": f"{scheduler.get_last_lr()[0]:.2e}", "mem": f"{peak_memory_gb(device):.1f}G"}
                 bar.set_postfix(shown, images=int(batches.bounds[i + 1]), refresh=False)
-        seconds = time.time() - began
+        seconds = time.monotonic() - began
 
         # Validate the average.
         last = epoch + 1 == args.epochs
@@ -256,7 +249,7 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
         row = {"epoch": epoch, **{f"train/{k}": round(v, 5) for k, v in zip(losses, means.tolist(), strict=True)}}
         row |= {f"metrics/{k}": round(latest.overall[k], 5) if validated else None for k in METRICS}
         row |= {f"lr/{g}": lr for g, lr in enumerate(scheduler.get_last_lr())}
-        rows.append(row | {"seconds": round(time.time() - began, 2)})
+        rows.append(row | {"seconds": round(time.monotonic() - began, 2)})
         board.row(rows[-1])
         told = dict(zip(losses, means.tolist(), strict=True)) | (latest.overall if validated else {})
         told = "  ".join(f"{name} {value:.3f}" for name, value in told.items())

@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models import build_model
-from train import DEFAULTS
+from options import DEFAULTS
 from utils.checkpoint import save_checkpoint
 from utils.device import compute_exactly, has_bf16, select_device
 from utils.ema import EMA

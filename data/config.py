@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from data.shapes import make_shapes
+from utils.arguments import MOST_PIXELS
 from utils.errors import UserError
 from utils.yamlfile import read_yaml
 
@@ -45,7 +46,7 @@ class DataConfig(BaseModel):
     names: Names | None = Field(None, description="class names; COCO json brings its own")
     remap: dict[str, str | None] = Field({}, description="what sources call a class: its name here, or null to leave it out")
     make: Literal["shapes"] | None = Field(None, description="draw the built-in data set at `path` if it is not there")
-    imgsz: int = Field(640, ge=32, description="--imgsz of this data set, if the command does not say; so for the next two")
+    imgsz: int = Field(640, ge=32, le=MOST_PIXELS, description="--imgsz, if the command does not say; so for the next two")
     epochs: int = Field(100, ge=1)
     batch_size: int = Field(16, ge=1)
 

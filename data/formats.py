@@ -56,6 +56,10 @@ class Annotations:
             found.update(np.ascontiguousarray(numbers))
         return f"{len(self)} pictures with {len(self.labels)} boxes ({found.hexdigest()})"
 
+    def named(self, pictures: Sequence[int]) -> str:
+        """The names of some of the pictures, by their places, without folders."""
+        return ", ".join(os.path.basename(self.files[i]) for i in pictures)  # noqa: PTH119
+
     def report(self, split: str, most: int = 20) -> list[str]:
         """The first faults and how many there are, as sentences that begin with `split`; nothing where there are none."""
         count = [f"{len(self.faults)} faults in all; what they name is left out"] if self.faults else []
@@ -71,6 +75,14 @@ def read_splits(config: DataConfig, path: str) -> tuple[Annotations, Annotations
     if train.names != val.names:
         raise UserError(f"{path}: train has the classes {list(train.names)}, val has {list(val.names)}")
     return train, val
+
+
+def shared_pictures(train: Annotations, val: Annotations) -> list[str]:
+    """A sentence if pictures of `val` are in `train` too, by their files, links followed."""
+    seen = {os.path.realpath(file) for file in train.files}
+    count = sum(os.path.realpath(file) in seen for file in val.files)
+    what = f"{count} of its {len(val)} pictures are in train, too; metrics say little of pictures that a model has learned"
+    return [f"val: {what}"] if count else []
 
 
 def read_every_split(config: DataConfig) -> dict[str, Annotations]:

@@ -1,6 +1,7 @@
 """The order of the samples: a function of (seed, epoch) alone, which can be entered at any batch."""
 
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -40,6 +41,12 @@ class EpochBatches(Sampler[list[Key]]):
 
     def __len__(self) -> int:
         return -(-self.samples // self.batch_size)
+
+    def pictures(self, first: int, last: int) -> list[int]:
+        """The pictures that batches `first` to `last` of this epoch are made of, as all processes together see them, sorted."""
+        every = EpochBatches(self.samples, self.batch_size, self.imgsz, self.seed)
+        every.epoch, every.start = self.epoch, first
+        return sorted({index for batch in islice(every, last + 1 - first) for _, _, indices, _ in batch for index in indices})
 
     def __iter__(self) -> Iterator[list[Key]]:
         # 0 in third place is the order's own random stream, with a fourth number that of a batch's side; the samples' begin at 1

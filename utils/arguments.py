@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 
 from utils.errors import UserError
 
+MOST_PIXELS = 16384  # of a side; one sample takes 0.8 GB then
+
 
 class Parser(argparse.ArgumentParser):
     """`argparse.ArgumentParser` that raises UserError for a mistake in place of printing its usage and exiting."""
@@ -29,22 +31,32 @@ def at_least(lowest: int, highest: int = 10**9) -> Callable[[str], int]:
     return integer
 
 
+side = at_least(32, MOST_PIXELS)  # an argument's type: of a sample, in pixels
+
+
 def imgsz_range(text: str) -> int | str:
-    """An argument's type: pixels, or LOW-HIGH for a range of them; from 32 on, in steps of 32, others are rounded up."""
-    pixels = at_least(32)
+    """An argument's type: pixels, or LOW-HIGH for a range of them, from 32 on; `span` rounds them up to steps of 32."""
     low, dash, high = text.partition("-")
     if not dash:
-        return span(pixels(text))[1]
-    low, high = span(f"{pixels(low)}-{pixels(high)}")
-    if low >= high:
-        raise argparse.ArgumentTypeError(f"found {text!r}, need a lower side before a higher one")
-    return f"{low}-{high}"
+        return side(text)
+    sides = f"{side(low)}-{side(high)}"
+    if span(sides)[0] >= span(sides)[1]:
+        raise argparse.ArgumentTypeError(f"found {text!r}, need a lower side before a higher one, 32 apart")
+    return sides
 
 
 def span(imgsz: int | str) -> tuple[int, int]:
     """The lowest and the highest side that `imgsz` means, pixels or LOW-HIGH, rounded up to steps of 32."""
     sides = [-(-int(side) // 32) * 32 for side in str(imgsz).split("-")]
     return sides[0], sides[-1]
+
+
+def rounding(imgsz: int | str) -> list[str]:
+    """A sentence if `span` means other sides than `imgsz` says."""
+    sides = [int(side) for side in str(imgsz).split("-")]
+    if all(side % 32 == 0 for side in sides):
+        return []
+    return [f"imgsz {imgsz}: a side is a multiple of 32, so it is {'-'.join(str(-(-side // 32) * 32) for side in sides)}"]
 
 
 def frozen(text: str) -> str:

@@ -1,7 +1,8 @@
 """Checkpoints: plain data on disk, written whole or not at all, read without running anything that is in them."""
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,25 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """While the state of the checkpoint `path` is taken over: what it lacks, or holds in another kind or shape than is needed,
+    is a UserError."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(f"{path}: holds no state that this version can go on from: {what[:300]}") from None
+
+
 def load_matching(model: nn.Module, path: Path) -> str:
     """Give `model` the averaged tensors of the checkpoint `path` whose name and shape match; a sentence that says how many did.
 
     Raises UserError as `load_checkpoint` does.
     """
-    return f"--weights {path}: {take_matching(model, load_checkpoint(path)['average'])}"
+    state = load_checkpoint(path)
+    with fitting(path):
+        return f"--weights {path}: {take_matching(model, state['average'])}"
 
 
 def take_matching(model: nn.Module, saved: Mapping[str, Tensor]) -> str:

@@ -33,7 +33,7 @@ class Processes:
         self.first = self.rank == 0
         self._parallel: nn.Module | None = None
         if self.count > 1:
-            # This module takes the group of all for a default when it is imported, and DDP does so: as early as here there is none.
+            # DDP imports this module, whose functions then hold the group of all as a default; as early as here there is none.
             importlib.import_module("torch.distributed.nn.functional")
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             dist.init_process_group(backend, store=_store(), rank=self.rank, world_size=self.count)

@@ -33,6 +33,12 @@ class EMA:
             if not mine.is_floating_point():
                 mine.copy_(new)
 
+    @torch.no_grad()
+    def restore_buffers(self, model: nn.Module) -> None:
+        """Give `model` the average's buffers, where a batch may have spoiled its own: a norm's statistics keep a nan for ever."""
+        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
+            theirs.copy_(mine)
+
 
 def _tensors(model: nn.Module) -> list[torch.Tensor]:
     return [*model.parameters(), *model.buffers()]

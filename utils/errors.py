@@ -1,4 +1,4 @@
-"""The one exception for a mistake in what a user gave us, and which of the system's errors are no fault of the program's."""
+"""The one exception for a mistake in what a user gave us, and which other errors are no fault of the program's."""
 
 import errno
 import sys
@@ -8,6 +8,12 @@ DISK_ERRORS = (  # of an OSError
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENAMETOOLONG,
 )  # fmt: skip
 
+MACHINE_FAULTS = {  # what torch says in a RuntimeError of its own: what happened, and what may help
+    "DataLoader worker": "a loader process was killed, for which the system's log has a reason; too little memory, often",
+    "out of memory": "there is too little memory; a smaller --batch-size or --imgsz needs less",
+    "can't allocate memory": "there is too little memory; a smaller --batch-size or --imgsz needs less",
+}
+
 
 class UserError(Exception):
     """One sentence for the person who made the mistake: the file, the line or key, what was found, what is allowed.
@@ -16,17 +22,26 @@ class UserError(Exception):
     """
 
 
+def machine_fault(error: Exception) -> str:
+    """What has failed beneath the program, as a sentence: a disk, memory, a loader's process. "" for anything else."""
+    if isinstance(error, OSError):
+        return f"{error.filename or 'the disk'}: {error.strerror}" if error.errno in DISK_ERRORS else ""
+    if isinstance(error, MemoryError):
+        return MACHINE_FAULTS["out of memory"]
+    return next((sentence for sign, sentence in MACHINE_FAULTS.items() if sign in str(error)), "")
+
+
 def exit_status(command: str, work: Callable[[], None]) -> int:
-    """Do the `work` of a command; 0, or 2 after one sentence on stderr for a user's mistake, or for a disk that fails."""
+    """Do the `work` of a command; 0, or 2 after one sentence on stderr for a user's mistake or a `machine_fault`."""
     try:
         work()
     except UserError as error:
         # One that a loader's process raised comes with that process's traceback before the sentence.
         print(f"{command}: {str(error).rstrip().rpartition('UserError: ')[2]}", file=sys.stderr)
         return 2
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
+    except (OSError, MemoryError, RuntimeError) as error:
+        if not (sentence := machine_fault(error)):
             raise
-        print(f"{command}: {error.filename or 'the disk'}: {error.strerror}", file=sys.stderr)
+        print(f"{command}: {sentence}", file=sys.stderr)
         return 2
     return 0

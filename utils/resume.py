@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
+from utils.arguments import span
 from utils.errors import UserError
 from utils.hyp import Hyp, load_hyp
 from utils.runfolder import folder_of, newest_checkpoint
 from utils.yamlfile import find_file
 
 # May be other than they were; the data must have the same content.
-FREE = ("data", "device", "workers", "cache", "save_every", "noplots", "tensorboard")
+FREE = ("data", "device", "workers", "cache", "save_every", "noplots", "tensorboard", "strict_data", "detect_anomaly")
 PLACE = ("resume", "project", "name", "exist_ok")  # say where the run is, not what it is
 
 
@@ -55,6 +56,8 @@ def resumed_arguments(state: Mapping[str, Any], path: Path, given: Mapping[str, 
             raise UserError(f"{flag} {value}: {folder} was stopped by --patience after {state['epoch']} epochs; start anew")
         elif key in FREE or (key == "epochs" and value > own["epochs"]):
             own[key] = value
+        elif key == "imgsz" and span(value) == span(own[key]):
+            continue  # the run has what was asked for, rounded
         elif value != own[key]:
             may = f"{own[key]} or more" if key == "epochs" else own[key]
             raise UserError(f"{flag} {value}: {folder} was started with {may}, and goes on so")
