@@ -19,7 +19,7 @@ from data.augment import resized
 from data.formats import image_size, list_images, own_stem
 from data.pictures import read_image
 from models import YOLO, load
-from utils.arguments import Parser, at_least, share
+from utils.arguments import Parser, at_least, folder_name, share
 from utils.device import has_bf16, keep_freed_memory, select_device
 from utils.errors import UserError, exit_status
 from utils.plots import with_boxes
@@ -44,7 +44,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, ... (auto: cuda if there is one, else cpu)"
     )
     p.add_argument("--project", default="runs/detect", metavar="DIR", help="folder of the folders of results (runs/detect)")
-    p.add_argument("--name", default="exp", metavar="NAME", help="this one's folder: exp, and if taken exp2, exp3, ... (exp)")
+    p.add_argument("--name", type=folder_name, default="exp", metavar="NAME", help="the folder: exp, or exp2, exp3, ... (exp)")
     p.add_argument("--exist-ok", action="store_true", help="use the folder even if it is taken")
     return p.parse_args(argv)
 

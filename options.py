@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from models import MODELS, backbone_name, model_name
-from utils.arguments import Parser, at_least, batch_size, frozen, imgsz_range, minutes, weights
+from utils.arguments import Parser, at_least, batch_size, folder_name, frozen, imgsz_range, minutes, weights
 
 DEFAULTS = {
     "hyp": "hyp.yaml", "data": "shapes.yaml", "model": "yolo-n", "weights": None, "epochs": None, "batch_size": None,
@@ -33,7 +33,7 @@ def parse_args(argv: list[str] | None) -> dict[str, Any]:
     p.add_argument("--workers", type=at_least(0), metavar="N", help="loaders of each process (cuda: a core each, <= 8; cpu: 0)")
     p.add_argument("--seed", type=at_least(0), metavar="N", help="of everything random (0)")
     p.add_argument("--project", metavar="DIR", help="folder of the run folders (runs/train)")
-    p.add_argument("--name", metavar="NAME", help="the run's folder: exp, and if that is taken exp2, exp3, ... (exp)")
+    p.add_argument("--name", type=folder_name, metavar="NAME", help="the run's folder: exp, or if taken exp2, exp3, ... (exp)")
     p.add_argument("--exist-ok", action="store_true", help="use the run's folder even if it is taken")
     p.add_argument("--resume", nargs="?", const="", metavar="PATH", help="go on with a run (the newest); auto: --name's, if any")
     p.add_argument("--save-every", type=minutes, metavar="MIN", help="save within an epoch, too; 0: only at its end (5 minutes)")

@@ -117,7 +117,8 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
     start, spent, rows, best, best_epoch, result, stopped, sure = 0, 0.0, [], -1.0, -1, None, False, torch.zeros(0, 7)
     skipped, in_a_row = 0, 0  # optimizer steps that were not taken, for their numbers were not finite
 
-    # Resume, or make the run folder.
+    # Resume, or make the run folder: from here on a signal is answered after the batch under way.
+    stop.noted = True
     about = arithmetic(device, bf16, processes.count)
     if state is not None:
         run = RunFolder(folder_of(path))
@@ -181,7 +182,6 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
 
     began = time.monotonic() - spent
     save(start, batches.start)  # whether there is room is told now, and a kill finds the run as it was asked for
-    stop.noted = True  # from here on a signal is answered after the batch under way
     for epoch in range(start, 0 if stopped else args.epochs):
         began = time.monotonic() - spent
         seed_everything(args.seed, epoch)

@@ -15,7 +15,7 @@ from data.config import read_data_config
 from data.dataset import ValSet, collate
 from data.formats import Annotations, original_ids, read_split
 from models import YOLO, load
-from utils.arguments import Parser, at_least, share
+from utils.arguments import Parser, at_least, folder_name, share
 from utils.confusion import confusion_matrix
 from utils.device import compute_exactly, default_workers, has_bf16, keep_freed_memory, select_device
 from utils.errors import UserError, exit_status
@@ -44,7 +44,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     p.add_argument("--workers", type=at_least(0), metavar="N", help="loaders (cuda: a core each, <= 8; cpu: 0)")
     p.add_argument("--project", default="runs/val", metavar="DIR", help="folder of the evaluations' folders (runs/val)")
-    p.add_argument("--name", default="exp", metavar="NAME", help="this one's folder: exp, and if taken exp2, exp3, ... (exp)")
+    p.add_argument("--name", type=folder_name, default="exp", metavar="NAME", help="the folder: exp, or exp2, exp3, ... (exp)")
     p.add_argument("--exist-ok", action="store_true", help="use the folder even if it is taken")
     p.add_argument("--noplots", action="store_true", help="draw no pictures")
     return p.parse_args(argv)

@@ -80,6 +80,8 @@ def _names(names: Names | None, path: Path) -> list[str] | None:
         names = [names[i] for i in range(len(names))]
     if names is not None and not names:
         raise UserError(f"{path}: names: found none, need at least one class")
+    if twice := [name for name in names or () if names.count(name) > 1]:
+        raise UserError(f"{path}: names: found {twice[0]!r} {names.count(twice[0])} times, need a name of its own for each class")
     return names
 
 

@@ -25,6 +25,7 @@ from data.config import SPLITS, AnnotatedSource, DataConfig
 from utils.errors import UserError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # what stands at the end of a whole file
 ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # EXIF: the tag, and its values that swap width and height
 Classes = dict[str, int | None]  # what a source may call a class: its label here, None for one that is left out
 
@@ -123,6 +124,8 @@ def read_split(config: DataConfig, split: str) -> Annotations:
                     raise UserError(f"{split}: {root / folder}: {_unknown(unknown[0], classes)}")
                 _read_yolo(found, listed[folder], [classes[name] for name in own])
                 inputs += [*listed[folder], *map(label_file, listed[folder])]
+                if (root / folder).is_dir():
+                    inputs += _labels_alone(found, listed[folder])
         return found.finish(names or ()), inputs
 
     name = f"{split}-{hashlib.blake2b(repr(sources).encode(), digest_size=4).hexdigest()}.cache.npz"
@@ -218,17 +221,20 @@ class _Scan:
 def image_size(file: str) -> tuple[int, int] | str:
     """Width and height as shown, read from the header, or a sentence about what is wrong with the file.
 
-    A small file whose picture no memory holds is told by its header, without decoding it.
+    A small file whose picture no memory holds is told by its header, without decoding it. A JPEG or PNG is looked at for its end
+    mark; the other formats are rare, and decoded.
     """
     try:
         with Path(file).open("rb") as raw, Image.open(raw) as image:
             width, height = image.size
             # A PNG's EXIF may lie behind its pixels; asking for it would decode them.
             turned = (image.format == "JPEG" or "exif" in image.info) and image.getexif().get(ORIENTATION) in QUARTER_TURNS
-            if image.format == "JPEG":
+            if image.format in ENDS:
                 raw.seek(max(0, os.fstat(raw.fileno()).st_size - 4096))
-                if b"\xff\xd9" not in raw.read():
-                    return f"{file}: the JPEG is cut off; left out"
+                if ENDS[image.format] not in raw.read():
+                    return f"{file}: the {image.format} is cut off; left out"
+            else:
+                image.load()
     except UnidentifiedImageError:
         return f"{file}: is no picture that can be read; left out"
     except Image.DecompressionBombError:
@@ -302,6 +308,21 @@ def _read_yolo(scan: _Scan, images: list[str], labels: list[int | None]) -> None
                 scan.faults.append((owner, f"{path}: line {number}: {error}; the box is left out"))
             else:
                 scan.add(owner, labels[number_of_class], box)
+
+
+def _labels_alone(scan: _Scan, images: list[str]) -> list[str]:
+    """Say which label files have no picture among `images`, all of their folders; the folders of labels that were looked at.
+
+    Where labels lie beside their pictures, a text may be anything.
+    """
+    expected = set(map(label_file, images))
+    folders = sorted({path.rpartition(os.sep)[0] for path in expected} - {image.rpartition(os.sep)[0] for image in images})
+    for folder in folders:
+        for name in sorted(os.listdir(folder) if os.path.isdir(folder) else ()):  # noqa: PTH112, PTH208
+            path = f"{folder}{os.sep}{name}"
+            if name.endswith(".txt") and name != "classes.txt" and path not in expected:
+                scan.faults.append((len(scan.files), f"{path}: there is no picture for these labels; left out"))
+    return folders
 
 
 def _parse_yolo_line(line: str, num_classes: int) -> tuple[int, tuple[float, float, float, float]]:

@@ -25,7 +25,7 @@ def at_least(lowest: int, highest: int = 10**9) -> Callable[[str], int]:
 
     def integer(text: str) -> int:
         if not (text.removeprefix("-").isdecimal() and len(text) < 20 and lowest <= int(text) <= highest):
-            raise argparse.ArgumentTypeError(f"found {text!r}, need a whole number from {lowest} to {highest}")
+            raise argparse.ArgumentTypeError(f"found {text[:40]!r}, need a whole number from {lowest} to {highest}")
         return int(text)
 
     return integer
@@ -62,6 +62,13 @@ def rounding(imgsz: int | str) -> list[str]:
 def frozen(text: str) -> str:
     """An argument's type: backbone, or a number of layers from 1."""
     return text if text == "backbone" else str(at_least(1)(text))
+
+
+def folder_name(text: str) -> str:
+    """An argument's type: the name of a folder to be made, or folders in one another."""
+    if not all(part.strip(".") for part in text.split("/")) or "\0" in text:
+        raise argparse.ArgumentTypeError(f"found {text!r}, need the name of a folder")
+    return text
 
 
 def batch_size(text: str) -> int | str:
