@@ -275,7 +275,9 @@ MISTAKES = {
     "resume: a newer version's": Mistake(checkpoint({"format": 99}), RESUME, ("has format 99, this version reads",)),
     "resume: a model alone": Mistake(checkpoint({"format": 3, "args": {}}), RESUME, ("without the state of its run",)),
     "resume: a state that lacks": Mistake(
-        checkpoint(CRASHING), (*RESUME, "--project", "{}"), ("last.pt: holds no state that this version can",)
+        checkpoint(CRASHING),
+        (*RESUME, "--project", "{}"),
+        ("last.pt: holds no state that this version can go on from: names, content, ",),
     ),
 }
 COMMANDS = [

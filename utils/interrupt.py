@@ -1,6 +1,7 @@
 """The signals that ask a run to stop: from a batch system (SIGTERM, SIGUSR1), from the keyboard or from torchrun."""
 
 import multiprocessing
+import multiprocessing.queues
 import os
 import signal
 from collections.abc import Iterable, Iterator
@@ -57,8 +58,10 @@ def follow_trainer(_: int = 0) -> None:
     """In a process that loads data: leave the signals to the one that trains, which still wants the batches under way.
 
     Ctrl-C and batch systems signal every process of a run. A loader ends some seconds after its trainer; one whose trainer was
-    killed before this call ends here, for torch, which looks only later who the trainer is, would keep it for ever.
+    killed before this call ends here, for torch, which looks only later who the trainer is, would keep it for ever. One that
+    cannot hand over a batch, for want of memory, ends too: its queue would drop the batch, and the trainer wait for it for ever.
     """
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(lambda error, batch: os._exit(1))
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     trainer = multiprocessing.parent_process()

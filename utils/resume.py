@@ -15,6 +15,10 @@ from utils.yamlfile import find_file
 
 # May be other than they were; the data must have the same content.
 FREE = ("data", "device", "workers", "cache", "save_every", "noplots", "tensorboard", "strict_data", "detect_anomaly")
+STATE = (  # what a last.pt holds; a fork may add to it
+    "args", "hyp", "names", "content", "arithmetic", "epoch", "batch", "losses", "seconds", "rows", "best", "best_epoch",
+    "result", "stopped", "finished", "model", "average", "ema_updates", "optimizer", "scheduler",
+)  # fmt: skip
 PLACE = ("resume", "project", "name", "exist_ok")  # say where the run is, not what it is
 
 
@@ -41,6 +45,8 @@ def resumed_arguments(state: Mapping[str, Any], path: Path, given: Mapping[str, 
     """
     if "optimizer" not in state:
         raise UserError(f"{path}: holds a model without the state of its run; --resume needs a last.pt")
+    if lacking := [key for key in STATE if key not in state]:
+        raise UserError(f"{path}: holds no state that this version can go on from: {', '.join(lacking)} missing")
     own, folder = dict(state["args"]), folder_of(path)
     for key, value in given.items():
         flag = f"--{key.replace('_', '-')}"
