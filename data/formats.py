@@ -22,10 +22,11 @@ from PIL import Image, UnidentifiedImageError
 
 from data.cache import Arrays, cached
 from data.config import SPLITS, AnnotatedSource, DataConfig
+from data.pictures import FORMATS
 from utils.errors import UserError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # what stands at the end of a whole file
+ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}  # what stands at the end of a whole file
 ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # EXIF: the tag, and its values that swap width and height
 Classes = dict[str, int | None]  # what a source may call a class: its label here, None for one that is left out
 
@@ -225,10 +226,11 @@ def image_size(file: str) -> tuple[int, int] | str:
     mark; the other formats are rare, and decoded.
     """
     try:
-        with Path(file).open("rb") as raw, Image.open(raw) as image:
+        with Path(file).open("rb") as raw, Image.open(raw, formats=FORMATS) as image:
             width, height = image.size
             # A PNG's EXIF may lie behind its pixels; asking for it would decode them.
-            turned = (image.format == "JPEG" or "exif" in image.info) and image.getexif().get(ORIENTATION) in QUARTER_TURNS
+            has_exif = image.format in ("JPEG", "MPO") or "exif" in image.info
+            turned = has_exif and image.getexif().get(ORIENTATION) in QUARTER_TURNS
             if image.format in ENDS:
                 raw.seek(max(0, os.fstat(raw.fileno()).st_size - 4096))
                 if ENDS[image.format] not in raw.read():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin, WebPImagePlugin  # noqa: F401 - the two register their formats
 from torch import Tensor
 from torch.utils.data import get_worker_info
 from torchvision.io import ImageReadMode, decode_image
@@ -17,6 +17,8 @@ from tqdm import tqdm
 from utils.device import free_memory
 from utils.errors import DISK_ERRORS, UserError
 from utils.wholefile import whole_file
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # of all that Pillow knows: it would have PostScript interpreted
 
 
 def read_image(path: str) -> Tensor:
@@ -28,7 +30,7 @@ def read_image(path: str) -> Tensor:
         try:
             image = decode_image(path, ImageReadMode.RGB, apply_exif_orientation=True)
         except RuntimeError:  # a format, such as BMP, or a colour space that torchvision does not decode
-            with Image.open(path) as picture:
+            with Image.open(path, formats=FORMATS) as picture:
                 image = F.pil_to_tensor(ImageOps.exif_transpose(picture).convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: cannot be decoded: {error}") from None

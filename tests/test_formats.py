@@ -14,6 +14,7 @@ from PIL import Image
 
 from data.config import read_data_config
 from data.formats import label_file, read_split
+from data.pictures import read_image
 from utils.errors import UserError
 
 
@@ -146,6 +147,16 @@ def test_bad_pictures_are_named_and_left_out(tiny):
     assert len(found) == 10 and len(found.faults) == 3
     for name in ("0.png", "1.png", "cut.jpg"):
         assert any(str(images / name) in fault for fault in found.faults)
+
+
+def test_postscript_is_no_picture_whatever_its_name(tiny):
+    """Pillow would start an interpreter for it."""
+    path = tiny.parent / "images" / "train" / "x.png"
+    Image.new("RGB", (30, 20)).save(path, "EPS")
+    found = split(tiny)
+    assert len(found) == 12 and found.faults == (f"{path}: is no picture that can be read; left out",)
+    with pytest.raises(UserError, match="cannot be decoded"):
+        read_image(str(path))
 
 
 def test_labels_lie_where_the_yolo_layout_has_them():

@@ -1,6 +1,7 @@
 """Whatever is in a hyp file, a data.yaml, labels in any of the formats or an `lf`: only the project's own errors come out."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,8 @@ VALUES = st.recursive(
 )
 BLOCKS = st.dictionaries(KEYS | TEXTS, VALUES, max_size=5)
 SCRAPS = st.lists(st.sampled_from([*"0123456789.-+e \t\n,:[]{}&*!|>'\"#%x"]), max_size=60).map("".join)
-often = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "150"))
+often = settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")
