@@ -1,7 +1,11 @@
 """A data set small enough to train on in seconds, the real one that is lent for tests, and what a run has left behind."""
 
 import csv
+import os
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side, and torch's threads would wait for each other in turns
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
