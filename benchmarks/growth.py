@@ -1,8 +1,9 @@
-"""Does a picture cost the same in an epoch of 300 as of 30,000, and does memory stay flat over 50 epochs? With a picture.
+"""Does a picture cost the same in an epoch of 300 as of 30,000, and does a run of 50 epochs hold no more than one of two?
 
-`python benchmarks/growth.py --data DATA.yaml --plot growth.png` trains on lists that name the pictures again and again, and
-looks at the memory of the run (all its processes, shared pages counted once) from outside, epoch by epoch. So that 30,000 take
-minutes, the pictures are made small first, in proportion to --imgsz: 160 pixels long for samples of 64, as 640 are for 256.
+`python benchmarks/growth.py --data DATA.yaml --plot growth.png` trains on lists that name the pictures again and again, and looks
+from outside, epoch by epoch, at what the run holds: memory (of all its processes, shared pages counted once), open files and
+processes, of which none may be left at the end. So that 30,000 pictures take minutes, they are made small first, in proportion to
+--imgsz: 160 pixels long for samples of 64, as 640 are for 256.
 """
 
 import argparse
@@ -21,29 +22,34 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def memory_mb(root: int) -> float:
-    """What the process `root` and its children hold, in 10^6 bytes, as the kernel shares it out among them."""
-    total, todo = 0, [root]
+def held_by(root: int) -> tuple[float, int, list[int]]:
+    """What the process `root` and its children hold, in 10^6 bytes, as the kernel shares it out among them; the files that they
+    have open; and who they are."""
+    total, files, seen, todo = 0, 0, [], [root]
     while todo:
         process = Path("/proc") / str(todo.pop())
         try:
             todo += map(int, (process / "task" / process.name / "children").read_text().split())
             rows = dict(line.split(":") for line in (process / "smaps_rollup").read_text().splitlines()[1:])
             total += int(rows["Pss"].split()[0]) * 1024
+            files += len([*(process / "fd").iterdir()])
+            seen.append(int(process.name))
         except (OSError, KeyError, ProcessLookupError):
             pass  # it has ended meanwhile
-    return total / 1e6
+    return total / 1e6, files, seen
 
 
-def train(data: Path, epochs: int, args: argparse.Namespace) -> tuple[list[float], list[float]]:
-    """Seconds of each epoch, and the memory at its end."""
+def train(data: Path, epochs: int, args: argparse.Namespace) -> tuple[list[float], list[tuple[float, int, list[int]]]]:
+    """Seconds of each epoch, and what `held_by` says at its end."""
     with tempfile.TemporaryDirectory() as folder:
         size = ["--imgsz", args.imgsz, "--batch-size", args.batch_size, "--epochs", epochs, "--workers", args.workers]
         command = [sys.executable, ROOT / "train.py", "--data", data, *size, "--noval", "--noplots", "--save-every", 0]
         with subprocess.Popen([*map(str, command), "--project", folder], stdout=subprocess.PIPE, text=True) as process:
-            held = [memory_mb(process.pid) for line in process.stdout if line.startswith("epoch ")]
+            held = [held_by(process.pid) for line in process.stdout if line.startswith("epoch ")]
         if process.returncode:
             raise SystemExit(f"train.py ended with {process.returncode}")
+        if left := [number for number in held[-1][2] if (Path("/proc") / str(number)).exists()]:
+            raise SystemExit(f"train.py has left processes behind: {left}")
         with (Path(folder) / "exp" / "results.csv").open(encoding="utf-8") as file:
             return [float(row["seconds"]) for row in csv.DictReader(file)], held
 
@@ -75,10 +81,16 @@ def main() -> None:
             seconds, held = train(again, epochs, args)
             later = sorted(seconds[1:])
             rates.append(1000 * later[len(later) // 2] / count)
-            print(f"{count:6} pictures: {rates[-1]:6.2f} ms a picture (median of {len(later)} epochs after the first), memory "
-                  f"{held[0]:.0f} MB after the first epoch, {held[-1]:.0f} after {epochs}", flush=True)  # fmt: skip
+            print(
+                f"{count:6} pictures: {rates[-1]:6.2f} ms a picture (median of {len(later)} epochs after the first)", flush=True
+            )
+            for epoch in sorted({1, epochs // 2, epochs - 1, epochs}):
+                megabytes, open_files, processes = held[epoch - 1]
+                print(
+                    f"       epoch {epoch}: {megabytes:.0f} MB, {open_files} open files, {len(processes)} processes", flush=True
+                )
             if count == args.pictures[0]:
-                memory = held
+                memory = [megabytes for megabytes, *_ in held]
     print(f"{time.perf_counter() - began:.0f} s in all")
     if args.plot:
         figure = Figure(figsize=(10, 3.6), layout="constrained")
