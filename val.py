@@ -15,7 +15,7 @@ from data.config import read_data_config
 from data.dataset import ValSet, collate
 from data.formats import Annotations, original_ids, read_split
 from models import YOLO, load
-from utils.arguments import Parser, at_least, folder_name, share
+from utils.arguments import Parser, at_least, folder_name, rounding, share, span
 from utils.confusion import confusion_matrix
 from utils.device import compute_exactly, default_workers, has_bf16, keep_freed_memory, select_device
 from utils.errors import UserError, exit_status
@@ -60,7 +60,7 @@ def evaluate_detector(args: argparse.Namespace) -> None:
     # Model: the averaged weights of a checkpoint.
     model = load(args.weights).to(device, memory_format=torch.channels_last)  # as training validates it
     model.set_thresholds(args.conf, args.iou)
-    imgsz = -(-(args.imgsz or model.imgsz) // 32) * 32
+    imgsz = span(args.imgsz or model.imgsz)[1]
 
     # Data.
     file = Path(find_file(args.data or model.data, ROOT / "data"))
@@ -68,7 +68,7 @@ def evaluate_detector(args: argparse.Namespace) -> None:
     data = read_split(config, args.split)
     if data.names != model.names:
         raise UserError(f"{file}: has the classes {list(data.names)}, but {args.weights} detects {list(model.names)}")
-    for sentence in data.report(args.split):
+    for sentence in [*rounding(args.imgsz or model.imgsz), *data.report(args.split)]:
         print(sentence, file=sys.stderr)
     loader = DataLoader(ValSet(data, imgsz, stride=32), args.batch_size, num_workers=workers, collate_fn=collate,
                         pin_memory=device.type == "cuda")  # fmt: skip

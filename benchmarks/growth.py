@@ -81,14 +81,10 @@ def main() -> None:
             seconds, held = train(again, epochs, args)
             later = sorted(seconds[1:])
             rates.append(1000 * later[len(later) // 2] / count)
-            print(
-                f"{count:6} pictures: {rates[-1]:6.2f} ms a picture (median of {len(later)} epochs after the first)", flush=True
-            )
+            print(f"{count:6} pictures: {rates[-1]:6.2f} ms a picture (median of {len(later)} epochs after the first)")
             for epoch in sorted({1, epochs // 2, epochs - 1, epochs}):
-                megabytes, open_files, processes = held[epoch - 1]
-                print(
-                    f"       epoch {epoch}: {megabytes:.0f} MB, {open_files} open files, {len(processes)} processes", flush=True
-                )
+                megabytes, files, processes = held[epoch - 1]
+                print(f"       epoch {epoch}: {megabytes:.0f} MB, {files} open files, {len(processes)} processes", flush=True)
             if count == args.pictures[0]:
                 memory = [megabytes for megabytes, *_ in held]
     print(f"{time.perf_counter() - began:.0f} s in all")

@@ -387,6 +387,23 @@ def test_what_is_unusual_but_no_mistake(tmp_path, capsys):
     assert len(rows(tmp_path / "runs" / "mit Leer zeichen")) == 2
 
 
+def test_nothing_is_written_but_the_run(tmp_path, monkeypatch):
+    """The data file names pictures in other folders, some by a link; the command is given from elsewhere."""
+    data = write_tiny(tmp_path / "tiny")
+    (tmp_path / "tiny/images/val").rename(tmp_path / "far")
+    (tmp_path / "tiny/images/val").symlink_to(tmp_path / "far")
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/train.txt").write_text("".join(f"../tiny/images/train/{i}.png\n" for i in range(12)))
+    data.write_text("train: ../lists/train.txt\nval: images/val\nnames: [a, b]\n")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    before = {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert train.main(["--data", str(data), "--epochs", "1", "--imgsz", "64", "--device", "cpu"]) == 0
+    after = {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*") if tmp_path / "here" not in path.parents}
+    assert after | {tmp_path / "here": 0} == before | {tmp_path / "here": 0}
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["runs"]
+
+
 def test_a_port_in_use(tmp_path):
     """torchrun says so itself, before anything is made."""
     data = write_tiny(tmp_path)
