@@ -55,6 +55,12 @@ def few_shapes(folder: Path, train: int, val: int) -> Path:
     return data
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take minutes first, so that no process is left with one at the end."""
+    long = ["test_readme", "test_kills", "test_resume", "test_mistakes"]
+    items.sort(key=lambda item: long.index(item.path.stem) if item.path.stem in long else len(long))
+
+
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     return write_tiny(tmp_path / "tiny")

@@ -91,7 +91,7 @@ def test_a_loader_that_is_killed(whole, tmp_path):
     loader = Path(f"/proc/{trainer.pid}/task/{trainer.pid}/children").read_text().split()[0]
     os.kill(int(loader), signal.SIGKILL)
     error = trainer.communicate(timeout=60)[1]
-    assert trainer.returncode == 2 and error == f"train.py: {MACHINE_FAULTS['DataLoader worker']}\n", error
+    assert trainer.returncode == 2 and error == f"train.py: {MACHINE_FAULTS['DataLoader worker (pid']}\n", error
     assert not Path(f"/proc/{loader}").exists() and not list(tmp_path.rglob("*.tmp"))
     assert 1 <= weights(tmp_path / "exp")["epoch"] < 6
     assert run("--resume", tmp_path / "exp") == 0
@@ -124,7 +124,7 @@ def test_a_picture_that_vanishes_within_an_epoch(whole, tmp_path, monkeypatch, c
     assert_same_end(whole[1], tmp_path / "exp")
 
 
-@pytest.mark.parametrize(("workers", "fault"), [(0, "out of memory"), (1, "DataLoader worker")])
+@pytest.mark.parametrize(("workers", "fault"), [(0, "out of memory"), (1, "DataLoader worker (pid")])
 def test_too_little_memory(workers, fault, whole, tmp_path):
     """1.5 GB more than the program itself: pictures of 3,000 pixels need more; what is left says so, and nothing else."""
     program = (

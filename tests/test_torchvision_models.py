@@ -66,6 +66,9 @@ def test_training_and_resuming_to_the_bit(name, tmp_path, monkeypatch):
     hyp = tmp_path / "h.yaml"  # Muon takes seconds for a step of a ResNet-50 on a processor
     hyp.write_text("optimizer: adamw\nweight_decay: 0.05\n")
     arguments = ["--model", f"torchvision/{name}", "--hyp", hyp, "--data", data, "--epochs", 2, *QUICK]
+    # Below 128 px the deepest map of FCOS is made of one cell by a convolution of stride 2: there oneDNN leaves most of that
+    # filter's gradient in bf16 as the memory was.
+    arguments += ["--imgsz", 128]
     assert run(*arguments, "--project", tmp_path, "--name", "whole") == 0
 
     seed, sent = train.seed_everything, []

@@ -9,7 +9,7 @@ DISK_ERRORS = (  # of an OSError
 )  # fmt: skip
 
 MACHINE_FAULTS = {  # what torch says in a RuntimeError of its own: what happened, and what may help
-    "DataLoader worker": "a loader process was killed, for which the system's log has a reason; too little memory, often",
+    "DataLoader worker (pid": "a loader process was killed, for which the system's log has a reason; too little memory, often",
     "out of memory": "there is too little memory; a smaller --batch-size or --imgsz needs less",
     "can't allocate memory": "there is too little memory; a smaller --batch-size or --imgsz needs less",
 }
