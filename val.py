@@ -114,7 +114,7 @@ def coco_results(
     """Detections (k, 7) as a COCO results file has them, with the ids of the pictures and of the classes."""
     return [
         {"image_id": images[int(image)], "file_name": Path(data.files[int(image)]).name, "category_id": categories[int(label)],
-         "bbox": [round(value, 3) for value in box], "score": round(score, 5)}
+         "bbox": [round(value, 3) for value in box], "score": round(score, 9)}
         for image, *box, score, label in detections.tolist()
     ]  # fmt: skip
 

@@ -241,8 +241,9 @@ def image_size(file: str) -> tuple[int, int] | str:
         return f"{file}: is no picture that can be read; left out"
     except Image.DecompressionBombError:
         return f"{file}: is too large to decode; left out"
-    except (OSError, SyntaxError, ValueError) as error:
-        return f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}; left out"
+    except Exception as error:  # damaged bytes make a decoder fail in whatever way they happen to
+        what = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        return f"{file}: cannot be read: {what}; left out"
     return (height, width) if turned else (width, height)
 
 

@@ -32,8 +32,10 @@ def read_image(path: str) -> Tensor:
         except RuntimeError:  # a format, such as BMP, or a colour space that torchvision does not decode
             with Image.open(path, formats=FORMATS) as picture:
                 image = F.pil_to_tensor(ImageOps.exif_transpose(picture).convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: cannot be decoded: {error}") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged bytes make a decoder fail in whatever way they happen to
+        raise UserError(f"{path}: cannot be decoded: {str(error) or type(error).__name__}") from None
     image = image[0] if image.ndim == 4 else image
     return image if image.dtype == torch.uint8 else F.to_dtype(image, torch.uint8, scale=True)
 

@@ -124,8 +124,8 @@ def test_a_picture_that_vanishes_within_an_epoch(whole, tmp_path, monkeypatch, c
     assert_same_end(whole[1], tmp_path / "exp")
 
 
-@pytest.mark.parametrize(("workers", "fault"), [(0, "out of memory"), (1, "DataLoader worker (pid")])
-def test_too_little_memory(workers, fault, whole, tmp_path):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_little_memory(workers, whole, tmp_path):
     """1.5 GB more than the program itself: pictures of 3,000 pixels need more; what is left says so, and nothing else."""
     program = (
         "import resource, sys; sys.path.insert(0, sys.argv.pop(1)); import train\n"
@@ -137,7 +137,9 @@ def test_too_little_memory(workers, fault, whole, tmp_path):
         [sys.executable, "-c", program, str(ROOT), *map(str, arguments)], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 2, done.stderr
-    assert done.stderr.splitlines()[-1] == f"train.py: {MACHINE_FAULTS[fault]}" and "Traceback" not in done.stderr, done.stderr
+    faults = ["out of memory", "DataLoader worker (pid"][: 1 + workers]  # whichever of them is the first to want more
+    assert done.stderr.splitlines()[-1] in [f"train.py: {MACHINE_FAULTS[fault]}" for fault in faults], done.stderr
+    assert "Traceback" not in done.stderr
     assert weights(tmp_path / "exp")["epoch"] == 0
 
 

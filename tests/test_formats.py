@@ -159,6 +159,21 @@ def test_postscript_is_no_picture_whatever_its_name(tiny):
         read_image(str(path))
 
 
+def test_a_decoder_that_fails_in_its_own_way_is_one_sentence(tiny):
+    """A TIFF whose pixels begin at a fraction: Pillow raises TypeError."""
+    path = tiny.parent / "images" / "train" / "x.tif"
+    Image.new("RGB", (9, 7)).save(path)
+    content = bytearray(path.read_bytes())
+    tags = int.from_bytes(content[4:8], "little") + 2
+    place = next(at for at in range(tags, len(content), 12) if content[at : at + 2] == (273).to_bytes(2, "little"))
+    content[place + 2] = 5  # StripOffsets is a RATIONAL
+    path.write_bytes(content)
+    (fault,) = split(tiny).faults
+    assert fault.startswith(f"{path}: cannot be read: ") and fault.endswith("; left out")
+    with pytest.raises(UserError, match="cannot be decoded"):
+        read_image(str(path))
+
+
 def test_labels_lie_where_the_yolo_layout_has_them():
     assert str(label_file("a/images/b/images/c/d.x.jpg")).replace("\\", "/") == "a/images/b/labels/c/d.x.txt"
     assert str(label_file("a/d.jpg")).replace("\\", "/") == "a/d.txt"
