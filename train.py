@@ -262,6 +262,9 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
         if not last:
             stop_if_asked(epoch + 1, 0)
 
+    if skipped:
+        warn(f"steps of this run that were skipped, for their loss or gradient was not finite: {skipped}")
+
     # Only a run with its pictures is finished.
     if first and not args.noplots:
         draw_results(rows, run.path / "results.png")

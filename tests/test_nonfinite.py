@@ -47,7 +47,8 @@ def test_no_step_is_taken_and_nothing_of_it_stays(poisoned, tiny, tmp_path, caps
     assert all(tensor.isfinite().all() for tensor in end["model"].values())
     assert (before["skipped"], after["skipped"], end["skipped"]) == ((0, 0), (3, 3), (3, 0))
     said = [line for line in capsys.readouterr().err.splitlines() if "not finite" in line]
-    assert [line.partition(":")[0] for line in said] == ["epoch 1, batch 0", "epoch 1, batch 1", "epoch 1, batch 2"]
+    assert [line.partition(":")[0] for line in said[:3]] == ["epoch 1, batch 0", "epoch 1, batch 1", "epoch 1, batch 2"]
+    assert said[3:] == ["steps of this run that were skipped, for their loss or gradient was not finite: 3"]
     assert "skipped, 3 so far" in said[2]
     order = np.random.default_rng((0, 1, 0)).permutation(12)  # the first batch is 4 of this order, and 3 more in its mosaics
     names = sorted(f"{i}.png" for i in range(12))
