@@ -80,9 +80,8 @@ def read_splits(config: DataConfig, path: str) -> tuple[Annotations, Annotations
 
 
 def shared_pictures(train: Annotations, val: Annotations) -> list[str]:
-    """A sentence if pictures of `val` are in `train` too, by their files, links followed."""
-    seen = {os.path.realpath(file) for file in train.files}
-    count = sum(os.path.realpath(file) in seen for file in val.files)
+    """A sentence if pictures of `val` are in `train` too, by their files' names; links are not followed."""
+    count = len({*map(os.path.normpath, train.files)} & {*map(os.path.normpath, val.files)})
     what = f"{count} of its {len(val)} pictures are in train, too; metrics say little of pictures that a model has learned"
     return [f"val: {what}"] if count else []
 
@@ -222,8 +221,8 @@ class _Scan:
 def image_size(file: str) -> tuple[int, int] | str:
     """Width and height as shown, read from the header, or a sentence about what is wrong with the file.
 
-    A small file whose picture no memory holds is told by its header, without decoding it. A JPEG or PNG is looked at for its end
-    mark; the other formats are rare, and decoded.
+    A small file whose picture no memory holds is told by its header, without decoding it. Whether a JPEG or PNG is
+    whole is told by the mark at its end; one without, to which a phone may have added a film, and other formats are decoded.
     """
     try:
         with Path(file).open("rb") as raw, Image.open(raw, formats=FORMATS) as image:
@@ -231,11 +230,8 @@ def image_size(file: str) -> tuple[int, int] | str:
             # A PNG's EXIF may lie behind its pixels; asking for it would decode them.
             has_exif = image.format in ("JPEG", "MPO") or "exif" in image.info
             turned = has_exif and image.getexif().get(ORIENTATION) in QUARTER_TURNS
-            if image.format in ENDS:
-                raw.seek(max(0, os.fstat(raw.fileno()).st_size - 4096))
-                if ENDS[image.format] not in raw.read():
-                    return f"{file}: the {image.format} is cut off; left out"
-            else:
+            raw.seek(max(0, os.fstat(raw.fileno()).st_size - 4096))
+            if image.format not in ENDS or ENDS[image.format] not in raw.read():
                 image.load()
     except UnidentifiedImageError:
         return f"{file}: is no picture that can be read; left out"

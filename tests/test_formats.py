@@ -149,6 +149,15 @@ def test_bad_pictures_are_named_and_left_out(tiny):
         assert any(str(images / name) in fault for fault in found.faults)
 
 
+def test_what_a_phone_adds_to_a_picture_is_no_fault(tiny):
+    for kind in ("png", "jpg"):
+        path = tiny.parent / "images" / "train" / f"moving.{kind}"
+        Image.new("RGB", (30, 20), "red").save(path)
+        path.write_bytes(path.read_bytes() + b"film" * 3000)
+        assert read_image(str(path)).shape == (3, 20, 30)
+    assert len(split(tiny)) == 14 and not split(tiny).faults
+
+
 def test_postscript_is_no_picture_whatever_its_name(tiny):
     """Pillow would start an interpreter for it."""
     path = tiny.parent / "images" / "train" / "x.png"

@@ -233,8 +233,10 @@ MISTAKES = {
     ),
     "a picture of 0 bytes": faulty(written("images/train/3.png", b""), "{}/images/train/3.png: is no picture"),
     "a text called .jpg": faulty(written("images/train/x.jpg", "<html>"), "{}/images/train/x.jpg: is no picture"),
-    "half a JPEG": faulty(truncated("images/train/x.jpg", "JPEG"), "{}/images/train/x.jpg: the JPEG is cut off"),
-    "half a PNG": faulty(truncated("images/train/x.png", "PNG"), "{}/images/train/x.png: the PNG is cut off"),
+    "half a JPEG": faulty(
+        truncated("images/train/x.jpg", "JPEG"), "{}/images/train/x.jpg: cannot be read: image file is truncated"
+    ),
+    "half a PNG": faulty(truncated("images/train/x.png", "PNG"), "{}/images/train/x.png: cannot be read: "),
     "half a WebP": faulty(truncated("images/train/x.webp", "WEBP"), "{}/images/train/x.webp: "),
     "half a BMP": faulty(truncated("images/train/x.bmp", "BMP"), "{}/images/train/x.bmp: cannot be read"),
     "a picture that no memory holds": faulty(
