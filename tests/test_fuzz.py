@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.config import read_data_config
+from data.config import DataConfig, read_data_config
 from data.formats import read_split
 from utils.errors import UserError
 from utils.hyp import Hyp, load_hyp
@@ -38,6 +39,12 @@ def folder(tmp_path_factory) -> Path:
     (folder / "labels").mkdir()
     Image.new("RGB", (16, 12)).save(folder / "images" / "a.png")
     return folder
+
+
+@cache
+def yolo(folder: Path) -> DataConfig:
+    (folder / "yolo.yaml").write_text("train: images\nval: images\nnames: [a, b]\n")
+    return read_data_config(folder / "yolo.yaml")
 
 
 def only_user_errors(work, *arguments) -> None:
@@ -71,8 +78,7 @@ def test_data_files(folder, content):
 @given(st.one_of(SCRAPS, st.text(max_size=60), st.binary(max_size=60)))
 def test_label_files(folder, content):
     (folder / "labels" / "a.txt").write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
-    (folder / "yolo.yaml").write_text("train: images\nval: images\nnames: [a, b]\n")
-    only_user_errors(read_split, read_data_config(folder / "yolo.yaml"), "train")
+    only_user_errors(read_split, yolo(folder), "train")
 
 
 def objects(*keys: str) -> st.SearchStrategy:
