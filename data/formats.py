@@ -227,9 +227,10 @@ def image_size(file: str) -> tuple[int, int] | str:
     try:
         with Path(file).open("rb") as raw, Image.open(raw, formats=FORMATS) as image:
             width, height = image.size
-            # A PNG's EXIF may lie behind its pixels; asking for it would decode them.
-            has_exif = image.format in ("JPEG", "MPO") or "exif" in image.info
-            turned = has_exif and image.getexif().get(ORIENTATION) in QUARTER_TURNS
+            # A PNG's may lie behind its pixels; asking for it would decode them.
+            exif = Image.Exif()
+            exif.load(image.info.get("exif", b""))
+            turned = exif.get(ORIENTATION) in QUARTER_TURNS
             raw.seek(max(0, os.fstat(raw.fileno()).st_size - 4096))
             if image.format not in ENDS or ENDS[image.format] not in raw.read():
                 image.load()

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -27,17 +28,25 @@ def read_image(path: str) -> Tensor:
     Raises UserError when it cannot be decoded.
     """
     try:
-        try:
-            image = decode_image(path, ImageReadMode.RGB, apply_exif_orientation=True)
-        except RuntimeError:  # a format, such as BMP, or a colour space that torchvision does not decode
-            with Image.open(path, formats=FORMATS) as picture:
-                image = F.pil_to_tensor(ImageOps.exif_transpose(picture).convert("RGB"))
+        return _decoded(path)
     except MemoryError:
         raise
     except Exception as error:  # damaged bytes make a decoder fail in whatever way they happen to
         raise UserError(f"{path}: cannot be decoded: {str(error) or type(error).__name__}") from None
-    image = image[0] if image.ndim == 4 else image
-    return image if image.dtype == torch.uint8 else F.to_dtype(image, torch.uint8, scale=True)
+
+
+def _decoded(path: str) -> Tensor:
+    """torchvision is quick at JPEGs. Of the other formats, which Pillow decodes, damaged bytes can end its process."""
+    with Path(path).open("rb") as file:
+        if file.read(2) == b"\xff\xd8":
+            with suppress(RuntimeError):  # a colour space that torchvision does not decode
+                return decode_image(path, ImageReadMode.RGB, apply_exif_orientation=True)
+        file.seek(0)
+        with Image.open(file, formats=FORMATS) as picture:
+            image = ImageOps.exif_transpose(picture) if "exif" in picture.info else picture
+            if image.mode.startswith("I;16"):
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            return F.pil_to_tensor(image.convert("RGB"))
 
 
 class Pictures:

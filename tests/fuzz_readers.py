@@ -1,11 +1,12 @@
 """Feeds a reader whatever leads it down a new path: only its own errors may come out. Coverage-guided, by atheris.
 
-`python tests/fuzz_readers.py labels|yaml|pictures -atheris_runs=1000000`, with other options of libFuzzer, such as a folder to
-keep what it found in. It ends at the first other exception and writes what led to it to a file `crash-...`.
+`python tests/fuzz_readers.py labels|yaml|pictures|pixels -atheris_runs=1000000`, with other options of libFuzzer, such as a
+folder to keep what it found in. It ends at the first other exception and writes what led to it to a file `crash-...`.
 """
 
 import sys
 import tempfile
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -16,6 +17,7 @@ with atheris.instrument_imports(include=["data", "utils", "yaml", "PIL"]):
     from PIL import Image
 
     from data import formats
+    from data.pictures import read_image
     from utils.errors import UserError
     from utils.hyp import Hyp
     from utils.yamlfile import read_yaml
@@ -53,6 +55,15 @@ def pictures(content: bytes) -> None:
         assert min(found) > 0
 
 
+def pixels(content: bytes) -> None:
+    """A decoder that ends the process is found, too. Large pictures are left out: they take a second each."""
+    IMAGE.write_bytes(content)
+    size = formats.image_size(str(IMAGE))
+    if not isinstance(size, str) and size[0] * size[1] < 100_000:
+        with suppress(UserError):
+            assert read_image(str(IMAGE)).shape[0] == 3
+
+
 def seeds(reader: str) -> list[bytes]:
     """What to begin with."""
     if reader == "labels":
@@ -75,5 +86,6 @@ if __name__ == "__main__":
     corpus.mkdir()
     for number, seed in enumerate(seeds(reader)):
         (corpus / str(number)).write_bytes(seed)
-    atheris.Setup([*sys.argv, str(corpus)], {"labels": labels, "yaml": yaml, "pictures": pictures}[reader])
+    readers = {function.__name__: function for function in (labels, yaml, pictures, pixels)}
+    atheris.Setup([*sys.argv, "-rss_limit_mb=0", str(corpus)], readers[reader])
     atheris.Fuzz()

@@ -168,6 +168,25 @@ def test_postscript_is_no_picture_whatever_its_name(tiny):
         read_image(str(path))
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_damaged_pictures_end_no_process(kind, tmp_path):
+    """torchvision 0.29's decoder of PNGs ended it with SIGSEGV."""
+    rng = np.random.default_rng(0)
+    path = tmp_path / "picture"
+    Image.fromarray(rng.integers(0, 255, (50, 60, 3), dtype=np.uint8)).save(path, kind)
+    whole, outcomes = path.read_bytes(), set()
+    for _ in range(100):
+        damaged = bytearray(whole)
+        for place in rng.integers(30, len(whole), 4):
+            damaged[place] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            outcomes.add(read_image(str(path)).shape[0])
+        except UserError as error:
+            outcomes.add(str(error).partition(": ")[2].partition(":")[0])
+    assert outcomes <= {3, "cannot be decoded"} and outcomes
+
+
 def test_a_decoder_that_fails_in_its_own_way_is_one_sentence(tiny):
     """A TIFF whose pixels begin at a fraction: Pillow raises TypeError."""
     path = tiny.parent / "images" / "train" / "x.tif"
