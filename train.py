@@ -63,7 +63,8 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
             args = argparse.Namespace(**resumed_arguments(state, path, given, ROOT / "hyp"))
             hyp, hyp_file = Hyp(**state["hyp"]), folder_of(path) / "hyp.yaml"
             if state["finished"] and args.epochs == was["epochs"]:  # and `auto` asked for no more than that
-                return say(f"{path}: this run is finished, after {state['epoch']} epochs")
+                say(f"{path}: this run is finished, after {state['epoch']} epochs")
+                return processes.leave()
     else:
         hyp = load_hyp(hyp_file := find_file(args.hyp, ROOT / "hyp"))
     device = select_device(args.device, processes.local_rank)
