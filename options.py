@@ -42,7 +42,7 @@ def parse_args(argv: list[str] | None) -> dict[str, Any]:
     p.add_argument("--noplots", action="store_true", help="draw no pictures, write no report")
     p.add_argument("--tensorboard", action="store_true", help="write curves and pictures for TensorBoard, too")
     p.add_argument("--strict-data", action="store_true", help="stop if anything in the data is faulty; else it is left out")
-    p.add_argument("--detect-anomaly", action="store_true", help="stop at the layer where a number is not finite; much slower")
+    p.add_argument("--detect-anomaly", action="store_true", help="stop at the layer where a number is not finite; twice as slow")
     p.add_argument("--sync-bn", action="store_true", help="batch norm over the pictures of all processes (on CUDA)")
     p.add_argument("--deterministic", action="store_true", help="the same bits in every run on CUDA, too; slower")
     return vars(p.parse_args(argv))
