@@ -129,8 +129,9 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
             optimizer.load_state_dict(state["optimizer"])
             length = {key: value for key, value in scheduler.state_dict().items() if key in ("epochs", "steps")}
             scheduler.load_state_dict(state["scheduler"] | length)
-            start, batches.start, ema.updates, spent = (state[k] for k in ("epoch", "batch", "ema_updates", "seconds"))
-            rows, best, best_epoch, stopped = (state[k] for k in ("rows", "best", "best_epoch", "stopped"))
+            start, batches.start, ema.updates = (int(state[k]) for k in ("epoch", "batch", "ema_updates"))
+            spent, best, best_epoch = float(state["seconds"]), float(state["best"]), int(state["best_epoch"])
+            rows, stopped = state["rows"], state["stopped"]
             skipped, in_a_row = state.get("skipped", (0, 0))
             result, sure = Result(**state["result"]) if state["result"] else None, state.get("detections", sure)
             losses, means = state["losses"], torch.tensor([*state["losses"].values()], device=device)

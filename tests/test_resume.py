@@ -369,6 +369,25 @@ def test_a_checkpoint_that_cannot_be_read_is_one_sentence_and_stays(mine, capsys
         assert last.read_bytes() == content
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("args", {"model": "yolo-s"}, "size mismatch"), ("hyp", {"lr0": "fast"}, "lr0"), ("optimizer", {"state": 3}, "last.pt: "),
+        ("scheduler", {"name": 3}, "last.pt: "), ("epoch", None, "last.pt: "), ("seconds", None, "last.pt: "),
+    ],
+)  # fmt: skip
+def test_a_whole_checkpoint_with_a_wrong_state_is_one_sentence(key, value, says, mine, capsys):
+    last = mine / "runs" / "exp" / "weights" / "last.pt"
+    state = weights(mine / "runs" / "exp")
+    state[key] = state[key] | value if value else None
+    torch.save(state, last)
+    content = last.read_bytes()
+    assert run("--resume", mine / "runs" / "exp", "--data", mine / "data" / "data.yaml") == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1 and error.startswith("train.py: "), error
+    assert last.read_bytes() == content
+
+
 def test_a_full_disk_is_reported_and_the_last_checkpoint_stays(mine, tmp_path):
     """No file may grow beyond 20 MB: best.pt fits, last.pt does not."""
     last = mine / "runs" / "exp" / "weights" / "last.pt"
