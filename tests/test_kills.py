@@ -129,7 +129,7 @@ class Prey:
 
 
 # How long to wait at most before the shot: long enough to fall anywhere in the phase.
-PHASES = {"warm-up": 0.3, "saving": 0.05, "validation": 0.1, "training": 1.0}
+PHASES = {"warm-up": 0.05, "saving": 0.05, "validation": 0.1, "training": 1.0}
 
 
 def killed_again_and_again(
