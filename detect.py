@@ -16,8 +16,8 @@ from torchvision.ops import box_convert
 from torchvision.transforms.v2.functional import to_pil_image
 
 from data.augment import resized
-from data.formats import image_size, list_images, own_stem
-from data.pictures import read_image
+from data.formats import list_images, own_stem
+from data.pictures import image_size, read_image
 from models import YOLO, load
 from utils.arguments import Parser, at_least, folder_name, share
 from utils.device import has_bf16, keep_freed_memory, select_device

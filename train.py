@@ -23,7 +23,7 @@ from models.batch_size import largest_batch
 from models.freezing import freeze
 from options import DEFAULTS, parse_args
 from utils.anomaly import detect_anomaly
-from utils.arguments import command_line, rounding, span
+from utils.arguments import command_line, rounded, rounding, span
 from utils.board import Board
 from utils.checkpoint import fitting, load_checkpoint
 from utils.device import compute_exactly, default_workers, has_bf16, keep_freed_memory, peak_memory_gb, select_device
@@ -85,9 +85,9 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
     if args.strict_data and (faults := len(train_data.faults) + len(val_data.faults)):
         raise UserError(f"{args.data}: {faults} faults, --strict-data allows none")
     args.epochs, args.batch_size = args.epochs or config.epochs, args.batch_size or config.batch_size
-    sides = span(args.imgsz or config.imgsz)
     warn(*rounding(args.imgsz or config.imgsz))
-    args.imgsz = "-".join(map(str, sides)) if sides[0] < sides[1] else sides[1]
+    args.imgsz = rounded(args.imgsz or config.imgsz)
+    sides = span(args.imgsz)
     model = build_model(args.model, len(names), args.backbone, gains=(hyp.box, hyp.cls, hyp.dfl))
     if args.batch_size == "auto":
         args.batch_size = processes.from_first(largest_batch, model, sides[1], device, bf16) * processes.count

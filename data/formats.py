@@ -18,16 +18,13 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from data.cache import Arrays, cached
 from data.config import SPLITS, AnnotatedSource, DataConfig
-from data.pictures import FORMATS
+from data.pictures import image_size
 from utils.errors import UserError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}  # what stands at the end of a whole file
-ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # EXIF: the tag, and its values that swap width and height
 Classes = dict[str, int | None]  # what a source may call a class: its label here, None for one that is left out
 
 
@@ -216,32 +213,6 @@ class _Scan:
             "crowd": np.frombuffer(self.crowd, np.int8)[order].astype(bool),
             "faults": np.array([sentence for _, sentence in sorted(self.faults, key=lambda fault: fault[0])], dtype=str),
         }
-
-
-def image_size(file: str) -> tuple[int, int] | str:
-    """Width and height as shown, read from the header, or a sentence about what is wrong with the file.
-
-    A small file whose picture no memory holds is told by its header, without decoding it. Whether a JPEG or PNG is
-    whole is told by the mark at its end; one without, to which a phone may have added a film, and other formats are decoded.
-    """
-    try:
-        with Path(file).open("rb") as raw, Image.open(raw, formats=FORMATS) as image:
-            width, height = image.size
-            # A PNG's may lie behind its pixels; asking for it would decode them.
-            exif = Image.Exif()
-            exif.load(image.info.get("exif", b""))
-            turned = exif.get(ORIENTATION) in QUARTER_TURNS
-            raw.seek(max(0, os.fstat(raw.fileno()).st_size - 4096))
-            if image.format not in ENDS or ENDS[image.format] not in raw.read():
-                image.load()
-    except UnidentifiedImageError:
-        return f"{file}: is no picture that can be read; left out"
-    except Image.DecompressionBombError:
-        return f"{file}: is too large to decode; left out"
-    except Exception as error:  # damaged bytes make a decoder fail in whatever way they happen to
-        what = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        return f"{file}: cannot be read: {what}; left out"
-    return (height, width) if turned else (width, height)
 
 
 # --- YOLO layout ------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Pictures out of their files, and where they are kept once they are decoded: in memory, or as arrays beside them."""
+"""Pictures out of their files, and their sizes out of the headers; decoded ones are kept in memory, or as arrays beside them."""
 
 import os
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, TiffImagePlugin, WebPImagePlugin  # noqa: F401 - the two register their formats
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin  # noqa: F401 - two register formats
 from torch import Tensor
 from torch.utils.data import get_worker_info
 from torchvision.io import ImageReadMode, decode_image
@@ -20,6 +20,34 @@ from utils.errors import DISK_ERRORS, UserError
 from utils.wholefile import whole_file
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # of all that Pillow knows: it would have PostScript interpreted
+ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}  # what stands at the end of a whole file
+ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # EXIF: the tag, and its values that swap width and height
+
+
+def image_size(file: str) -> tuple[int, int] | str:
+    """Width and height as shown, read from the header, or a sentence about what is wrong with the file.
+
+    A small file whose picture no memory holds is told by its header, without decoding it. Whether a JPEG or PNG is whole
+    is told by the mark at its end; one without, to which a phone may have added a film, and other formats are decoded.
+    """
+    try:
+        with Path(file).open("rb") as raw, Image.open(raw, formats=FORMATS) as image:
+            width, height = image.size
+            # Not by getexif: a PNG's EXIF may lie behind its pixels, which that would decode.
+            exif = Image.Exif()
+            exif.load(image.info.get("exif", b""))
+            turned = exif.get(ORIENTATION) in QUARTER_TURNS
+            raw.seek(max(0, os.fstat(raw.fileno()).st_size - 4096))
+            if image.format not in ENDS or ENDS[image.format] not in raw.read():
+                image.load()
+    except UnidentifiedImageError:
+        return f"{file}: is no picture that can be read; left out"
+    except Image.DecompressionBombError:
+        return f"{file}: is too large to decode; left out"
+    except Exception as error:  # damaged bytes make a decoder fail in whatever way they happen to
+        what = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        return f"{file}: cannot be read: {what}; left out"
+    return (height, width) if turned else (width, height)
 
 
 def read_image(path: str) -> Tensor:

@@ -17,7 +17,7 @@ with atheris.instrument_imports(include=["data", "utils", "yaml", "PIL"]):
     from PIL import Image
 
     from data import formats
-    from data.pictures import read_image
+    from data.pictures import FORMATS, image_size, read_image
     from utils.errors import UserError
     from utils.hyp import Hyp
     from utils.yamlfile import read_yaml
@@ -48,7 +48,7 @@ def yaml(content: bytes) -> None:
 
 def pictures(content: bytes) -> None:
     IMAGE.write_bytes(content)
-    found = formats.image_size(str(IMAGE))
+    found = image_size(str(IMAGE))
     if isinstance(found, str):
         assert found.startswith(str(IMAGE)) and "\n" not in found
     else:
@@ -58,7 +58,7 @@ def pictures(content: bytes) -> None:
 def pixels(content: bytes) -> None:
     """A decoder that ends the process is found, too. Large pictures are left out: they take a second each."""
     IMAGE.write_bytes(content)
-    size = formats.image_size(str(IMAGE))
+    size = image_size(str(IMAGE))
     if not isinstance(size, str) and size[0] * size[1] < 100_000:
         with suppress(UserError):
             assert read_image(str(IMAGE)).shape[0] == 3
@@ -72,7 +72,7 @@ def seeds(reader: str) -> list[bytes]:
         hyps = (Path(__file__).parents[1] / "hyp").glob("*.yaml")
         return [b"scheduler: {name: cawb, steps: [33%, 7], lf: 'lambda x, y: x / y'}\n", *(h.read_bytes() for h in hyps)]
     found = []
-    for format in formats.FORMATS:
+    for format in FORMATS:
         output = BytesIO()
         Image.new("RGB", (9, 7), (10, 200, 30)).save(output, format)
         found.append(output.getvalue())

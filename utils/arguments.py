@@ -51,12 +51,16 @@ def span(imgsz: int | str) -> tuple[int, int]:
     return sides[0], sides[-1]
 
 
+def rounded(imgsz: int | str) -> int | str:
+    """`imgsz`, pixels or LOW-HIGH, with the sides that `span` takes it for."""
+    low, high = span(imgsz)
+    return high if low == high else f"{low}-{high}"
+
+
 def rounding(imgsz: int | str) -> list[str]:
-    """A sentence if `span` means other sides than `imgsz` says."""
-    sides = [int(side) for side in str(imgsz).split("-")]
-    if all(side % 32 == 0 for side in sides):
-        return []
-    return [f"imgsz {imgsz}: a side is a multiple of 32, so it is {'-'.join(str(-(-side // 32) * 32) for side in sides)}"]
+    """A sentence if `rounded` is not what `imgsz` says."""
+    taken = rounded(imgsz)
+    return [f"imgsz {imgsz}: a side is a multiple of 32, so it is {taken}"] if str(taken) != str(imgsz) else []
 
 
 def frozen(text: str) -> str:

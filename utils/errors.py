@@ -8,10 +8,11 @@ DISK_ERRORS = (  # of an OSError
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENAMETOOLONG,
 )  # fmt: skip
 
+_NO_MEMORY = "there is too little memory; a smaller --batch-size or --imgsz needs less"
 MACHINE_FAULTS = {  # what torch says in a RuntimeError of its own: what happened, and what may help
     "DataLoader worker (pid": "a loader process was killed, for which the system's log has a reason; too little memory, often",
-    "out of memory": "there is too little memory; a smaller --batch-size or --imgsz needs less",
-    "can't allocate memory": "there is too little memory; a smaller --batch-size or --imgsz needs less",
+    "out of memory": _NO_MEMORY,
+    "can't allocate memory": _NO_MEMORY,
 }
 
 
@@ -27,7 +28,7 @@ def machine_fault(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"{error.filename or 'the disk'}: {error.strerror}" if error.errno in DISK_ERRORS else ""
     if isinstance(error, MemoryError):
-        return MACHINE_FAULTS["out of memory"]
+        return _NO_MEMORY
     return next((sentence for sign, sentence in MACHINE_FAULTS.items() if sign in str(error)), "")
 
 
