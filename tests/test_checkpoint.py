@@ -3,6 +3,7 @@
 import os
 import pickle
 import resource
+import zipfile
 
 import pytest
 import torch
@@ -74,3 +75,15 @@ def test_damaged_and_foreign_files_are_named(tmp_path):
     for name, says in (("foreign.pt", "foreign.pt"), ("newer.pt", "999"), ("none.pt", "none.pt")):
         with pytest.raises(UserError, match=says):
             load_checkpoint(tmp_path / name)
+
+
+def test_a_compressed_file_is_refused_unread(tmp_path):
+    """A thousandth of the bytes it would take in memory."""
+    save_checkpoint({"epoch": 1, "w": torch.zeros(10_000_000)}, tmp_path / "last.pt")
+    with zipfile.ZipFile(tmp_path / "last.pt") as whole, zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb:
+        for name in whole.namelist():
+            bomb.writestr(name, whole.read(name))
+    assert (tmp_path / "bomb.pt").stat().st_size < 100_000
+    assert torch.load(tmp_path / "bomb.pt", weights_only=True)["w"].numel() == 10_000_000  # torch itself would unpack it
+    with pytest.raises(UserError, match=r"bomb\.pt"):
+        load_checkpoint(tmp_path / "bomb.pt")

@@ -34,7 +34,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """The state in the file `path`, on the CPU. Raises UserError when it is not there, damaged, or not one of ours."""
     try:
         with zipfile.ZipFile(path) as file:  # what torch.save writes; torch's old loader for anything else is not needed
-            whole = file.testzip() is None  # torch.save writes checksums, torch.load does not look at them
+            # torch.save does not compress, so what is loaded is no larger than the file; torch.load would unpack a bomb.
+            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in file.infolist())
+            whole = stored and file.testzip() is None  # torch.save writes checksums, torch.load does not look at them
         state = torch.load(path, map_location="cpu", weights_only=True) if whole else None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
