@@ -2,6 +2,7 @@
 
 import csv
 import os
+import signal
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side, and torch's threads would wait for each other in turns
@@ -79,6 +80,14 @@ def trained(tmp_path_factory) -> Path:
 
     assert train.main([*map(str, arguments)]) == 0
     return folder
+
+
+@pytest.fixture
+def hangups():
+    """A process that does not ignore SIGHUP, even where the tests were started by nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture

@@ -1,10 +1,12 @@
 """Faults of the machine: a run that meets one says so in a sentence, keeps its checkpoint, and goes on to the same bits."""
 
+import fcntl
 import os
 import re
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -60,6 +62,7 @@ BEFORE = ["find_file", "select_device", "read_data_config", "read_splits", "buil
 AFTER = ["new_run_folder", "draw_plan", "draw_batch", "recolored", "detect", "evaluate", "draw_results", "write_report"]
 
 
+@pytest.mark.usefixtures("hangups")
 @pytest.mark.parametrize("stage", BEFORE)
 def test_a_signal_at_a_stage_before_the_run_has_a_folder(stage, whole, tmp_path, monkeypatch, capsys):
     number = SIGNALS[BEFORE.index(stage) % len(SIGNALS)]
@@ -68,6 +71,7 @@ def test_a_signal_at_a_stage_before_the_run_has_a_folder(stage, whole, tmp_path,
     assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "runs").exists()
 
 
+@pytest.mark.usefixtures("hangups")
 @pytest.mark.parametrize("stage", AFTER)
 def test_a_signal_at_any_later_stage(stage, whole, tmp_path, monkeypatch, capsys):
     number = SIGNALS[AFTER.index(stage) % len(SIGNALS)]
@@ -80,6 +84,42 @@ def test_a_signal_at_any_later_stage(stage, whole, tmp_path, monkeypatch, capsys
         assert status == 128 + number and "Traceback" not in capsys.readouterr().err
         assert run("--resume", tmp_path / "exp") == 0
     assert_same_end(whole[1], tmp_path / "exp", bool(pictures))
+
+
+def test_a_hangup_that_nohup_ignores(whole, tmp_path, monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        once(monkeypatch, "recolored", lambda: os.kill(os.getpid(), signal.SIGHUP))
+        assert run("--data", whole[0], *QUICK, "--noplots", "--project", tmp_path) == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert_same_end(whole[1], tmp_path / "exp", noplots=True)
+
+
+def test_a_terminal_that_is_closed(whole, tmp_path):
+    """What was trained since the last checkpoint is not lost, though there is nobody left to say so to."""
+    arguments = ["--data", whole[0], *QUICK[:-1], 50, "--noval", "--noplots", "--workers", 1, "--save-every", 0]
+    ours, theirs = os.openpty()
+
+    def at_the_terminal() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+
+    trainer = subprocess.Popen(
+        [*map(str, [sys.executable, ROOT / "train.py", *arguments, "--project", tmp_path])],
+        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, preexec_fn=at_the_terminal,
+    )  # fmt: skip
+    os.close(theirs)
+    said = b""
+    while b"epoch 1 " not in said:
+        said += os.read(ours, 1000)
+    loaders = Path(f"/proc/{trainer.pid}/task/{trainer.pid}/children").read_text().split()
+    os.close(ours)
+    trainer.wait(timeout=60)
+    state = weights(tmp_path / "exp")
+    assert (state["epoch"], state["batch"]) >= (2, 0) and not state["finished"] and not list(tmp_path.rglob("*.tmp"))
+    assert loaders and not any(Path(f"/proc/{loader}").exists() for loader in loaders)
 
 
 def test_a_loader_that_is_killed(whole, tmp_path):
@@ -97,6 +137,22 @@ def test_a_loader_that_is_killed(whole, tmp_path):
     assert run("--resume", tmp_path / "exp") == 0
     assert run(*arguments, "--project", tmp_path / "other") == 0
     assert_same_end(tmp_path / "other" / "exp", tmp_path / "exp", noplots=True)
+
+
+def test_an_error_in_a_changed_loop_ends_the_run_and_its_loaders(whole, tmp_path):
+    program = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); import train\n"
+        "def recolored(*_):\n"
+        "    import multiprocessing; print(*[child.pid for child in multiprocessing.active_children()])\n"
+        "    return 1 / 0\n"
+        "train.recolored = recolored; sys.exit(train.main())"
+    )
+    arguments = ["--data", whole[0], *QUICK, "--noplots", "--workers", 2, "--project", tmp_path]
+    command = [sys.executable, "-c", program, ROOT, *arguments]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stderr.endswith("ZeroDivisionError: division by zero\n"), done.stderr
+    loaders = done.stdout.splitlines()[-1].split()
+    assert len(loaders) == 2 and not any(Path(f"/proc/{loader}").exists() for loader in loaders)
 
 
 def test_a_picture_that_vanishes_within_an_epoch(whole, tmp_path, monkeypatch, capsys):

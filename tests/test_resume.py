@@ -46,7 +46,8 @@ def assert_same_end(one: Path, other: Path) -> None:
     assert [row | {"seconds": ""} for row in rows(one)] == [row | {"seconds": ""} for row in rows(other)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.usefixtures("hangups")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_saves_after_the_batch_under_way(number, tiny, tmp_path, capsys, monkeypatch):
     (tmp_path / "h.yaml").write_text("accumulate: 2\nscheduler: {warmup_epoch: 1}\n")
     arguments = ["--hyp", tmp_path / "h.yaml", "--data", tiny, "--epochs", 3, *QUICK]

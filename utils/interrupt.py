@@ -1,5 +1,6 @@
-"""The signals that ask a run to stop: from a batch system (SIGTERM, SIGUSR1), from the keyboard or from torchrun."""
+"""The signals that ask a run to stop: from a batch system (SIGTERM, SIGUSR1), the keyboard, a terminal that is gone, torchrun."""
 
+import atexit
 import multiprocessing
 import multiprocessing.queues
 import os
@@ -9,8 +10,8 @@ from types import FrameType
 from typing import TypeVar
 
 SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
-)  # no SIGUSR1 on Windows
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)
+)  # Windows lacks the last two
 
 T = TypeVar("T")
 
@@ -26,7 +27,8 @@ class Interrupted(BaseException):  # as KeyboardInterrupt: nobody's `except Exce
 class StopSignals:
     """While entered, one of `SIGNALS` raises Interrupted; once `noted` is set, its number is kept in `received` instead.
 
-    So a run that has nothing to lose ends at once, and one that has can end where it likes.
+    So a run that has nothing to lose ends at once, and one that has can end where it likes. A signal that the process ignores
+    when this is entered stays ignored, but for SIGINT.
     """
 
     def __init__(self) -> None:
@@ -34,7 +36,9 @@ class StopSignals:
         self.noted = False
 
     def __enter__(self) -> "StopSignals":
-        self._before = {number: signal.signal(number, self._arrived) for number in SIGNALS}
+        # What nohup wants of SIGHUP is kept. SIGINT is ignored by whatever a script starts in the background, and is answered.
+        ignored = {number for number in SIGNALS if signal.getsignal(number) == signal.SIG_IGN} - {signal.SIGINT}
+        self._before = {number: signal.signal(number, self._arrived) for number in SIGNALS if number not in ignored}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -67,3 +71,13 @@ def follow_trainer(_: int = 0) -> None:
     trainer = multiprocessing.parent_process()
     if trainer and multiprocessing.get_start_method() == "fork" and os.getppid() != trainer.pid:
         os._exit(1)
+
+
+@atexit.register
+def _end_loaders() -> None:
+    """When a trainer ends by an error, whose traceback keeps its loaders: they ignore the SIGTERM that multiprocessing sends them
+    before it waits for them, and have nothing to lose."""
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise another error for each
+    for loader in multiprocessing.active_children():
+        loader.kill()
