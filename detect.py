@@ -178,7 +178,7 @@ def write_txt(found: dict[str, Tensor], size: tuple[int, int], path: Path) -> No
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit status: 0, or 2 after one sentence on stderr for a user's mistake."""
+    """Run the command; its exit status is that of `exit_status`."""
     return exit_status("detect.py", lambda: detect_objects(parse_args(argv)))
 
 

@@ -127,7 +127,7 @@ def compared(expected: Sequence[Tensor], found: Sequence[Tensor]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit status: 0, or 2 after one sentence on stderr for a user's mistake."""
+    """Run the command; its exit status is that of `exit_status`."""
     return exit_status("export.py", lambda: export(parse_args(argv)))
 
 

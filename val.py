@@ -120,7 +120,7 @@ def coco_results(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit status: 0, or 2 after one sentence on stderr for a user's mistake."""
+    """Run the command; its exit status is that of `exit_status`."""
     return exit_status("val.py", lambda: evaluate_detector(parse_args(argv)))
 
 

@@ -122,7 +122,7 @@ WRITERS: dict[str, Callable[[str, Annotations, Sequence[str], Path], Source]] = 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit status: 0, or 2 after one sentence on stderr for a user's mistake."""
+    """Run the command; its exit status is that of `exit_status`."""
 
     def work() -> None:
         p = Parser(prog="python -m data.convert", description="Write a data set in another format.")

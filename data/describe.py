@@ -51,7 +51,7 @@ def draw_page(data: Annotations, path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit status: 0, or 2 after one sentence on stderr for a user's mistake."""
+    """Run the command; its exit status is that of `exit_status`."""
 
     def work() -> None:
         p = Parser(prog="python -m data.describe", description="Say what is in a data set.")

@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -154,3 +156,14 @@ def test_confusion_matrix():
     ])  # fmt: skip
     assert confusion_matrix(truth, detections).tolist() == [[0, 1, 1], [1, 0, 1], [0, 1, 0]]
     assert confusion_matrix(truth, detections[:0]).tolist() == [[0, 0, 0], [0, 0, 0], [1, 2, 0]]
+
+
+def test_ctrl_c_ends_it_without_a_word(trained, tmp_path, monkeypatch, capsys):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        monkeypatch.setattr(val, "detect", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        weights = trained / "exp" / "weights" / "best.pt"
+        assert val.main(["--weights", str(weights), "--device", "cpu", "--project", str(tmp_path / "val")]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr() == ("", "") and not (tmp_path / "val").exists()

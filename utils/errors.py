@@ -1,6 +1,7 @@
 """The one exception for a mistake in what a user gave us, and which other errors are no fault of the program's."""
 
 import errno
+import signal
 import sys
 from collections.abc import Callable
 
@@ -33,7 +34,8 @@ def machine_fault(error: Exception) -> str:
 
 
 def exit_status(command: str, work: Callable[[], None]) -> int:
-    """Do the `work` of a command; 0, or 2 after one sentence on stderr for a user's mistake or a `machine_fault`."""
+    """Do the `work` of a command; 0, or 2 after one sentence on stderr for a user's mistake or a `machine_fault`, or 130 after
+    Ctrl-C."""
     try:
         work()
     except UserError as error:
@@ -45,4 +47,6 @@ def exit_status(command: str, work: Callable[[], None]) -> int:
             raise
         print(f"{command}: {sentence}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     return 0
