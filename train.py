@@ -12,35 +12,48 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from data.augment import recolored
+from data.augment import apply_color_matrix
 from data.config import read_data_config
-from data.dataset import TrainSet, ValSet, collate, load_all
-from data.formats import read_splits, shared_pictures
-from data.pictures import read_image
-from data.sampler import EpochBatches
-from models import build_model, start_from
-from models.batch_size import largest_batch
+from data.dataset import TrainSet, ValSet, collate, preload_images
+from data.formats import images_in_both_splits, read_train_val
+from data.images import read_image
+from data.sampler import EpochBatchSampler
+from models import build_model, load_initial_weights
 from models.freezing import freeze
 from options import DEFAULTS, parse_args
 from utils.anomaly import detect_anomaly
-from utils.arguments import command_line, rounded, rounding, span
-from utils.board import Board
-from utils.checkpoint import fitting, load_checkpoint
-from utils.device import compute_exactly, default_workers, has_bf16, keep_freed_memory, peak_memory_gb, select_device
-from utils.distributed import Processes, synchronize_batch_norms
+from utils.auto_batch import largest_batch
+from utils.checkpoint import checkpoint_errors, load_checkpoint
+from utils.cli import command_line, imgsz_bounds, imgsz_warning, round_imgsz
+from utils.device import (
+    default_workers,
+    disable_malloc_trim,
+    peak_memory_gb,
+    prefers_bf16,
+    select_device,
+    set_deterministic,
+)
+from utils.distributed import DistributedContext, convert_sync_batchnorm
 from utils.ema import EMA
-from utils.errors import UserError, exit_status
+from utils.errors import UserError, run_cli
 from utils.hyp import Hyp, load_hyp
-from utils.interrupt import Interrupted, StopSignals, follow_trainer
-from utils.metrics import METRICS, Result, coco_truth, detect, evaluate, table
+from utils.interrupt import Interrupted, StopSignals, worker_init
+from utils.metrics import METRICS, Result, evaluate, format_table, run_inference, to_coco_gt
 from utils.optimizers import build_optimizer
-from utils.plan import planned_scheduler
+from utils.plan import build_checked_scheduler
 from utils.plots import draw_batch, draw_predictions, draw_results
 from utils.report import SCORE, write_report
-from utils.resume import arithmetic, checkpoint_to_resume, different, resumed_arguments, same_content
-from utils.runfolder import RunFolder, folder_of, new_run_folder
+from utils.resume import (
+    check_data_unchanged,
+    checkpoint_to_resume,
+    environment_diff,
+    numerics_environment,
+    resume_args,
+)
+from utils.run_dir import RunDir, new_run_dir, run_dir_of
 from utils.schedulers import draw_plan
 from utils.seeds import seed_everything
+from utils.tensorboard import TensorBoardLogger
 from utils.yamlfile import find_file
 
 ROOT = Path(__file__).resolve().parent
@@ -49,108 +62,178 @@ MOST_SKIPPED = 10  # steps in a row that are not finite, until a run stops
 
 def train(given: dict[str, Any], stop: StopSignals) -> None:
     args = argparse.Namespace(**DEFAULTS | given)
-    processes = Processes()
+    processes = DistributedContext()
     first = processes.first  # the one of the processes that prints and writes
     say = print if first else lambda *_, **__: None
-    warn = (lambda *sentences: [print(sentence, file=sys.stderr) for sentence in sentences]) if first else say
+    warn = (
+        (lambda *sentences: [print(sentence, file=sys.stderr) for sentence in sentences])
+        if first
+        else say
+    )
 
     # Where to go on from: a resumed run has its arguments and hyperparameters in its checkpoint.
     state: dict[str, Any] | None = None
-    if path := processes.from_first(checkpoint_to_resume, args):
+    if path := processes.on_main(checkpoint_to_resume, args):
         state = load_checkpoint(path)
-        with fitting(path):
+        with checkpoint_errors(path):
             was = state["args"] = DEFAULTS | state["args"]
-            args = argparse.Namespace(**resumed_arguments(state, path, given, ROOT / "hyp"))
-            hyp, hyp_file = Hyp(**state["hyp"]), folder_of(path) / "hyp.yaml"
-            if state["finished"] and args.epochs == was["epochs"]:  # and `auto` asked for no more than that
+            args = argparse.Namespace(**resume_args(state, path, given, ROOT / "hyp"))
+            hyp, hyp_file = Hyp(**state["hyp"]), run_dir_of(path) / "hyp.yaml"
+            if (
+                state["finished"] and args.epochs == was["epochs"]
+            ):  # and `auto` asked for no more than that
                 say(f"{path}: this run is finished, after {state['epoch']} epochs")
                 return processes.leave()
     else:
         hyp = load_hyp(hyp_file := find_file(args.hyp, ROOT / "hyp"))
     device = select_device(args.device, processes.local_rank)
-    bf16 = has_bf16(device)
+    bf16 = prefers_bf16(device)
     dtype = torch.bfloat16 if bf16 else torch.float32
-    workers = default_workers(device, processes.local_count) if args.workers is None else args.workers
-    compute_exactly(exact := args.deterministic or device.type == "cpu")
-    keep_freed_memory()
+    workers = (
+        default_workers(device, processes.local_world_size)
+        if args.workers is None
+        else args.workers
+    )
+    set_deterministic(exact := args.deterministic or device.type == "cpu")
+    disable_malloc_trim()
     torch.manual_seed(args.seed)
 
     # Data.
-    args.data = str(find_file(args.data, ROOT / "data").resolve())  # to be found again when resumed from elsewhere
+    args.data = str(
+        find_file(args.data, ROOT / "data").resolve()
+    )  # to be found again when resumed from elsewhere
     config = read_data_config(Path(args.data))
-    train_data, val_data = read_splits(config, args.data)
+    train_data, val_data = read_train_val(config, args.data)
     names, content = train_data.names, {"train": train_data.summary(), "val": val_data.summary()}
-    same_content(state and state["content"], content, args.data)
-    warn(*train_data.report("train"), *val_data.report("val"), *shared_pictures(train_data, val_data))
-    if args.strict_data and (faults := len(train_data.faults) + len(val_data.faults)):
+    check_data_unchanged(state and state["content"], content, args.data)
+    warn(
+        *train_data.report("train"),
+        *val_data.report("val"),
+        *images_in_both_splits(train_data, val_data),
+    )
+    if args.strict_data and (faults := len(train_data.errors) + len(val_data.errors)):
         raise UserError(f"{args.data}: {faults} faults, --strict-data allows none")
-    args.epochs, args.batch_size = args.epochs or config.epochs, args.batch_size or config.batch_size
-    warn(*rounding(args.imgsz or config.imgsz))
-    args.imgsz = rounded(args.imgsz or config.imgsz)
-    sides = span(args.imgsz)
+    args.epochs, args.batch_size = (
+        args.epochs or config.epochs,
+        args.batch_size or config.batch_size,
+    )
+    warn(*imgsz_warning(args.imgsz or config.imgsz))
+    args.imgsz = round_imgsz(args.imgsz or config.imgsz)
+    sides = imgsz_bounds(args.imgsz)
     model = build_model(args.model, len(names), args.backbone, gains=(hyp.box, hyp.cls, hyp.dfl))
     if args.batch_size == "auto":
-        args.batch_size = processes.from_first(largest_batch, model, sides[1], device, bf16) * processes.count
-    train_set = TrainSet(train_data, hyp, args.seed, mosaic_until=args.epochs - hyp.close_mosaic, cache=args.cache)
+        args.batch_size = (
+            processes.on_main(largest_batch, model, sides[1], device, bf16) * processes.count
+        )
+    train_set = TrainSet(
+        train_data, hyp, args.seed, mosaic_until=args.epochs - hyp.close_mosaic, cache=args.cache
+    )
     val_set = ValSet(val_data, sides[1], stride=32, cache=args.cache)
-    load_all([train_set, val_set], args.cache, processes)
+    preload_images([train_set, val_set], args.cache, processes)
     if "batch_size" in given and args.batch_size > len(train_set):
-        warn(f"--batch-size {args.batch_size}: there are {len(train_set)} pictures to train on, so a batch has {len(train_set)}")
-    batches = EpochBatches(len(train_set), args.batch_size, sides, args.seed, processes.rank, processes.count)
-    loading = {"num_workers": workers, "persistent_workers": workers > 0, "worker_init_fn": follow_trainer,
+        warn(
+            f"--batch-size {args.batch_size}: there are {len(train_set)} pictures to train on, so a batch has {len(train_set)}"
+        )
+    batches = EpochBatchSampler(
+        len(train_set), args.batch_size, sides, args.seed, processes.rank, processes.count
+    )
+    loading = {"num_workers": workers, "persistent_workers": workers > 0, "worker_init_fn": worker_init,
                "collate_fn": collate, "pin_memory": device.type == "cuda"}  # fmt: skip
     train_loader = DataLoader(train_set, batch_sampler=batches, **loading)
     share = Subset(val_set, range(processes.rank, len(val_set), processes.count))
     val_loader = DataLoader(share, batch_size=-(-args.batch_size // processes.count), **loading)
-    truth = coco_truth(val_data.sizes, val_data.offsets, val_data.boxes, val_data.labels, val_data.crowd, names)
+    truth = to_coco_gt(
+        val_data.sizes, val_data.offsets, val_data.boxes, val_data.labels, val_data.crowd, names
+    )
 
     # Model, optimizer, schedule, average.
-    say("" if state else start_from(model, args.weights, args.pretrained), end="")
+    say("" if state else load_initial_weights(model, args.weights, args.pretrained), end="")
     if args.sync_bn:
-        model = synchronize_batch_norms(model, device)
+        model = convert_sync_batchnorm(model, device)
     still = freeze(model, args.freeze) if args.freeze else []
     model.to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer(model, hyp, dtype)
-    scheduler, planned, notes = planned_scheduler(hyp, hyp_file, optimizer, args.epochs, batches.sizes, args.batch_size)
+    scheduler, planned, notes = build_checked_scheduler(
+        hyp, hyp_file, optimizer, args.epochs, batches.sizes, args.batch_size
+    )
     warn(*notes)
     ema = EMA(model, hyp.ema_decay)
-    board = Board(first and args.tensorboard)
-    start, spent, rows, best, best_epoch, result, stopped, sure = 0, 0.0, [], -1.0, -1, None, False, torch.zeros(0, 7)
-    skipped, in_a_row = 0, 0  # optimizer steps that were not taken, for their numbers were not finite
+    board = TensorBoardLogger(first and args.tensorboard)
+    start, spent, rows, best, best_epoch, result, stopped, sure = (
+        0,
+        0.0,
+        [],
+        -1.0,
+        -1,
+        None,
+        False,
+        torch.zeros(0, 7),
+    )
+    skipped, in_a_row = (
+        0,
+        0,
+    )  # optimizer steps that were not taken, for their numbers were not finite
 
     # Resume, or make the run folder: from here on a signal is answered after the batch under way.
-    stop.noted = True
-    about = arithmetic(device, bf16, processes.count)
+    stop.deferred = True
+    about = numerics_environment(device, bf16, processes.count)
     if state is not None:
-        run = RunFolder(folder_of(path))
-        with fitting(path):
+        run = RunDir(run_dir_of(path))
+        with checkpoint_errors(path):
             model.load_state_dict(state["model"])
             ema.model.load_state_dict(state["average"])
             optimizer.load_state_dict(state["optimizer"])
-            length = {key: value for key, value in scheduler.state_dict().items() if key in ("epochs", "steps")}
+            length = {
+                key: value
+                for key, value in scheduler.state_dict().items()
+                if key in ("epochs", "steps")
+            }
             scheduler.load_state_dict(state["scheduler"] | length)
-            start, batches.start, ema.updates = (int(state[k]) for k in ("epoch", "batch", "ema_updates"))
-            spent, best, best_epoch = float(state["seconds"]), float(state["best"]), int(state["best_epoch"])
+            start, batches.start, ema.updates = (
+                int(state[k]) for k in ("epoch", "batch", "ema_updates")
+            )
+            spent, best, best_epoch = (
+                float(state["seconds"]),
+                float(state["best"]),
+                int(state["best_epoch"]),
+            )
             rows, stopped = state["rows"], state["stopped"]
             skipped, in_a_row = state.get("skipped", (0, 0))
-            result, sure = Result(**state["result"]) if state["result"] else None, state.get("detections", sure)
-            losses, means = state["losses"], torch.tensor([*state["losses"].values()], device=device)
-        say(f"{path}: going on with epoch {start} of {args.epochs}, after {batches.start} of its {len(batches)} batches")
+            result, sure = (
+                Result(**state["result"]) if state["result"] else None,
+                state.get("detections", sure),
+            )
+            losses, means = (
+                state["losses"],
+                torch.tensor([*state["losses"].values()], device=device),
+            )
+        say(
+            f"{path}: going on with epoch {start} of {args.epochs}, after {batches.start} of its {len(batches)} batches"
+        )
         if args.epochs != was["epochs"]:
-            say(f"--epochs {args.epochs}: from here on the schedule is that of {args.epochs} epochs in place of {was['epochs']}")
+            say(
+                f"--epochs {args.epochs}: from here on the schedule is that of {args.epochs} epochs in place of {was['epochs']}"
+            )
             scheduler.step(start)
-        if changed := different(state["arithmetic"], about):
-            warn(f"{path}: was computed with {changed}: the run goes on where it was, but not to the same bits")
+        if changed := environment_diff(state["arithmetic"], about):
+            warn(
+                f"{path}: was computed with {changed}: the run goes on where it was, but not to the same bits"
+            )
     else:
         taken = args.exist_ok or args.resume == "auto"
-        run = RunFolder(processes.from_first(new_run_folder, Path(args.project), args.name, taken))
+        run = RunDir(processes.on_main(new_run_dir, Path(args.project), args.name, taken))
     if first:
         run.write_yaml(hyp=hyp.model_dump(), args=vars(args))
     if first and not args.noplots:
         draw_plan(planned, len(batches), run.path / "lr.png")
         if state is None:
             images, targets = collate(train_set.__getitems__(next(iter(batches))))
-            draw_batch(recolored(images, [t["color"] for t in targets], dtype), targets, names, run.path / "train_batch.jpg")
+            draw_batch(
+                apply_color_matrix(images, [t["color"] for t in targets], dtype),
+                targets,
+                names,
+                run.path / "train_batch.jpg",
+            )
     del state  # its memory
     board.open(run.path, start)
     torch.autograd.set_detect_anomaly(args.detect_anomaly)
@@ -176,14 +259,16 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
         return not problem
 
     def stop_if_asked(epoch: int, batch: int) -> None:
-        if number := processes.highest(stop.received):
+        if number := processes.all_reduce_max(stop.received):
             goes_on = "there" if save(epoch, batch) else "after the last checkpoint"
             processes.leave()  # not before the first one has written
             where = f"after {batch} of the {len(batches)} batches of epoch {epoch}; --resume goes on {goes_on}"
             raise Interrupted(number, where if first else "")
 
     began = time.monotonic() - spent
-    save(start, batches.start)  # whether there is room is told now, and a kill finds the run as it was asked for
+    save(
+        start, batches.start
+    )  # whether there is room is told now, and a kill finds the run as it was asked for
     for epoch in range(start, 0 if stopped else args.epochs):
         began = time.monotonic() - spent
         seed_everything(args.seed, epoch)
@@ -198,10 +283,16 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
         for i, (images, targets) in enumerate(bar, batches.start):
             seed_everything(args.seed, epoch, i, processes.rank)
             scheduler.step_batch(batches.sizes[i])
-            window = i - i % hyp.accumulate  # where the batches of this optimizer step begin; fewer at the epoch's end
+            window = (
+                i - i % hyp.accumulate
+            )  # where the batches of this optimizer step begin; fewer at the epoch's end
             steps = i + 1 == min(window + hyp.accumulate, len(batches))
-            trained.require_backward_grad_sync = steps  # several processes exchange gradients once a step
-            images = recolored(images.to(device, non_blocking=True), [t["color"] for t in targets], dtype)
+            trained.require_backward_grad_sync = (
+                steps  # several processes exchange gradients once a step
+            )
+            images = apply_color_matrix(
+                images.to(device, non_blocking=True), [t["color"] for t in targets], dtype
+            )
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 losses = trained(images, targets)
             loss = sum(losses.values()) / (min(window + hyp.accumulate, len(batches)) - window)
@@ -219,17 +310,27 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
                     ema.restore_buffers(model)
                     skipped, in_a_row = skipped + 1, in_a_row + 1
                     warn(f"epoch {epoch}, batch {i}: the loss {total:.3g} or its gradient {norm:.3g} is not finite: step "
-                         f"skipped, {skipped} so far; with {train_data.named(batches.pictures(window, i))}")  # fmt: skip
+                         f"skipped, {skipped} so far; with {train_data.image_names(batches.images(window, i))}")  # fmt: skip
                     if in_a_row == MOST_SKIPPED:
                         raise UserError(f"{run.path}: {in_a_row} steps in a row were not finite, up to epoch {epoch}, batch {i}; "
                                         "last.pt is from before; --detect-anomaly says where it begins")  # fmt: skip
                 optimizer.zero_grad()
                 stop_if_asked(epoch, i + 1)
-                if first and args.save_every and time.monotonic() - run.saved > args.save_every * 60 and not in_a_row:
+                if (
+                    first
+                    and args.save_every
+                    and time.monotonic() - run.saved > args.save_every * 60
+                    and not in_a_row
+                ):
                     save(epoch, i + 1)
             if not bar.disable and i % 10 == 0:
-                shown = {name: f"{mean:.3f}" for name, mean in zip(losses, means.tolist(), strict=True)}
-                shown |= {"lr": f"{scheduler.get_last_lr()[0]:.2e}", "mem": f"{peak_memory_gb(device):.1f}G"}
+                shown = {
+                    name: f"{mean:.3f}" for name, mean in zip(losses, means.tolist(), strict=True)
+                }
+                shown |= {
+                    "lr": f"{scheduler.get_last_lr()[0]:.2e}",
+                    "mem": f"{peak_memory_gb(device):.1f}G",
+                }
                 bar.set_postfix(shown, images=int(batches.bounds[i + 1]), refresh=False)
         seconds = time.monotonic() - began
 
@@ -237,25 +338,34 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
         last = epoch + 1 == args.epochs
         validated, improved = last or not args.noval, False
         if validated:
-            processes.share_buffers(ema.model)
-            found = detect(ema.model, stop.until(val_loader), device, bf16)
+            processes.broadcast_buffers(ema.model)
+            found = run_inference(ema.model, stop.stop_on_signal(val_loader), device, bf16)
             stop_if_asked(epoch, len(batches))
             found = processes.gather(found)
-            latest = processes.from_first(evaluate, truth, found)
+            latest = processes.on_main(evaluate, truth, found)
             if improved := latest.overall["mAP50-95"] > best:
                 best, best_epoch, result = latest.overall["mAP50-95"], epoch, latest
                 sure = torch.from_numpy(found[found[:, 5] > SCORE]).float()  # for the report
-        stopped = validated and not last and args.patience > 0 and epoch - best_epoch >= args.patience
+        stopped = (
+            validated and not last and args.patience > 0 and epoch - best_epoch >= args.patience
+        )
 
         # Write down what happened, and the state to go on from.
-        row = {"epoch": epoch, **{f"train/{k}": round(v, 5) for k, v in zip(losses, means.tolist(), strict=True)}}
+        row = {
+            "epoch": epoch,
+            **{f"train/{k}": round(v, 5) for k, v in zip(losses, means.tolist(), strict=True)},
+        }
         row |= {f"metrics/{k}": round(latest.overall[k], 5) if validated else None for k in METRICS}
         row |= {f"lr/{g}": lr for g, lr in enumerate(scheduler.get_last_lr())}
         rows.append(row | {"seconds": round(time.monotonic() - began, 2)})
         board.row(rows[-1])
-        told = dict(zip(losses, means.tolist(), strict=True)) | (latest.overall if validated else {})
+        told = dict(zip(losses, means.tolist(), strict=True)) | (
+            latest.overall if validated else {}
+        )
         told = "  ".join(f"{name} {value:.3f}" for name, value in told.items())
-        say(f"epoch {epoch}  {told}  lr {scheduler.get_last_lr()[0]:.2e}  {len(train_set) / seconds:.0f} images/s")
+        say(
+            f"epoch {epoch}  {told}  lr {scheduler.get_last_lr()[0]:.2e}  {len(train_set) / seconds:.0f} images/s"
+        )
         batches.start, spent = 0, 0.0
         save(epoch + 1, 0, improved)
         if stopped:
@@ -265,20 +375,41 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
             stop_if_asked(epoch + 1, 0)
 
     if skipped:
-        warn(f"steps of this run that were skipped, for their loss or gradient was not finite: {skipped}")
+        warn(
+            f"steps of this run that were skipped, for their loss or gradient was not finite: {skipped}"
+        )
 
     # Only a run with its pictures is finished.
     if first and not args.noplots:
         draw_results(rows, run.path / "results.png")
         images, targets = next(iter(val_loader))
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            draw_predictions(images, targets, ema.model(images.to(device)), names, run.path / "val_batch.jpg")
+            draw_predictions(
+                images, targets, ema.model(images.to(device)), names, run.path / "val_batch.jpg"
+            )
         command = command_line("train.py", vars(args), DEFAULTS)
-        write_report(run.path, command, about, hyp, rows, planned, len(batches), result, truth, sure, val_data.files, read_image)
+        write_report(
+            run.path,
+            command,
+            about,
+            hyp,
+            rows,
+            planned,
+            len(batches),
+            result,
+            truth,
+            sure,
+            val_data.files,
+            read_image,
+        )
     board.close(run.path, len(rows) - 1)
-    if not processes.from_first(save, len(rows), 0, False, True):
-        raise UserError(f"{run.path}: is trained, but not written to the end; --resume does that once there is room")
-    say(f"best epoch {best_epoch}, written to {run.path / 'weights' / 'best.pt'}\n{table(result)}")
+    if not processes.on_main(save, len(rows), 0, False, True):
+        raise UserError(
+            f"{run.path}: is trained, but not written to the end; --resume does that once there is room"
+        )
+    say(
+        f"best epoch {best_epoch}, written to {run.path / 'weights' / 'best.pt'}\n{format_table(result)}"
+    )
     processes.leave()
 
 
@@ -286,7 +417,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; its exit status: 0, 2 after one sentence on stderr for a user's mistake, 128 + a signal's number."""
     try:
         with StopSignals() as stop:
-            return exit_status("train.py", lambda: train(parse_args(argv), stop))
+            return run_cli("train.py", lambda: train(parse_args(argv), stop))
     except Interrupted as error:
         if str(error):
             print(f"train.py: {error}", file=sys.stderr)

@@ -15,15 +15,21 @@ from data.config import read_data_config
 from data.dataset import ValSet, collate
 from data.formats import Annotations, original_ids, read_split
 from models import YOLO, load
-from utils.arguments import Parser, at_least, folder_name, rounding, share, span
+from utils.atomic import atomic_write
+from utils.cli import Parser, dir_name, imgsz_bounds, imgsz_warning, int_range, unit_interval
 from utils.confusion import confusion_matrix
-from utils.device import compute_exactly, default_workers, has_bf16, keep_freed_memory, select_device
-from utils.errors import UserError, exit_status
-from utils.metrics import coco_truth, detect, evaluate_with_curves, table
+from utils.device import (
+    default_workers,
+    disable_malloc_trim,
+    prefers_bf16,
+    select_device,
+    set_deterministic,
+)
+from utils.errors import UserError, run_cli
+from utils.metrics import evaluate_with_curves, format_table, run_inference, to_coco_gt
 from utils.plots import draw_confusion, draw_curves
-from utils.runfolder import new_folder
-from utils.stopwatch import Stopwatch
-from utils.wholefile import whole_file
+from utils.run_dir import new_dir
+from utils.stopwatch import Timer
 from utils.yamlfile import find_file
 
 ROOT = Path(__file__).resolve().parent
@@ -31,20 +37,72 @@ ROOT = Path(__file__).resolve().parent
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     p = Parser(description="Evaluate a trained detector. Defaults stand in parentheses.")
-    p.add_argument("--weights", metavar="FILE", required=True, help="best.pt or last.pt of a run; the averaged weights are taken")
-    p.add_argument("--data", metavar="FILE", help="data set: a data.yaml, or the name of one in data/ (what the run trained on)")
-    p.add_argument("--split", choices=("train", "val", "test"), default="val", help="train, val or test (val)")
-    p.add_argument("--imgsz", type=at_least(32), metavar="PX", help="side of a sample, in steps of 32 (what it was trained at)")
-    p.add_argument("--batch-size", type=at_least(1), default=16, metavar="N", help="pictures in a batch (16)")
-    p.add_argument("--conf", type=share, default=0.001, metavar="SCORE", help="lowest score of a detection (0.001)")
-    p.add_argument("--iou", type=share, metavar="IOU", help="overlap above which the lower score is dropped (the model's: 0.7)")
-    p.add_argument("--save-json", action="store_true", help="write the detections as COCO results, predictions.json")
     p.add_argument(
-        "--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, ... (auto: cuda if there is one, else cpu)"
+        "--weights",
+        metavar="FILE",
+        required=True,
+        help="best.pt or last.pt of a run; the averaged weights are taken",
     )
-    p.add_argument("--workers", type=at_least(0), metavar="N", help="loaders (cuda: a core each, <= 8; cpu: 0)")
-    p.add_argument("--project", default="runs/val", metavar="DIR", help="folder of the evaluations' folders (runs/val)")
-    p.add_argument("--name", type=folder_name, default="exp", metavar="NAME", help="the folder: exp, or exp2, exp3, ... (exp)")
+    p.add_argument(
+        "--data",
+        metavar="FILE",
+        help="data set: a data.yaml, or the name of one in data/ (what the run trained on)",
+    )
+    p.add_argument(
+        "--split", choices=("train", "val", "test"), default="val", help="train, val or test (val)"
+    )
+    p.add_argument(
+        "--imgsz",
+        type=int_range(32),
+        metavar="PX",
+        help="side of a sample, in steps of 32 (what it was trained at)",
+    )
+    p.add_argument(
+        "--batch-size", type=int_range(1), default=16, metavar="N", help="pictures in a batch (16)"
+    )
+    p.add_argument(
+        "--conf",
+        type=unit_interval,
+        default=0.001,
+        metavar="SCORE",
+        help="lowest score of a detection (0.001)",
+    )
+    p.add_argument(
+        "--iou",
+        type=unit_interval,
+        metavar="IOU",
+        help="overlap above which the lower score is dropped (the model's: 0.7)",
+    )
+    p.add_argument(
+        "--save-json",
+        action="store_true",
+        help="write the detections as COCO results, predictions.json",
+    )
+    p.add_argument(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="cpu, cuda, cuda:1, ... (auto: cuda if there is one, else cpu)",
+    )
+    p.add_argument(
+        "--workers",
+        type=int_range(0),
+        metavar="N",
+        help="loaders (cuda: a core each, <= 8; cpu: 0)",
+    )
+    p.add_argument(
+        "--project",
+        default="runs/val",
+        metavar="DIR",
+        help="folder of the evaluations' folders (runs/val)",
+    )
+    p.add_argument(
+        "--name",
+        type=dir_name,
+        default="exp",
+        metavar="NAME",
+        help="the folder: exp, or exp2, exp3, ... (exp)",
+    )
     p.add_argument("--exist-ok", action="store_true", help="use the folder even if it is taken")
     p.add_argument("--noplots", action="store_true", help="draw no pictures")
     return p.parse_args(argv)
@@ -52,55 +110,73 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def evaluate_detector(args: argparse.Namespace) -> None:
     device = select_device(args.device)
-    bf16 = has_bf16(device)
-    compute_exactly(device.type == "cpu")
-    keep_freed_memory()
+    bf16 = prefers_bf16(device)
+    set_deterministic(device.type == "cpu")
+    disable_malloc_trim()
     workers = default_workers(device, 1) if args.workers is None else args.workers
 
     # Model: the averaged weights of a checkpoint.
-    model = load(args.weights).to(device, memory_format=torch.channels_last)  # as training validates it
+    model = load(args.weights).to(
+        device, memory_format=torch.channels_last
+    )  # as training validates it
     model.set_thresholds(args.conf, args.iou)
-    imgsz = span(args.imgsz or model.imgsz)[1]
+    imgsz = imgsz_bounds(args.imgsz or model.imgsz)[1]
 
     # Data.
     file = Path(find_file(args.data or model.data, ROOT / "data"))
     config = read_data_config(file)
     data = read_split(config, args.split)
     if data.names != model.names:
-        raise UserError(f"{file}: has the classes {list(data.names)}, but {args.weights} detects {list(model.names)}")
-    for sentence in [*rounding(args.imgsz or model.imgsz), *data.report(args.split)]:
+        raise UserError(
+            f"{file}: has the classes {list(data.names)}, but {args.weights} detects {list(model.names)}"
+        )
+    for sentence in [*imgsz_warning(args.imgsz or model.imgsz), *data.report(args.split)]:
         print(sentence, file=sys.stderr)
     loader = DataLoader(ValSet(data, imgsz, stride=32), args.batch_size, num_workers=workers, collate_fn=collate,
                         pin_memory=device.type == "cuda")  # fmt: skip
-    truth = coco_truth(data.sizes, data.offsets, data.boxes, data.labels, data.crowd, data.names)
+    truth = to_coco_gt(data.sizes, data.offsets, data.boxes, data.labels, data.crowd, data.names)
 
     # Detect, and see where the time goes.
-    watch = Stopwatch(device)
+    watch = Timer(device)
     model.register_forward_pre_hook(lambda *_: watch.lap("preprocess"))
     if own := isinstance(model, YOLO):
         model.head.register_forward_hook(lambda *_: watch.lap("inference"))
     last = "NMS" if own else "inference with NMS"
     model.register_forward_hook(lambda *_: watch.lap(last))
-    detections = detect(model, _timed(loader, watch), device, bf16)
+    detections = run_inference(model, _timed(loader, watch), device, bf16)
     result, curves = evaluate_with_curves(truth, detections)
-    print(table(result))
-    each = "  ".join(f"{stage} {1000 * watch.seconds[stage] / len(data):.1f}" for stage in watch.seconds if stage != "the rest")
-    print(f"ms a picture at {imgsz} px, batches of {args.batch_size}, on {device}{' in bf16' if bf16 else ''}: {each}")
+    print(format_table(result))
+    each = "  ".join(
+        f"{stage} {1000 * watch.seconds[stage] / len(data):.1f}"
+        for stage in watch.seconds
+        if stage != "the rest"
+    )
+    print(
+        f"ms a picture at {imgsz} px, batches of {args.batch_size}, on {device}{' in bf16' if bf16 else ''}: {each}"
+    )
 
     # Write it down.
-    folder = new_folder(Path(args.project), args.name, args.exist_ok)
-    with whole_file(folder / "metrics.json") as output:
-        output.write(json.dumps({"all": result.overall, "classes": result.classes}, indent=2).encode())
+    folder = new_dir(Path(args.project), args.name, args.exist_ok)
+    with atomic_write(folder / "metrics.json") as output:
+        output.write(
+            json.dumps({"all": result.overall, "classes": result.classes}, indent=2).encode()
+        )
     if args.save_json:
-        with whole_file(folder / "predictions.json") as output:
-            output.write(json.dumps(coco_results(detections, data, *original_ids(config, args.split, data))).encode())
+        with atomic_write(folder / "predictions.json") as output:
+            output.write(
+                json.dumps(
+                    coco_results(detections, data, *original_ids(config, args.split, data))
+                ).encode()
+            )
     if not args.noplots:
         draw_curves(*curves, data.names, folder)
-        draw_confusion(confusion_matrix(truth, detections), data.names, folder / "confusion_matrix.png")
+        draw_confusion(
+            confusion_matrix(truth, detections), data.names, folder / "confusion_matrix.png"
+        )
     print(f"written to {folder}")
 
 
-def _timed(batches: Iterable[Any], watch: Stopwatch) -> Iterator[Any]:
+def _timed(batches: Iterable[Any], watch: Timer) -> Iterator[Any]:
     """The batches; the time they take counts as preprocessing, what the caller does after detecting as nothing of the three."""
     for batch in batches:
         watch.lap("preprocess")
@@ -121,7 +197,7 @@ def coco_results(
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; its exit status is that of `exit_status`."""
-    return exit_status("val.py", lambda: evaluate_detector(parse_args(argv)))
+    return run_cli("val.py", lambda: evaluate_detector(parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PEER = "Ultralytics yolov8n"
 
 
-def run(command: list[object], results: Path, core: int | None) -> tuple[float, float, float, float]:
+def run(
+    command: list[object], results: Path, core: int | None
+) -> tuple[float, float, float, float]:
     """mAP50-95 and mAP50 of the best epoch, mAP50-95 of the last, as `results` has them; seconds of the whole command."""
     environment = dict(os.environ)
     if core is not None:
@@ -38,8 +40,15 @@ def run(command: list[object], results: Path, core: int | None) -> tuple[float, 
     subprocess.run([*map(str, command)], check=True, stdout=subprocess.DEVNULL, env=environment)
     seconds = time.perf_counter() - began
     with results.open(encoding="utf-8") as file:
-        found = [{key.strip().removesuffix("(B)"): value for key, value in row.items()} for row in csv.DictReader(file)]
-    rows = [(float(row["metrics/mAP50-95"]), float(row["metrics/mAP50"])) for row in found if row["metrics/mAP50-95"]]
+        found = [
+            {key.strip().removesuffix("(B)"): value for key, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
+    rows = [
+        (float(row["metrics/mAP50-95"]), float(row["metrics/mAP50"]))
+        for row in found
+        if row["metrics/mAP50-95"]
+    ]
     return (*max(rows), rows[-1][0], seconds)
 
 
@@ -50,8 +59,19 @@ def draw(runs: dict[str, list[float]], path: Path) -> None:
     for row, values in enumerate(runs.values()):
         axes.plot(values, [row] * len(values), "o", color="tab:blue", alpha=0.5)
         spread = statistics.stdev(values) if len(values) > 1 else 0
-        axes.errorbar(statistics.mean(values), row, xerr=spread, fmt="|", color="black", capsize=4, markersize=14)
-    axes.set(xlabel="mAP50-95 of the best validated epoch: each run, mean and standard deviation", yticks=range(len(runs)))
+        axes.errorbar(
+            statistics.mean(values),
+            row,
+            xerr=spread,
+            fmt="|",
+            color="black",
+            capsize=4,
+            markersize=14,
+        )
+    axes.set(
+        xlabel="mAP50-95 of the best validated epoch: each run, mean and standard deviation",
+        yticks=range(len(runs)),
+    )
     axes.set_yticklabels([Path(name).stem for name in runs])
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
@@ -59,11 +79,18 @@ def draw(runs: dict[str, list[float]], path: Path) -> None:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--data", type=Path, required=True)
     p.add_argument("--hyp", nargs="+", default=["hyp.yaml"])
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    p.add_argument("--jobs", type=int, default=0, help="runs at a time, a core each (0: one that has every core)")
+    p.add_argument(
+        "--jobs",
+        type=int,
+        default=0,
+        help="runs at a time, a core each (0: one that has every core)",
+    )
     p.add_argument("--imgsz", type=int, default=320)
     p.add_argument("--batch-size", type=int, default=16)
     p.add_argument("--epochs", type=int, default=40)
@@ -101,20 +128,28 @@ def main() -> None:
 
     with ThreadPoolExecutor(cores.qsize()) as pool:
         # Seed by seed, so that whatever the machine does meanwhile happens to every hyp file.
-        results = list(pool.map(task, *zip(*[(hyp, seed) for seed in args.seeds for hyp in hyps], strict=True)))
+        results = list(
+            pool.map(task, *zip(*[(hyp, seed) for seed in args.seeds for hyp in hyps], strict=True))
+        )
     if args.table:
         with args.table.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(["hyp", "seed", "mAP50-95", "mAP50", "mAP50-95 of the last epoch", "seconds"])
+            writer.writerow(
+                ["hyp", "seed", "mAP50-95", "mAP50", "mAP50-95 of the last epoch", "seconds"]
+            )
             writer.writerows([hyp, seed, *found] for hyp, seed, found in results)
     if args.plot:
-        draw({hyp: [found[0] for name, _, found in results if name == hyp] for hyp in hyps}, args.plot)
+        draw(
+            {hyp: [found[0] for name, _, found in results if name == hyp] for hyp in hyps},
+            args.plot,
+        )
     print(f"\n{'hyp':<24} runs  mAP50-95 +- sd    last +- sd        mAP50 +- sd       seconds")
     for hyp in hyps:
         columns = zip(*[found for name, _, found in results if name == hyp], strict=True)
         best, best50, last, seconds = ([*column] for column in columns)
         shown = "   ".join(
-            f"{statistics.mean(v):.4f} +- {statistics.stdev(v) if len(v) > 1 else 0:.4f}" for v in (best, last, best50)
+            f"{statistics.mean(v):.4f} +- {statistics.stdev(v) if len(v) > 1 else 0:.4f}"
+            for v in (best, last, best50)
         )
         print(f"{Path(hyp).name:<24} {len(best):4}  {shown}   {statistics.median(seconds):.0f}")
 

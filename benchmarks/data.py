@@ -24,11 +24,11 @@ from torch.utils.data import DataLoader
 from data.dataset import TrainSet, collate
 from data.config import read_data_config
 from data.formats import read_split
-from data.sampler import EpochBatches
+from data.sampler import EpochBatchSampler
 from utils.hyp import Hyp
 split = read_split(read_data_config(Path(data)), "train")
 samples = TrainSet(split, Hyp(), seed=0, mosaic_until=int(epochs))
-batches = EpochBatches(len(samples), int(batch), (int(imgsz), int(imgsz)), seed=0)
+batches = EpochBatchSampler(len(samples), int(batch), (int(imgsz), int(imgsz)), seed=0)
 loader = DataLoader(samples, batch_sampler=batches, num_workers=1, persistent_workers=True, collate_fn=collate)
 rates = []
 for batches.epoch in range(int(epochs)):
@@ -71,9 +71,26 @@ def main() -> None:
             first: dict[str, list[float]] = {}
             later: dict[str, list[float]] = {}
             for _ in range(args.rounds):
-                for python, code in [(sys.executable, OURS), *([(args.peer, PEER)] if args.peer else [])]:
-                    command = [python, "-W", "ignore", "-c", code, ROOT, data, imgsz, args.batch_size, args.epochs, data.parent]
-                    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True)
+                for python, code in [
+                    (sys.executable, OURS),
+                    *([(args.peer, PEER)] if args.peer else []),
+                ]:
+                    command = [
+                        python,
+                        "-W",
+                        "ignore",
+                        "-c",
+                        code,
+                        ROOT,
+                        data,
+                        imgsz,
+                        args.batch_size,
+                        args.epochs,
+                        data.parent,
+                    ]
+                    done = subprocess.run(
+                        [*map(str, command)], capture_output=True, text=True, check=True
+                    )
                     name, rates = json.loads(done.stdout.splitlines()[-1])
                     first.setdefault(name, []).append(rates[0])
                     later.setdefault(name, []).extend(rates[1:])

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils.metrics import coco_truth, evaluate
+from utils.metrics import evaluate, to_coco_gt
 
 
 def synthetic(pictures: int, predictions: int, classes: int) -> tuple[dict, np.ndarray]:
@@ -29,12 +29,21 @@ def synthetic(pictures: int, predictions: int, classes: int) -> tuple[dict, np.n
     labels = rng.integers(classes, size=len(boxes))
     offsets = np.concatenate(([0], counts.cumsum()))
     sizes = np.tile(np.int32([640, 480]), (pictures, 1))
-    truth = coco_truth(sizes, offsets, boxes, labels, np.zeros(len(boxes), bool), [f"class {k}" for k in range(classes)])
+    truth = to_coco_gt(
+        sizes,
+        offsets,
+        boxes,
+        labels,
+        np.zeros(len(boxes), bool),
+        [f"class {k}" for k in range(classes)],
+    )
     rows = []
     for image in range(pictures):
         own = boxes[offsets[image] : offsets[image + 1]] * [640, 480, 640, 480]
         shaken = np.repeat(own, 3, axis=0)[:predictions]
-        shaken = shaken + rng.normal(0, 0.08, shaken.shape) * np.tile(shaken[:, 2:] - shaken[:, :2], 2)
+        shaken = shaken + rng.normal(0, 0.08, shaken.shape) * np.tile(
+            shaken[:, 2:] - shaken[:, :2], 2
+        )
         nowhere = rng.uniform(0, 400, (predictions - len(shaken), 4))
         nowhere[:, 2:] = nowhere[:, :2] + np.exp(rng.uniform(2, 5, nowhere[:, 2:].shape))
         found = np.concatenate((shaken, nowhere))
@@ -69,7 +78,7 @@ def main() -> None:
     p.add_argument("--predictions", type=int, default=100)
     p.add_argument("--rounds", type=int, default=3)
     args = p.parse_args()
-    truth, detections = synthetic(args.pictures, args.predictions, 80)
+    truth, detections = synthetic(args.images, args.predictions, 80)
     sides = {
         "evaluate": lambda: evaluate(truth, detections).overall["mAP50-95"],
         "pycocotools": lambda: peer(truth, detections),

@@ -30,7 +30,9 @@ def held_by(root: int) -> tuple[float, int, list[int]]:
         process = Path("/proc") / str(todo.pop())
         try:
             todo += map(int, (process / "task" / process.name / "children").read_text().split())
-            rows = dict(line.split(":") for line in (process / "smaps_rollup").read_text().splitlines()[1:])
+            rows = dict(
+                line.split(":") for line in (process / "smaps_rollup").read_text().splitlines()[1:]
+            )
             total += int(rows["Pss"].split()[0]) * 1024
             files += len([*(process / "fd").iterdir()])
             seen.append(int(process.name))
@@ -39,12 +41,35 @@ def held_by(root: int) -> tuple[float, int, list[int]]:
     return total / 1e6, files, seen
 
 
-def train(data: Path, epochs: int, args: argparse.Namespace) -> tuple[list[float], list[tuple[float, int, list[int]]]]:
+def train(
+    data: Path, epochs: int, args: argparse.Namespace
+) -> tuple[list[float], list[tuple[float, int, list[int]]]]:
     """Seconds of each epoch, and what `held_by` says at its end."""
     with tempfile.TemporaryDirectory() as folder:
-        size = ["--imgsz", args.imgsz, "--batch-size", args.batch_size, "--epochs", epochs, "--workers", args.workers]
-        command = [sys.executable, ROOT / "train.py", "--data", data, *size, "--noval", "--noplots", "--save-every", 0]
-        with subprocess.Popen([*map(str, command), "--project", folder], stdout=subprocess.PIPE, text=True) as process:
+        size = [
+            "--imgsz",
+            args.imgsz,
+            "--batch-size",
+            args.batch_size,
+            "--epochs",
+            epochs,
+            "--workers",
+            args.workers,
+        ]
+        command = [
+            sys.executable,
+            ROOT / "train.py",
+            "--data",
+            data,
+            *size,
+            "--noval",
+            "--noplots",
+            "--save-every",
+            0,
+        ]
+        with subprocess.Popen(
+            [*map(str, command), "--project", folder], stdout=subprocess.PIPE, text=True
+        ) as process:
             held = [held_by(process.pid) for line in process.stdout if line.startswith("epoch ")]
         if process.returncode:
             raise SystemExit(f"train.py ended with {process.returncode}")
@@ -55,12 +80,18 @@ def train(data: Path, epochs: int, args: argparse.Namespace) -> tuple[list[float
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--data", type=Path, required=True)
     p.add_argument("--pictures", type=int, nargs="+", default=[300, 1000, 3000, 10_000, 30_000])
-    p.add_argument("--epochs", type=int, default=50, help="of the smallest, whose memory is watched")
+    p.add_argument(
+        "--epochs", type=int, default=50, help="of the smallest, whose memory is watched"
+    )
     p.add_argument("--imgsz", type=int, default=64)
-    p.add_argument("--picture", type=int, default=160, help="longer side of the pictures that are trained on")
+    p.add_argument(
+        "--picture", type=int, default=160, help="longer side of the pictures that are trained on"
+    )
     p.add_argument("--batch-size", type=int, default=64)
     p.add_argument("--workers", type=int, default=0)
     p.add_argument("--plot", type=Path)
@@ -73,28 +104,39 @@ def main() -> None:
             with Image.open(file) as picture:
                 picture.thumbnail((args.picture, args.picture))
                 picture.save(file)
-        for count in args.pictures:
-            (data.parent / "list.txt").write_text("\n".join((files * (count // len(files) + 1))[:count]))
+        for count in args.images:
+            (data.parent / "list.txt").write_text(
+                "\n".join((files * (count // len(files) + 1))[:count])
+            )
             again = data.parent / f"{count}.yaml"
             again.write_text(yaml.safe_dump(config | {"train": str(data.parent / "list.txt")}))
-            epochs = args.epochs if count == args.pictures[0] else max(2, min(5, 10_000 // count))
+            epochs = args.epochs if count == args.images[0] else max(2, min(5, 10_000 // count))
             seconds, held = train(again, epochs, args)
             later = sorted(seconds[1:])
             rates.append(1000 * later[len(later) // 2] / count)
-            print(f"{count:6} pictures: {rates[-1]:6.2f} ms a picture (median of {len(later)} epochs after the first)")
+            print(
+                f"{count:6} pictures: {rates[-1]:6.2f} ms a picture (median of {len(later)} epochs after the first)"
+            )
             for epoch in sorted({1, epochs // 2, epochs - 1, epochs}):
                 megabytes, files, processes = held[epoch - 1]
-                print(f"       epoch {epoch}: {megabytes:.0f} MB, {files} open files, {len(processes)} processes", flush=True)
-            if count == args.pictures[0]:
+                print(
+                    f"       epoch {epoch}: {megabytes:.0f} MB, {files} open files, {len(processes)} processes",
+                    flush=True,
+                )
+            if count == args.images[0]:
                 memory = [megabytes for megabytes, *_ in held]
     print(f"{time.perf_counter() - began:.0f} s in all")
     if args.plot:
         figure = Figure(figsize=(10, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2)
-        left.semilogx(args.pictures, rates, marker="o")
+        left.semilogx(args.images, rates, marker="o")
         left.set(xlabel="pictures in an epoch", ylabel="ms a picture", ylim=(0, 1.3 * max(rates)))
         right.plot(range(1, len(memory) + 1), memory)
-        right.set(xlabel=f"epochs of {args.pictures[0]} pictures", ylabel="memory, MB", ylim=(0, 1.3 * max(memory)))
+        right.set(
+            xlabel=f"epochs of {args.pictures[0]} pictures",
+            ylabel="memory, MB",
+            ylim=(0, 1.3 * max(memory)),
+        )
         for axes in (left, right):
             axes.grid(alpha=0.3)
         figure.savefig(args.plot, dpi=100)

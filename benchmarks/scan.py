@@ -42,9 +42,11 @@ def main() -> None:
         root = Path(folder)
         for kind in ("images", "labels"):
             (root / kind).mkdir()
-        Image.fromarray(np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)).save(root / "one.jpg")
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)).save(
+            root / "one.jpg"
+        )
         rng = np.random.default_rng(0)
-        for i in range(args.pictures):
+        for i in range(args.images):
             if i % 10_000 == 0:  # a file can have only so many names
                 (root / f"{i}.jpg").write_bytes((root / "one.jpg").read_bytes())
             os.link(root / f"{i - i % 10_000}.jpg", root / "images" / f"{i:06d}.jpg")
@@ -57,9 +59,13 @@ def main() -> None:
             if "changed" in what:
                 time.sleep(0.01)
                 (root / "labels" / "000000.txt").write_text("0 0.5 0.5 0.5 0.5\n")
-            done = subprocess.run([sys.executable, "-c", SCAN, ROOT, data], capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                [sys.executable, "-c", SCAN, ROOT, data], capture_output=True, text=True, check=True
+            )
             seconds, boxes, grown, arrays = json.loads(done.stdout)
-            print(f"{what:<30} {seconds:6.2f} s   {boxes} boxes   {grown:4.0f} MB more in memory, {arrays:.0f} MB of it arrays")
+            print(
+                f"{what:<30} {seconds:6.2f} s   {boxes} boxes   {grown:4.0f} MB more in memory, {arrays:.0f} MB of it arrays"
+            )
 
 
 if __name__ == "__main__":

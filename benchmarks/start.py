@@ -21,7 +21,10 @@ sys.path.insert(0, sys.argv[1])
 import train
 sys.exit(train.main(["--project", sys.argv[2]]) or 1)
 """
-SIDES = {"first optimizer step": FIRST_STEP, "import torch, torchvision": "import torch, torchvision"}
+SIDES = {
+    "first optimizer step": FIRST_STEP,
+    "import torch, torchvision": "import torch, torchvision",
+}
 
 
 def main() -> None:
@@ -37,10 +40,16 @@ def main() -> None:
         for _ in range(args.rounds):
             for name, code in SIDES.items():
                 began = time.perf_counter()
-                subprocess.run([sys.executable, "-W", "ignore", "-c", code, ROOT, folder], check=True, stdout=subprocess.DEVNULL)
+                subprocess.run(
+                    [sys.executable, "-W", "ignore", "-c", code, ROOT, folder],
+                    check=True,
+                    stdout=subprocess.DEVNULL,
+                )
                 seconds[name].append(time.perf_counter() - began)
     for name, values in seconds.items():
-        print(f"{name:<26} {statistics.median(values):5.2f} s   ({', '.join(f'{value:.2f}' for value in values)})")
+        print(
+            f"{name:<26} {statistics.median(values):5.2f} s   ({', '.join(f'{value:.2f}' for value in values)})"
+        )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from torch.profiler import profile
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models import build_model
 from models.loss import detection_loss
-from utils.device import has_bf16, keep_freed_memory
+from utils.device import disable_malloc_trim, prefers_bf16
 from utils.ema import EMA
 from utils.hyp import Hyp
 from utils.optimizers import build_optimizer
@@ -33,20 +33,26 @@ KINDS = {
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--imgsz", type=int, default=320)
     p.add_argument("--batch-size", type=int, default=16)
     p.add_argument("--steps", type=int, default=30)
     p.add_argument("--dtype", choices=("float32", "bfloat16"))
     args = p.parse_args()
-    keep_freed_memory()
+    disable_malloc_trim()
     torch.manual_seed(0)
     device, hyp = torch.device("cpu"), Hyp()
-    bf16 = has_bf16(device) if args.dtype is None else args.dtype == "bfloat16"
+    bf16 = prefers_bf16(device) if args.dtype is None else args.dtype == "bfloat16"
     dtype = torch.bfloat16 if bf16 else torch.float32
     model = build_model("yolo-n", 3).to(memory_format=torch.channels_last).train()
     optimizer, ema = build_optimizer(model, hyp, dtype), EMA(model, hyp.ema_decay)
-    images = torch.rand(args.batch_size, 3, args.imgsz, args.imgsz).to(dtype).to(memory_format=torch.channels_last)
+    images = (
+        torch.rand(args.batch_size, 3, args.imgsz, args.imgsz)
+        .to(dtype)
+        .to(memory_format=torch.channels_last)
+    )
     targets = []
     for _ in range(args.batch_size):
         middle, half = torch.rand(BOXES, 2) * args.imgsz, torch.rand(BOXES, 2) * args.imgsz / 10 + 5
@@ -82,8 +88,13 @@ def main() -> None:
         step()
     steps = [step() for _ in range(args.steps)]
     medians = {name: 1000 * statistics.median(parts[name] for parts in steps) for name in steps[0]}
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {dtype}, {args.batch_size} x {args.imgsz} px")
-    print("  ".join(f"{name} {ms:.1f}" for name, ms in medians.items()), f" all {sum(medians.values()):.1f} ms")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {dtype}, {args.batch_size} x {args.imgsz} px"
+    )
+    print(
+        "  ".join(f"{name} {ms:.1f}" for name, ms in medians.items()),
+        f" all {sum(medians.values()):.1f} ms",
+    )
     with profile() as profiler:
         for _ in range(5):
             step()

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from utils.hyp import Hyp
 
-GREY = 114  # fills what no picture covers
+GRAY = 114  # fills what no picture covers
 MIN_VISIBLE = 0.1  # a box of which less than this share is left after cutting is dropped
 
-Labelled = tuple[Tensor, np.ndarray, np.ndarray]  # picture (3, h, w) uint8; boxes (n, 4) float32 xyxy in its pixels; labels (n,)
+Sample = tuple[
+    Tensor, np.ndarray, np.ndarray
+]  # picture (3, h, w) uint8; boxes (n, 4) float32 xyxy in its pixels; labels (n,)
 
 
 class Canvas:
@@ -28,11 +30,13 @@ class Canvas:
     """
 
     def __init__(self, height: int, width: int) -> None:
-        self.image = torch.full((height, width, 3), GREY, dtype=torch.uint8).permute(2, 0, 1)
+        self.image = torch.full((height, width, 3), GRAY, dtype=torch.uint8).permute(2, 0, 1)
         self.boxes = [np.zeros((0, 4), np.float32)]
         self.labels = [np.zeros(0, np.int64)]
 
-    def paste(self, sample: Labelled, scale: float, left: float, top: float, clip: tuple[int, int, int, int]) -> None:
+    def paste(
+        self, sample: Sample, scale: float, left: float, top: float, clip: tuple[int, int, int, int]
+    ) -> None:
         """Draw the picture at `scale` with its corner at (left, top), and of it only what lies within `clip` (xyxy, pixels)."""
         image, boxes, labels = sample
         height, width = image.shape[-2:]
@@ -41,23 +45,27 @@ class Canvas:
         if x is None or y is None:
             return
         (x0, x1, from_x0, from_x1), (y0, y1, from_y0, from_y1) = x, y
-        self.image[:, y0:y1, x0:x1] = resized(image[:, from_y0:from_y1, from_x0:from_x1], y1 - y0, x1 - x0)
+        self.image[:, y0:y1, x0:x1] = resize(
+            image[:, from_y0:from_y1, from_x0:from_x1], y1 - y0, x1 - x0
+        )
         if not len(boxes):
             return
         zoom_x, zoom_y = (x1 - x0) / (from_x1 - from_x0), (y1 - y0) / (from_y1 - from_y0)
         moved = boxes * np.float32([zoom_x, zoom_y, zoom_x, zoom_y])
         moved += np.float32([x0 - from_x0 * zoom_x, y0 - from_y0 * zoom_y] * 2)
-        cut = np.minimum(np.maximum(moved, np.float32([x0, y0, x0, y0])), np.float32([x1, y1, x1, y1]))
+        cut = np.minimum(
+            np.maximum(moved, np.float32([x0, y0, x0, y0])), np.float32([x1, y1, x1, y1])
+        )
         keep = _areas(cut) > MIN_VISIBLE * _areas(moved)
         self.boxes.append(cut[keep])
         self.labels.append(labels[keep])
 
-    def finish(self) -> Labelled:
+    def finish(self) -> Sample:
         """The picture with all boxes that were pasted."""
         return self.image, np.concatenate(self.boxes), np.concatenate(self.labels)
 
 
-def resized(image: Tensor, height: int, width: int) -> Tensor:
+def resize(image: Tensor, height: int, width: int) -> Tensor:
     """A picture (3, h, w) uint8, or a part of one, in another size; what gets smaller is averaged, not skipped."""
     if image.shape[1:] == (height, width):
         return image
@@ -70,7 +78,9 @@ def _areas(boxes: np.ndarray) -> np.ndarray:
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
-def _overlap(start: float, length: float, low: int, high: int, source: int) -> tuple[int, int, int, int] | None:
+def _overlap(
+    start: float, length: float, low: int, high: int, source: int
+) -> tuple[int, int, int, int] | None:
     """Along one axis: the pixels to draw, and the source pixels to draw them from; None when nothing is left."""
     first, last = max(low, round(start)), min(high, round(start + length))
     if last <= first:
@@ -80,7 +90,7 @@ def _overlap(start: float, length: float, low: int, high: int, source: int) -> t
     return first, last, from_first, from_last
 
 
-def place(sample: Labelled, side: int, hyp: Hyp, rng: np.random.Generator) -> Labelled:
+def random_scale_translate(sample: Sample, side: int, hyp: Hyp, rng: np.random.Generator) -> Sample:
     """One picture, its longer side `side` pixels times a random scale, its middle shifted from the canvas's."""
     image = sample[0]
     height, width = image.shape[-2:]
@@ -91,7 +101,7 @@ def place(sample: Labelled, side: int, hyp: Hyp, rng: np.random.Generator) -> La
     return canvas.finish()
 
 
-def mosaic(samples: list[Labelled], side: int, hyp: Hyp, rng: np.random.Generator) -> Labelled:
+def mosaic(samples: list[Sample], side: int, hyp: Hyp, rng: np.random.Generator) -> Sample:
     """Four pictures around a random point, one in each quarter, at one random scale (Bochkovskiy et al., arXiv 2004.10934)."""
     zoom = rng.uniform(1 - hyp.scale, 1 + hyp.scale)
     reach = min(0.5 * zoom + hyp.translate, 0.5)
@@ -107,17 +117,21 @@ def mosaic(samples: list[Labelled], side: int, hyp: Hyp, rng: np.random.Generato
     return canvas.finish()
 
 
-def flip(sample: Labelled, hyp: Hyp, rng: np.random.Generator) -> Labelled:
+def flip(sample: Sample, hyp: Hyp, rng: np.random.Generator) -> Sample:
     """Left to right, upside down, each with its probability."""
     image, boxes, labels = sample
     height, width = image.shape[-2:]
     across, down = rng.random(2) < (hyp.fliplr, hyp.flipud)
     if across:
         image = image.flip(-1)
-        boxes = np.stack((width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]), axis=1)
+        boxes = np.stack(
+            (width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]), axis=1
+        )
     if down:
         image = image.flip(-2)
-        boxes = np.stack((boxes[:, 0], height - boxes[:, 3], boxes[:, 2], height - boxes[:, 1]), axis=1)
+        boxes = np.stack(
+            (boxes[:, 0], height - boxes[:, 3], boxes[:, 2], height - boxes[:, 1]), axis=1
+        )
     return image, boxes, labels
 
 
@@ -132,10 +146,12 @@ def color_matrix(hyp: Hyp, rng: np.random.Generator) -> np.ndarray:
     luma = np.tile([0.299, 0.587, 0.114], (3, 1))
     cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
     rotation = math.cos(angle) * np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) / 3
-    return (brightness * (saturation * np.eye(3) + (1 - saturation) * luma) @ rotation).astype(np.float32)
+    return (brightness * (saturation * np.eye(3) + (1 - saturation) * luma) @ rotation).astype(
+        np.float32
+    )
 
 
-def recolored(images: Tensor, matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+def apply_color_matrix(images: Tensor, matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """A batch (B, 3, h, w) uint8, each picture in the colours that its matrix (3, 3) makes of its own: `dtype`, 0..1.
 
     It is done after the copy to the device, for the whole batch, where it costs next to nothing.

@@ -15,9 +15,9 @@ import numpy as np
 import yaml
 
 from data.config import read_data_config
-from data.formats import Annotations, own_stem, read_every_split
-from utils.arguments import Parser
-from utils.errors import UserError, exit_status
+from data.formats import Annotations, read_all_splits, unique_stem
+from utils.cli import Parser
+from utils.errors import UserError, run_cli
 
 Source = str | dict[str, str]
 
@@ -28,7 +28,7 @@ def convert(kind: str, source: Path, target: Path) -> list[str]:
     Raises UserError where the source is wrong, or the target is there and not empty.
     """
     config = read_data_config(source)
-    splits = read_every_split(config)
+    splits = read_all_splits(config)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: is there already; need a new folder, or an empty one")
     said = [sentence for name, data in splits.items() for sentence in data.report(name)]
@@ -36,11 +36,15 @@ def convert(kind: str, source: Path, target: Path) -> list[str]:
     described: dict[str, object] = {"path": "."}
     for name, data in splits.items():
         if kind != "coco" and data.crowd.any():
-            said.append(f"{name}: {int(data.crowd.sum())} crowds left out, which {kind} does not know")
-        files = [own_stem(file, taken) + Path(file).suffix for file in data.files.tolist()]
+            said.append(
+                f"{name}: {int(data.crowd.sum())} crowds left out, which {kind} does not know"
+            )
+        files = [unique_stem(file, taken) + Path(file).suffix for file in data.files.tolist()]
         described[name] = WRITERS[kind](name, data, files, target)
     described["names"] = list(splits["train"].names)
-    (target / "data.yaml").write_text(yaml.safe_dump(described, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    (target / "data.yaml").write_text(
+        yaml.safe_dump(described, sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
     return said
 
 
@@ -53,7 +57,11 @@ def _copy(data: Annotations, files: Sequence[str], folder: Path) -> None:
 def _boxes(data: Annotations, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of picture i: boxes (n, 4) xyxy in its pixels, labels (n,), and which are crowds (n,)."""
     rows = slice(data.offsets[i], data.offsets[i + 1])
-    return data.boxes[rows].astype(float) * np.tile(data.sizes[i], 2), data.labels[rows], data.crowd[rows]
+    return (
+        data.boxes[rows].astype(float) * np.tile(data.sizes[i], 2),
+        data.labels[rows],
+        data.crowd[rows],
+    )
 
 
 def _write_yolo(split: str, data: Annotations, files: Sequence[str], target: Path) -> Source:
@@ -61,10 +69,19 @@ def _write_yolo(split: str, data: Annotations, files: Sequence[str], target: Pat
     (target / "labels" / split).mkdir(parents=True)
     for i, name in enumerate(files):
         boxes, labels, crowd = _boxes(data, i)
-        centers = np.concatenate((boxes[:, :2] + boxes[:, 2:], 2 * (boxes[:, 2:] - boxes[:, :2])), axis=1) / 2
+        centers = (
+            np.concatenate((boxes[:, :2] + boxes[:, 2:], 2 * (boxes[:, 2:] - boxes[:, :2])), axis=1)
+            / 2
+        )
         shares = np.clip(centers / np.tile(data.sizes[i], 2), 0, 1)
-        lines = [f"{k} {' '.join(f'{v:.9f}' for v in row)}\n" for k, row, c in zip(labels, shares, crowd, strict=True) if not c]
-        (target / "labels" / split / f"{Path(name).stem}.txt").write_text("".join(lines), encoding="utf-8")
+        lines = [
+            f"{k} {' '.join(f'{v:.9f}' for v in row)}\n"
+            for k, row, c in zip(labels, shares, crowd, strict=True)
+            if not c
+        ]
+        (target / "labels" / split / f"{Path(name).stem}.txt").write_text(
+            "".join(lines), encoding="utf-8"
+        )
     return f"images/{split}"
 
 
@@ -107,13 +124,21 @@ def _write_voc(split: str, data: Annotations, files: Sequence[str], target: Path
             ElementTree.SubElement(thing, "name").text = data.names[label]
             box = ElementTree.SubElement(thing, "bndbox")
             # VOC counts pixels from 1, and the last one belongs to the box.
-            for key, value in zip(("xmin", "ymin", "xmax", "ymax"), (x1 + 1, y1 + 1, x2, y2), strict=True):
+            for key, value in zip(
+                ("xmin", "ymin", "xmax", "ymax"), (x1 + 1, y1 + 1, x2, y2), strict=True
+            ):
                 ElementTree.SubElement(box, key).text = f"{value:.4f}".rstrip("0").rstrip(".")
         ElementTree.indent(root)
-        ElementTree.ElementTree(root).write(target / "Annotations" / f"{Path(name).stem}.xml", encoding="utf-8")
+        ElementTree.ElementTree(root).write(
+            target / "Annotations" / f"{Path(name).stem}.xml", encoding="utf-8"
+        )
     stems = "".join(f"{Path(name).stem}\n" for name in files)
     (target / "ImageSets" / "Main" / f"{split}.txt").write_text(stems, encoding="utf-8")
-    return {"annotations": "Annotations", "images": "JPEGImages", "list": f"ImageSets/Main/{split}.txt"}
+    return {
+        "annotations": "Annotations",
+        "images": "JPEGImages",
+        "list": f"ImageSets/Main/{split}.txt",
+    }
 
 
 WRITERS: dict[str, Callable[[str, Annotations, Sequence[str], Path], Source]] = {
@@ -134,7 +159,7 @@ def main(argv: list[str] | None = None) -> int:
             print(sentence, file=sys.stderr)
         print(f"written to {args.target}; train on it with --data {args.target / 'data.yaml'}")
 
-    return exit_status("data.convert", work)
+    return run_cli("data.convert", work)
 
 
 if __name__ == "__main__":

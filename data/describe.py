@@ -7,18 +7,29 @@ import numpy as np
 
 from data.config import read_data_config
 from data.dataset import ValSet, collate
-from data.formats import Annotations, read_every_split
-from utils.arguments import Parser
-from utils.errors import exit_status
+from data.formats import Annotations, read_all_splits
+from utils.cli import Parser
+from utils.errors import run_cli
 from utils.plots import draw_batch
 from utils.yamlfile import find_file
 
-SIDES = (0, 8, 16, 32, 64, 96, 128, 256, 512, 10**9)  # pixels; 32 and 96 are where COCO's small and medium end
+SIDES = (
+    0,
+    8,
+    16,
+    32,
+    64,
+    96,
+    128,
+    256,
+    512,
+    10**9,
+)  # pixels; 32 and 96 are where COCO's small and medium end
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, SIDE = 16, 320  # pictures on the page, and the side of each in pixels
 
 
-def described(split: str, data: Annotations) -> str:
+def describe_split(split: str, data: Annotations) -> str:
     """What there is in a split, as text: pictures, their sizes, boxes a class, and a histogram of the boxes' sides."""
     counts = np.diff(data.offsets)
     widths, heights = data.sizes.T
@@ -33,12 +44,16 @@ def described(split: str, data: Annotations) -> str:
     width = max(map(len, data.names))
     for k, name in enumerate(data.names):
         mine = data.labels == k
-        lines.append(f"  {name:<{width}}  {int(mine.sum()):7} boxes in {len(np.unique(image[mine])):6} pictures")
+        lines.append(
+            f"  {name:<{width}}  {int(mine.sum()):7} boxes in {len(np.unique(image[mine])):6} pictures"
+        )
     found = np.histogram(np.sqrt(sides.prod(1)), SIDES)[0]
     lines.append("  the boxes' sides (the root of their area), in pixels of their pictures:")
     for low, high, count in zip(SIDES[:-1], SIDES[1:], found, strict=True):
         label = f"{low} to {high}" if high < 10**9 else f"{low} or more"
-        lines.append(f"  {label:>11}  {count:7}  {'#' * round(50 * count / max(1, found.max()))}".rstrip())
+        lines.append(
+            f"  {label:>11}  {count:7}  {'#' * round(50 * count / max(1, found.max()))}".rstrip()
+        )
     return "\n".join(lines)
 
 
@@ -56,19 +71,24 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         p = Parser(prog="python -m data.describe", description="Say what is in a data set.")
         p.add_argument("data", help="a data.yaml, or the name of one in data/")
-        p.add_argument("--out", type=Path, metavar="PAGE.jpg", help="draw pictures of the first split with their boxes on a page")
+        p.add_argument(
+            "--out",
+            type=Path,
+            metavar="PAGE.jpg",
+            help="draw pictures of the first split with their boxes on a page",
+        )
         args = p.parse_args(argv)
         config = read_data_config(Path(find_file(args.data, ROOT / "data")))
-        splits = read_every_split(config)
+        splits = read_all_splits(config)
         for name, data in splits.items():
-            print(described(name, data))
-            for sentence in data.report(name, most=len(data.faults)):
+            print(describe_split(name, data))
+            for sentence in data.report(name, most=len(data.errors)):
                 print(sentence, file=sys.stderr)
         if args.out:
             draw_page(splits["train"], args.out)
             print(f"drawn to {args.out}")
 
-    return exit_status("data.describe", work)
+    return run_cli("data.describe", work)
 
 
 if __name__ == "__main__":

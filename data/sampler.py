@@ -8,11 +8,13 @@ from torch.utils.data import Sampler
 
 from utils.errors import UserError
 
-Key = tuple[int, int, tuple[int, ...], int]  # epoch, place in it, indices of the picture there and at the next 3 places, side
-TILES = 4  # pictures of a mosaic
+SampleKey = tuple[
+    int, int, tuple[int, ...], int
+]  # epoch, place in it, indices of the picture there and at the next 3 places, side
+MOSAIC_SIZE = 4  # pictures of a mosaic
 
 
-class EpochBatches(Sampler[list[Key]]):
+class EpochBatchSampler(Sampler[list[SampleKey]]):
     """Batches of keys for one epoch, every picture once, in the order that (seed, epoch) gives.
 
     There are ceil(samples / batch_size) batches in an epoch, as even as can be (sizes differ by at most one), so that the last
@@ -26,7 +28,13 @@ class EpochBatches(Sampler[list[Key]]):
     """
 
     def __init__(
-        self, samples: int, batch_size: int, imgsz: tuple[int, int], seed: int, rank: int = 0, processes: int = 1
+        self,
+        samples: int,
+        batch_size: int,
+        imgsz: tuple[int, int],
+        seed: int,
+        rank: int = 0,
+        processes: int = 1,
     ) -> None:
         self.samples, self.batch_size, self.imgsz, self.seed = samples, batch_size, imgsz, seed
         self.rank, self.processes = rank, processes
@@ -42,23 +50,37 @@ class EpochBatches(Sampler[list[Key]]):
     def __len__(self) -> int:
         return -(-self.samples // self.batch_size)
 
-    def pictures(self, first: int, last: int) -> list[int]:
+    def images(self, first: int, last: int) -> list[int]:
         """The pictures that batches `first` to `last` of this epoch are made of, as all processes together see them, sorted."""
-        every = EpochBatches(self.samples, self.batch_size, self.imgsz, self.seed)
+        every = EpochBatchSampler(self.samples, self.batch_size, self.imgsz, self.seed)
         every.epoch, every.start = self.epoch, first
-        return sorted({index for batch in islice(every, last + 1 - first) for _, _, indices, _ in batch for index in indices})
+        return sorted(
+            {
+                index
+                for batch in islice(every, last + 1 - first)
+                for _, _, indices, _ in batch
+                for index in indices
+            }
+        )
 
-    def __iter__(self) -> Iterator[list[Key]]:
+    def __iter__(self) -> Iterator[list[SampleKey]]:
         # 0 in third place is the order's own random stream, with a fourth number that of a batch's side; the samples' begin at 1
         # (see `sample_rng`).
         order = np.random.default_rng((self.seed, self.epoch, 0)).permutation(self.samples)
         # A mosaic is made of neighbours in this order: each picture is in as many, and a batch decodes little more than its own.
-        tiles = np.stack([np.roll(order, -i) for i in range(TILES)], axis=1).tolist()
+        tiles = np.stack([np.roll(order, -i) for i in range(MOSAIC_SIZE)], axis=1).tolist()
         low, high = self.imgsz
         for i in range(self.start, len(self)):
             first, size = self.bounds[i], self.sizes[i]
-            side = 32 * int(np.random.default_rng((self.seed, self.epoch, 0, i + 1)).integers(low // 32, high // 32 + 1))
-            share = range(first + size * self.rank // self.processes, first + size * (self.rank + 1) // self.processes)
+            side = 32 * int(
+                np.random.default_rng((self.seed, self.epoch, 0, i + 1)).integers(
+                    low // 32, high // 32 + 1
+                )
+            )
+            share = range(
+                first + size * self.rank // self.processes,
+                first + size * (self.rank + 1) // self.processes,
+            )
             yield [(self.epoch, place, tuple(tiles[place]), side) for place in share]
 
 

@@ -36,7 +36,9 @@ def make_shapes(folder: Path, seed: int = 0) -> bool:
             for i in range(count):
                 image, lines = _draw(np.random.default_rng((seed, number, i)))
                 image.save(temporary / "images" / split / f"{i:04d}.jpg", quality=92)
-                (temporary / "labels" / split / f"{i:04d}.txt").write_text("".join(lines), encoding="utf-8")
+                (temporary / "labels" / split / f"{i:04d}.txt").write_text(
+                    "".join(lines), encoding="utf-8"
+                )
         temporary.chmod(0o755)
         os.rename(temporary, folder)  # noqa: PTH104 - fails on a folder that has meanwhile been filled, as it should
     except BaseException as error:  # a signal, too
@@ -57,7 +59,10 @@ def _outline(label: int, radius: float, rng: np.random.Generator) -> np.ndarray:
     elif label == 3:
         turns, reach = np.arange(10) / 10, np.tile([1.0, 0.42], 5)
     else:  # a cross: the twelve corners of two bars, each 0.36 as wide as it is long
-        wide, deep = math.atan2(0.36, 1) / (2 * math.pi), math.hypot(0.36, 0.36) / math.hypot(1, 0.36)
+        wide, deep = (
+            math.atan2(0.36, 1) / (2 * math.pi),
+            math.hypot(0.36, 0.36) / math.hypot(1, 0.36),
+        )
         turns = (np.arange(4)[:, None] / 4 + [-wide, wide, 1 / 8]).ravel()
         reach = np.tile([1.0, 1.0, deep], 4)
     angles = 2 * math.pi * (turns + rng.random())
@@ -76,7 +81,10 @@ def _noise(height: int, width: int, cell: int, rng: np.random.Generator) -> np.n
 
 def _background(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     """Two muted colours, mixed by noise of three finenesses: (height, width, 3) float, 0..255."""
-    mix = sum(weight * _noise(height, width, cell, rng) for weight, cell in ((0.5, 48), (0.3, 12), (0.2, 2)))
+    mix = sum(
+        weight * _noise(height, width, cell, rng)
+        for weight, cell in ((0.5, 48), (0.3, 12), (0.2, 2))
+    )
     low, high = rng.uniform(20, 235, (2, 1)) + rng.uniform(-25, 25, (2, 3))
     return low + (high - low) * mix[..., None]
 
@@ -97,15 +105,26 @@ def _draw(rng: np.random.Generator) -> tuple[Image.Image, list[str]]:
     for _ in range(int(rng.integers(1, 13))):
         label = int(rng.integers(5))
         radius = math.exp(rng.uniform(math.log(RADII[0]), math.log(RADII[1])))
-        points = _outline(label, radius, rng) + rng.uniform((radius / 2, radius / 2), (width - radius / 2, height - radius / 2))
+        points = _outline(label, radius, rng) + rng.uniform(
+            (radius / 2, radius / 2), (width - radius / 2, height - radius / 2)
+        )
         mask = Image.new("L", (width * FINE, height * FINE))
         ImageDraw.Draw(mask).polygon([tuple(p) for p in points * FINE], fill=255)
-        alpha = np.asarray(mask.resize((width, height), Image.Resampling.BOX), dtype=np.float32)[..., None] / 255
+        alpha = (
+            np.asarray(mask.resize((width, height), Image.Resampling.BOX), dtype=np.float32)[
+                ..., None
+            ]
+            / 255
+        )
         covered = alpha[..., 0] > 0.5
         left = [np.count_nonzero((owner == i) & ~covered) for i in range(len(areas))]
-        if not covered.any() or any(now < (1 - HIDDEN) * area for now, area in zip(left, areas, strict=True)):
+        if not covered.any() or any(
+            now < (1 - HIDDEN) * area for now, area in zip(left, areas, strict=True)
+        ):
             continue  # it would hide too much of an earlier one
-        texture = _paint(label, rng) + rng.uniform(0, 60) * (_noise(height, width, int(rng.integers(2, 9)), rng)[..., None] - 0.5)
+        texture = _paint(label, rng) + rng.uniform(0, 60) * (
+            _noise(height, width, int(rng.integers(2, 9)), rng)[..., None] - 0.5
+        )
         pixels = pixels * (1 - alpha) + texture * alpha
         owner[covered] = len(areas)
         areas.append(int(covered.sum()))

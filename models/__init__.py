@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.yolo import SIZES, YOLO
-from utils.arguments import span
-from utils.checkpoint import load_checkpoint, load_matching
+from utils.checkpoint import load_checkpoint, load_checkpoint_weights
+from utils.cli import imgsz_bounds
 from utils.errors import UserError
 
-if TYPE_CHECKING:  # else it is imported when it is asked for, which a start without it need not wait for
-    from models.torchvision_models import TorchvisionDetector
+if (
+    TYPE_CHECKING
+):  # else it is imported when it is asked for, which a start without it need not wait for
+    from models.torchvision_detectors import TorchvisionDetector
 
 MODELS = tuple(f"yolo-{size}" for size in SIZES)
 
@@ -18,9 +20,9 @@ def _unknown(name: str) -> str:
     """What is wrong with the name of a detector, as a sentence; "" if it is known."""
     known, more = MODELS, ", and torchvision/NAME"
     if name.startswith("torchvision"):
-        from models.torchvision_models import torchvision_detectors
+        from models.torchvision_detectors import detector_names
 
-        known, more = torchvision_detectors(), ""
+        known, more = detector_names(), ""
     return "" if name in known else f"--model {name}: unknown; known are {', '.join(known)}{more}"
 
 
@@ -33,14 +35,16 @@ def model_name(text: str) -> str:
 
 def backbone_name(text: str) -> str:
     """An argument's type: torchvision/ and what torchvision calls a classifier. Raises UserError for any other."""
-    from models.torchvision_backbones import torchvision_backbones
+    from models.torchvision_backbones import backbone_names
 
-    if text not in torchvision_backbones():
-        raise UserError(f"--backbone {text}: unknown; known are {', '.join(torchvision_backbones())}")
+    if text not in backbone_names():
+        raise UserError(f"--backbone {text}: unknown; known are {', '.join(backbone_names())}")
     return text
 
 
-def build_model(name: str, num_classes: int, backbone: str | None = None, **options: object) -> "YOLO | TorchvisionDetector":
+def build_model(
+    name: str, num_classes: int, backbone: str | None = None, **options: object
+) -> "YOLO | TorchvisionDetector":
     """The detector called `name`, one of `MODELS` or torchvision/ and what torchvision calls it, with random weights, for
     `num_classes` >= 1 classes.
 
@@ -50,29 +54,40 @@ def build_model(name: str, num_classes: int, backbone: str | None = None, **opti
     if sentence := _unknown(name):
         raise ValueError(sentence)
     if name not in MODELS:
-        from models.torchvision_models import PREFIX, TorchvisionDetector
+        from models.torchvision_detectors import PREFIX, TorchvisionDetector
 
         if backbone:
             raise UserError(f"--backbone {backbone}: is for our own models; {name} has its own")
         return TorchvisionDetector(name.removeprefix(PREFIX), num_classes)
-    return YOLO(name.removeprefix("yolo-"), num_classes, backbone=backbone and backbone.removeprefix("torchvision/"), **options)
+    return YOLO(
+        name.removeprefix("yolo-"),
+        num_classes,
+        backbone=backbone and backbone.removeprefix("torchvision/"),
+        **options,
+    )
 
 
-def start_from(model: "YOLO | TorchvisionDetector", weights: str | None, pretrained: bool) -> str:
+def load_initial_weights(
+    model: "YOLO | TorchvisionDetector", weights: str | None, pretrained: bool
+) -> str:
     """Give `model` the tensors that fit of the checkpoint `weights`, or for DEFAULT torchvision's own, and before that, if
     `pretrained`, its backbone torchvision's; a line each on how many.
 
     Raises UserError when there are none.
     """
     said = ""
-    if pretrained and not hasattr(getattr(model, "backbone", None), "take_pretrained"):
-        raise UserError("--pretrained: is for --backbone torchvision/NAME; whole detectors start with --weights")
+    if pretrained and not hasattr(getattr(model, "backbone", None), "load_pretrained"):
+        raise UserError(
+            "--pretrained: is for --backbone torchvision/NAME; whole detectors start with --weights"
+        )
     if pretrained:
-        said += f"{model.backbone.take_pretrained()}\n"
+        said += f"{model.backbone.load_pretrained()}\n"
     if weights == "DEFAULT" and isinstance(model, YOLO):
-        raise UserError("--weights DEFAULT: is for --model torchvision/NAME; for this model give a checkpoint")
+        raise UserError(
+            "--weights DEFAULT: is for --model torchvision/NAME; for this model give a checkpoint"
+        )
     if weights:
-        said += f"{model.take_pretrained() if weights == 'DEFAULT' else load_matching(model, Path(weights))}\n"
+        said += f"{model.load_pretrained() if weights == 'DEFAULT' else load_checkpoint_weights(model, Path(weights))}\n"
     return said
 
 
@@ -87,7 +102,11 @@ def load(path: str | Path) -> "YOLO | TorchvisionDetector":
         args, names = state["args"], tuple(state["names"])
         model = build_model(args["model"], len(names), args.get("backbone"))
         model.load_state_dict(state["average"])
-        model.names, model.imgsz, model.data = names, span(args["imgsz"])[1], str(args["data"])
+        model.names, model.imgsz, model.data = (
+            names,
+            imgsz_bounds(args["imgsz"])[1],
+            str(args["data"]),
+        )
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError):
         raise UserError(f"{path}: holds no detector that this version can build") from None
     return model.eval()

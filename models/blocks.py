@@ -13,9 +13,18 @@ class ConvNormAct(nn.Sequential):
     (B, in_channels, H, W) -> (B, out_channels, H / stride, W / stride); `stride` divides the sides, `kernel_size` >= `stride`.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1
+    ) -> None:
         super().__init__(
-            nn.Conv2d(in_channels, out_channels, kernel_size, stride, (kernel_size - stride + 1) // 2, bias=False),
+            nn.Conv2d(
+                in_channels,
+                out_channels,
+                kernel_size,
+                stride,
+                (kernel_size - stride + 1) // 2,
+                bias=False,
+            ),
             nn.BatchNorm2d(out_channels, eps=1e-3, momentum=0.03),
             nn.SiLU(),
         )

@@ -9,7 +9,10 @@ from utils.errors import UserError
 def layers(model: nn.Module) -> list[nn.Module]:
     """The parts of the backbone and, in our own detector, of the neck, in the order in which a picture passes them."""
     backbone = _backbone(model)
-    for name in ("body", "features"):  # what torchvision's detectors have beside a pyramid or more layers
+    for name in (
+        "body",
+        "features",
+    ):  # what torchvision's detectors have beside a pyramid or more layers
         backbone = getattr(backbone, name, backbone)
     return [*backbone.children(), *(model.neck.children() if hasattr(model, "neck") else ())]
 
@@ -32,7 +35,9 @@ def freeze(model: nn.Module, what: str) -> list[nn.Module]:
     elif int(what) <= len(parts):
         frozen = parts[: int(what)]
     else:
-        raise UserError(f"--freeze {what}: allowed are backbone, or 1 to {len(parts)}, the layers before the head")
+        raise UserError(
+            f"--freeze {what}: allowed are backbone, or 1 to {len(parts)}, the layers before the head"
+        )
     for part in frozen:
         part.eval().requires_grad_(False)
     return frozen

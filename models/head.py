@@ -48,7 +48,9 @@ def cell_grid(levels: tuple[tuple[int, int, int], ...]) -> tuple[Tensor, Tensor]
 
 def _branch(in_channels: int, width: int, out_channels: int, second_kernel: int) -> nn.Sequential:
     second = ConvNormAct(width, width, second_kernel)
-    return nn.Sequential(ConvNormAct(in_channels, width, 3), second, nn.Conv2d(width, out_channels, 1))
+    return nn.Sequential(
+        ConvNormAct(in_channels, width, 3), second, nn.Conv2d(width, out_channels, 1)
+    )
 
 
 class Head(nn.Module):
@@ -57,14 +59,18 @@ class Head(nn.Module):
     `in_channels[i]` is the width of the map at stride `strides[i]` pixels; `num_classes` >= 1.
     """
 
-    def __init__(self, in_channels: Sequence[int], strides: Sequence[int], num_classes: int) -> None:
+    def __init__(
+        self, in_channels: Sequence[int], strides: Sequence[int], num_classes: int
+    ) -> None:
         super().__init__()
         self.strides = tuple(strides)
         box_width = max(16, in_channels[0] // 4, 4 * BINS)
         class_width = max(in_channels[0], min(num_classes, 100))
         self.box_branches = nn.ModuleList(_branch(c, box_width, 4 * BINS, 3) for c in in_channels)
         # What an object is needs less of its surroundings than where its sides are.
-        self.class_branches = nn.ModuleList(_branch(c, class_width, num_classes, 1) for c in in_channels)
+        self.class_branches = nn.ModuleList(
+            _branch(c, class_width, num_classes, 1) for c in in_channels
+        )
         for boxes, classes in zip(self.box_branches, self.class_branches, strict=True):
             # An object is a few cells wide on the level that fits it: start with sides about 2.5 cells away, not half of BINS.
             boxes[-1].bias.data = -torch.arange(BINS, dtype=torch.float32).repeat(4) / 3
@@ -73,11 +79,19 @@ class Head(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Predictions:
         sides, logits, levels = [], [], []
-        for feature, stride, boxes, classes in zip(features, self.strides, self.box_branches, self.class_branches, strict=True):
+        for feature, stride, boxes, classes in zip(
+            features, self.strides, self.box_branches, self.class_branches, strict=True
+        ):
             count, _, height, width = feature.shape
             sides.append(boxes(feature).permute(0, 2, 3, 1).reshape(count, height * width, 4, BINS))
-            logits.append(classes(feature).permute(0, 2, 3, 1).reshape(count, height * width, classes[-1].out_channels))
+            logits.append(
+                classes(feature)
+                .permute(0, 2, 3, 1)
+                .reshape(count, height * width, classes[-1].out_channels)
+            )
             levels.append((height, width, stride))
         # What is exported may have sizes that are symbols, under which nothing can be kept.
         grid = cell_grid.__wrapped__ if torch.compiler.is_exporting() else cell_grid
-        return Predictions(torch.cat(sides, dim=1).float(), torch.cat(logits, dim=1).float(), *grid(tuple(levels)))
+        return Predictions(
+            torch.cat(sides, dim=1).float(), torch.cat(logits, dim=1).float(), *grid(tuple(levels))
+        )

@@ -52,7 +52,9 @@ def candidate_pairs(boxes: Tensor, centers: Tensor, strides: Tensor) -> tuple[Te
 
 def _paired_iou(a: Tensor, b: Tensor) -> Tensor:
     """IoU of a[i] with b[i], for xyxy boxes (P, 4) -> (P,). (torchvision's `box_iou` gives every pair, P x P.)"""
-    overlap = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(1)
+    overlap = (
+        (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(1)
+    )
     area_a, area_b = (a[:, 2:] - a[:, :2]).prod(1), (b[:, 2:] - b[:, :2]).prod(1)
     return overlap / (area_a + area_b - overlap).clamp(min=1e-9)
 
@@ -60,7 +62,11 @@ def _paired_iou(a: Tensor, b: Tensor) -> Tensor:
 def _sent(device: torch.device, *tensors: Tensor) -> Sequence[Tensor]:
     """Tensors of one kind and length, copied to the device together and without waiting for it."""
     together = torch.stack(tensors)
-    return (together.pin_memory() if device.type == "cuda" else together).to(device, non_blocking=True).unbind()
+    return (
+        (together.pin_memory() if device.type == "cuda" else together)
+        .to(device, non_blocking=True)
+        .unbind()
+    )
 
 
 @torch.no_grad()
@@ -73,9 +79,13 @@ def assign(predictions: Predictions, boxes: Tensor, labels: Tensor, image: Tenso
     total = predictions.logits.shape[0] * cells_per_image
     obj, cell = candidate_pairs(boxes, predictions.centers, predictions.strides)
     if not len(obj):  # no object, or none with a cell inside: nothing to choose from
-        numbers, points, rows = (torch.zeros(0, *shape, device=device) for shape in ((), (2,), (4,)))
+        numbers, points, rows = (
+            torch.zeros(0, *shape, device=device) for shape in ((), (2,), (4,))
+        )
         return Assignment(numbers.long(), points, numbers, rows, numbers.long(), numbers)
-    *corners, x, y, stride = _sent(device, *boxes[obj].T, *predictions.centers[cell].T, predictions.strides[cell])
+    *corners, x, y, stride = _sent(
+        device, *boxes[obj].T, *predictions.centers[cell].T, predictions.strides[cell]
+    )
     obj, label, flat = _sent(device, obj, labels[obj], image[obj] * cells_per_image + cell)
     box, center = torch.stack(corners, dim=1), torch.stack((x, y), dim=1)
     predicted = decode_boxes(predictions.sides.flatten(0, 1)[flat], center, stride)
@@ -86,7 +96,9 @@ def assign(predictions: Predictions, boxes: Tensor, labels: Tensor, image: Tenso
     # Rank within each object: sort by alignment, then, keeping that order, by object.
     order = alignment.argsort(descending=True, stable=True)
     order = order[obj[order].argsort(stable=True)]
-    per_object = torch.zeros(count, dtype=torch.long, device=obj.device).index_add_(0, obj, torch.ones_like(obj))
+    per_object = torch.zeros(count, dtype=torch.long, device=obj.device).index_add_(
+        0, obj, torch.ones_like(obj)
+    )
     first = per_object.cumsum(0) - per_object
     rank = torch.arange(len(order), device=obj.device) - first[obj[order]]
     # A table of fixed size (N, TOP_K), filled by rank, what ranks lower falls into the extra column: no wait for the device.
@@ -122,7 +134,9 @@ def _mean_over_processes(total: Tensor) -> Tensor:
     return total.clamp(min=1) / dist.get_world_size()
 
 
-def detection_loss(predictions: Predictions, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+def detection_loss(
+    predictions: Predictions, targets: Sequence[dict[str, Tensor]]
+) -> dict[str, Tensor]:
     """The three losses of a batch, each a scalar, without gains.
 
     Of several processes each gives its part, so that their mean is the loss of the whole batch, however it is divided.
@@ -145,7 +159,10 @@ def detection_loss(predictions: Predictions, targets: Sequence[dict[str, Tensor]
 
     sides = predictions.sides.flatten(0, 1)[found.cell]
     ciou = complete_box_iou_loss(decode_boxes(sides, found.center, found.stride), found.box)
-    distances = torch.cat((found.center - found.box[:, :2], found.box[:, 2:] - found.center), dim=1) / found.stride[:, None]
+    distances = (
+        torch.cat((found.center - found.box[:, :2], found.box[:, 2:] - found.center), dim=1)
+        / found.stride[:, None]
+    )
     distances = distances.clamp(0, BINS - 1 - 0.01)
     lower = distances.floor()
     share = distances - lower

@@ -21,7 +21,7 @@ from models.head import Head, Predictions, decode_boxes
 from models.loss import detection_loss
 from models.torchvision_backbones import TorchvisionBackbone
 
-GREY = 114  # what the empty part of a letterboxed picture is filled with, of 255
+GRAY = 114  # what the empty part of a letterboxed picture is filled with, of 255
 
 
 class Size(NamedTuple):
@@ -33,7 +33,9 @@ class Size(NamedTuple):
 
     def widths(self) -> list[int]:
         """The channels at strides 4, 8, 16 and 32."""
-        return [int(min(channels, self.max_channels) * self.width) for channels in (128, 256, 512, 1024)]
+        return [
+            int(min(channels, self.max_channels) * self.width) for channels in (128, 256, 512, 1024)
+        ]
 
 
 SIZES = {
@@ -53,11 +55,19 @@ class Backbone(nn.Module):
         c = size.widths()
         d = [max(1, round(depth * size.depth)) for depth in (3, 6, 6, 3)]
         # Straight to stride 4, and plain convolutions there: on maps that large norms and activations cost more than they do.
-        self.stem = nn.Sequential(ConvNormAct(3, c[0], 6, 4), *(ConvNormAct(c[0], c[0], 3) for _ in range(d[0])))
-        self.stage8 = nn.Sequential(ConvNormAct(c[0], c[1], 3, 2), CSPStage(c[1], c[1], d[1], shortcut=True))
-        self.stage16 = nn.Sequential(ConvNormAct(c[1], c[2], 3, 2), CSPStage(c[2], c[2], d[2], shortcut=True))
+        self.stem = nn.Sequential(
+            ConvNormAct(3, c[0], 6, 4), *(ConvNormAct(c[0], c[0], 3) for _ in range(d[0]))
+        )
+        self.stage8 = nn.Sequential(
+            ConvNormAct(c[0], c[1], 3, 2), CSPStage(c[1], c[1], d[1], shortcut=True)
+        )
+        self.stage16 = nn.Sequential(
+            ConvNormAct(c[1], c[2], 3, 2), CSPStage(c[2], c[2], d[2], shortcut=True)
+        )
         self.stage32 = nn.Sequential(
-            ConvNormAct(c[2], c[3], 3, 2), CSPStage(c[3], c[3], d[3], shortcut=True), PyramidPooling(c[3], c[3])
+            ConvNormAct(c[2], c[3], 3, 2),
+            CSPStage(c[3], c[3], d[3], shortcut=True),
+            PyramidPooling(c[3], c[3]),
         )
         self.channels = tuple(c[1:])
 
@@ -112,7 +122,11 @@ class YOLO(nn.Module):
         backbone: str | None = None,
     ) -> None:
         super().__init__()
-        self.backbone = TorchvisionBackbone(backbone, SIZES[size].widths()[1:]) if backbone else Backbone(SIZES[size])
+        self.backbone = (
+            TorchvisionBackbone(backbone, SIZES[size].widths()[1:])
+            if backbone
+            else Backbone(SIZES[size])
+        )
         self.neck = Neck(self.backbone.channels, max(1, round(3 * SIZES[size].depth)))
         self.head = Head(self.backbone.channels, (8, 16, 32), num_classes)
         self.gains = dict(zip(("box", "cls", "dfl"), gains, strict=True))
@@ -141,20 +155,32 @@ class YOLO(nn.Module):
             return self._detections(predictions, sizes)
         if targets is None:
             raise ValueError("in training mode the model needs targets")
-        return {name: loss * self.gains[name] for name, loss in detection_loss(predictions, targets).items()}
+        return {
+            name: loss * self.gains[name]
+            for name, loss in detection_loss(predictions, targets).items()
+        }
 
     def _batch(self, images: Tensor | Sequence[Tensor], sizes: list[tuple[int, int]]) -> Tensor:
         """One float batch whose sides are multiples of the stride, pictures at the top left, the rest grey."""
         height = -(-max(h for h, _ in sizes) // self.stride) * self.stride
         width = -(-max(w for _, w in sizes) // self.stride) * self.stride
         if not (isinstance(images, Tensor) and images.shape[-2:] == (height, width)):
-            grey = GREY / 255 if images[0].is_floating_point() else GREY
-            images = torch.stack([F.pad(i, (0, width - i.shape[-1], 0, height - i.shape[-2]), value=grey) for i in images])
+            grey = GRAY / 255 if images[0].is_floating_point() else GRAY
+            images = torch.stack(
+                [
+                    F.pad(i, (0, width - i.shape[-1], 0, height - i.shape[-2]), value=grey)
+                    for i in images
+                ]
+            )
         images = images.to(memory_format=torch.channels_last)
         return images if images.is_floating_point() else images.float() / 255
 
-    def _detections(self, predictions: Predictions, sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
-        centers, strides = (grid.to(predictions.sides.device) for grid in (predictions.centers, predictions.strides))
+    def _detections(
+        self, predictions: Predictions, sizes: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        centers, strides = (
+            grid.to(predictions.sides.device) for grid in (predictions.centers, predictions.strides)
+        )
         boxes = decode_boxes(predictions.sides, centers, strides)
         scores = predictions.logits.sigmoid()
         classes, results = scores.shape[-1], []

@@ -5,7 +5,9 @@ import os
 import signal
 from pathlib import Path
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side, and torch's threads would wait for each other in turns
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # tests run side by side, and torch's threads would wait for each other in turns
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
@@ -32,13 +34,18 @@ def write_tiny(folder: Path, train: int = 12, val: int = 5, classes: int = 2) ->
             lines = []
             for _ in range(int(rng.integers(1, 4))):
                 label = int(rng.integers(classes))
-                x, y, w, h = (int(v) for v in (rng.integers(0, 50), rng.integers(0, 34), *rng.integers(12, 30, 2)))
+                x, y, w, h = (
+                    int(v)
+                    for v in (rng.integers(0, 50), rng.integers(0, 34), *rng.integers(12, 30, 2))
+                )
                 pixels[y : y + h, x : x + w] = 140 + 100 * label
                 lines.append(f"{label} {(x + w / 2) / 80} {(y + h / 2) / 64} {w / 80} {h / 64}\n")
             Image.fromarray(pixels).save(folder / "images" / split / f"{i}.png")
             (folder / "labels" / split / f"{i}.txt").write_text("".join(lines))
     data = folder / "data.yaml"
-    data.write_text(f"path: .\ntrain: images/train\nval: images/val\nnames: {[f'class{k}' for k in range(classes)]}\n")
+    data.write_text(
+        f"path: .\ntrain: images/train\nval: images/val\nnames: {[f'class{k}' for k in range(classes)]}\n"
+    )
     return data
 
 

@@ -17,7 +17,7 @@ with atheris.instrument_imports(include=["data", "utils", "yaml", "PIL"]):
     from PIL import Image
 
     from data import formats
-    from data.pictures import FORMATS, image_size, read_image
+    from data.images import FORMATS, image_size, read_image
     from utils.errors import UserError
     from utils.hyp import Hyp
     from utils.yamlfile import read_yaml
@@ -34,8 +34,10 @@ def labels(content: bytes) -> None:
     formats._read_yolo(scan, [str(IMAGE)], [0, 1, 2])
     found = formats.Annotations(**scan.finish("abc"))
     assert len(found.boxes) == len(found.labels) == found.offsets[-1] and len(found) == 1
-    assert ((found.boxes >= 0) & (found.boxes <= 1)).all() and ((found.labels >= 0) & (found.labels < 3)).all()
-    assert all(str(LABELS) in sentence and "\n" not in sentence for _, sentence in scan.faults)
+    assert ((found.boxes >= 0) & (found.boxes <= 1)).all() and (
+        (found.labels >= 0) & (found.labels < 3)
+    ).all()
+    assert all(str(LABELS) in sentence and "\n" not in sentence for _, sentence in scan.errors)
 
 
 def yaml(content: bytes) -> None:
@@ -46,7 +48,7 @@ def yaml(content: bytes) -> None:
         assert str(error).startswith(str(HYP)) and "\n" not in str(error) and len(str(error)) < 2000
 
 
-def pictures(content: bytes) -> None:
+def images(content: bytes) -> None:
     IMAGE.write_bytes(content)
     found = image_size(str(IMAGE))
     if isinstance(found, str):
@@ -70,7 +72,10 @@ def seeds(reader: str) -> list[bytes]:
         return [b"0 0.5 0.5 0.25 0.25\n2 .1 .2 .3 .4\r\n\n1 1e-1 5e-1 1 1"]
     if reader == "yaml":
         hyps = (Path(__file__).parents[1] / "hyp").glob("*.yaml")
-        return [b"scheduler: {name: cawb, steps: [33%, 7], lf: 'lambda x, y: x / y'}\n", *(h.read_bytes() for h in hyps)]
+        return [
+            b"scheduler: {name: cawb, steps: [33%, 7], lf: 'lambda x, y: x / y'}\n",
+            *(h.read_bytes() for h in hyps),
+        ]
     found = []
     for format in FORMATS:
         output = BytesIO()
@@ -86,6 +91,6 @@ if __name__ == "__main__":
     corpus.mkdir()
     for number, seed in enumerate(seeds(reader)):
         (corpus / str(number)).write_bytes(seed)
-    readers = {function.__name__: function for function in (labels, yaml, pictures, pixels)}
+    readers = {function.__name__: function for function in (labels, yaml, images, pixels)}
     atheris.Setup([*sys.argv, "-rss_limit_mb=0", str(corpus)], readers[reader])
     atheris.Fuzz()

@@ -28,13 +28,17 @@ def read(path):
 
 def same(a, b):
     arrays = ("files", "sizes", "offsets", "boxes", "labels", "crowd")
-    return a.names == b.names and a.faults == b.faults and all(np.array_equal(getattr(a, n), getattr(b, n)) for n in arrays)
+    return (
+        a.names == b.names
+        and a.errors == b.errors
+        and all(np.array_equal(getattr(a, n), getattr(b, n)) for n in arrays)
+    )
 
 
 def test_a_scan_is_kept_with_its_faults(tiny, scans):
     (tiny.parent / "labels" / "train" / "3.txt").write_text("7 0.5 0.5 0.2 0.2\n")
     first, count = read(tiny), len(scans)
-    assert count == 12 and len(first.faults) == 1
+    assert count == 12 and len(first.errors) == 1
     assert same(read(tiny), first) and len(scans) == count
 
 

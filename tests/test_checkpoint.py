@@ -13,7 +13,13 @@ from utils.errors import UserError
 
 
 def test_what_is_saved_is_read_again(tmp_path):
-    state = {"model": {"w": torch.arange(3.0)}, "epoch": 3, "rows": [{"lr": 0.1, "mAP": None}], "name": "x", "finished": False}
+    state = {
+        "model": {"w": torch.arange(3.0)},
+        "epoch": 3,
+        "rows": [{"lr": 0.1, "mAP": None}],
+        "name": "x",
+        "finished": False,
+    }
     save_checkpoint(state, tmp_path / "last.pt")
     loaded = load_checkpoint(tmp_path / "last.pt")
     assert torch.equal(loaded["model"].pop("w"), state["model"].pop("w"))
@@ -66,7 +72,9 @@ def test_damaged_and_foreign_files_are_named(tmp_path):
     whole = (tmp_path / "last.pt").read_bytes()
     one_bit = bytearray(whole)
     one_bit[len(whole) // 2] ^= 1  # within the tensor
-    for i, content in enumerate([b"", b"text", whole[:1000], whole[:-100], whole[: len(whole) // 2], bytes(one_bit)]):
+    for i, content in enumerate(
+        [b"", b"text", whole[:1000], whole[:-100], whole[: len(whole) // 2], bytes(one_bit)]
+    ):
         (tmp_path / f"{i}.pt").write_bytes(content)
         with pytest.raises(UserError, match=f"{i}.pt"):
             load_checkpoint(tmp_path / f"{i}.pt")
@@ -80,10 +88,15 @@ def test_damaged_and_foreign_files_are_named(tmp_path):
 def test_a_compressed_file_is_refused_unread(tmp_path):
     """A thousandth of the bytes it would take in memory."""
     save_checkpoint({"epoch": 1, "w": torch.zeros(10_000_000)}, tmp_path / "last.pt")
-    with zipfile.ZipFile(tmp_path / "last.pt") as whole, zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb:
+    with (
+        zipfile.ZipFile(tmp_path / "last.pt") as whole,
+        zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
         for name in whole.namelist():
             bomb.writestr(name, whole.read(name))
     assert (tmp_path / "bomb.pt").stat().st_size < 100_000
-    assert torch.load(tmp_path / "bomb.pt", weights_only=True)["w"].numel() == 10_000_000  # torch itself would unpack it
+    assert (
+        torch.load(tmp_path / "bomb.pt", weights_only=True)["w"].numel() == 10_000_000
+    )  # torch itself would unpack it
     with pytest.raises(UserError, match=r"bomb\.pt"):
         load_checkpoint(tmp_path / "bomb.pt")

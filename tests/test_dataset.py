@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 from data.config import read_data_config
 from data.dataset import TrainSet, ValSet, collate
 from data.formats import read_split
-from data.pictures import read_image
-from data.sampler import EpochBatches
+from data.images import read_image
+from data.sampler import EpochBatchSampler
 from utils.errors import UserError
 from utils.hyp import Hyp
 
@@ -95,12 +95,17 @@ KINDS = ["rgb.jpg", "grey.jpg", "cmyk.jpg", "exif3.jpg", "exif5.jpg", "exif6.jpg
 @pytest.mark.parametrize("augmented", [False, True])
 def test_boxes_lie_on_the_objects(kind, augmented, tmp_path):
     annotations = data_set(tmp_path, [kind], yolo_line(BOX))
-    assert annotations.faults == () and annotations.sizes.tolist() == [list(SIZE)]
+    assert annotations.errors == () and annotations.sizes.tolist() == [list(SIZE)]
     if augmented:
-        samples = TrainSet(annotations, Hyp(brightness=0, saturation=0, hue=0, flipud=0.5), seed=1, mosaic_until=8)
+        samples = TrainSet(
+            annotations, Hyp(brightness=0, saturation=0, hue=0, flipud=0.5), seed=1, mosaic_until=8
+        )
         found = [samples[epoch, 0, (0, 0, 0, 0), 128] for epoch in range(16)]
     else:
-        found = [ValSet(annotations, 128, stride=32)[0], TrainSet(annotations, PLAIN, seed=1, mosaic_until=0)[0, 0, (0,), 128]]
+        found = [
+            ValSet(annotations, 128, stride=32)[0],
+            TrainSet(annotations, PLAIN, seed=1, mosaic_until=0)[0, 0, (0,), 128],
+        ]
     seen = 0
     for image, target in found:
         assert image.dtype == torch.uint8 and image.shape[0] == 3
@@ -118,7 +123,7 @@ def test_a_picture_without_objects(tmp_path):
     (tmp_path / "labels" / "empty.txt").write_text("\n")
     (tmp_path / "labels" / "unlabelled.txt").unlink()
     annotations = read_split(read_data_config(tmp_path / "data.yaml"), "train")
-    assert annotations.faults == () and len(annotations) == 3 and len(annotations.boxes) == 1
+    assert annotations.errors == () and len(annotations) == 3 and len(annotations.boxes) == 1
     for index, name in enumerate(annotations.files):
         _, target = TrainSet(annotations, PLAIN, seed=0, mosaic_until=0)[0, index, (index,), 64]
         count = 1 if Path(str(name)).stem == "object" else 0
@@ -157,7 +162,7 @@ def test_flips_are_exact(tmp_path):
 def test_the_colour_matrix_is_torchvisions_adjustments():
     from torchvision.transforms.v2 import functional as F
 
-    from data.augment import color_matrix, recolored
+    from data.augment import apply_color_matrix, color_matrix
 
     images = torch.randint(40, 160, (2, 3, 32, 48), dtype=torch.uint8)
 
@@ -169,10 +174,13 @@ def test_the_colour_matrix_is_torchvisions_adjustments():
             return self.values.pop(0)
 
     # Of the second picture every channel moves on by one: a third of the circle.
-    matrices = [torch.from_numpy(color_matrix(Hyp(), Fixed(*values))) for values in ((1.2, 0.6, 0.0), (1.0, 1.0, 1 / 3))]
+    matrices = [
+        torch.from_numpy(color_matrix(Hyp(), Fixed(*values)))
+        for values in ((1.2, 0.6, 0.0), (1.0, 1.0, 1 / 3))
+    ]
     expected = F.adjust_brightness(F.adjust_saturation(images[0], 0.6), 1.2), images[1].roll(1, 0)
     for dtype, near in ((torch.float32, 3 / 255), (torch.bfloat16, 6 / 255)):
-        got = recolored(images, matrices, dtype)
+        got = apply_color_matrix(images, matrices, dtype)
         assert got.dtype == dtype and got.shape == images.shape
         for one, other in zip(got, expected, strict=True):
             assert (one - other / 255).abs().max() <= near
@@ -180,7 +188,7 @@ def test_the_colour_matrix_is_torchvisions_adjustments():
 
 def everything(annotations, workers: int, start: int = 0):
     samples = TrainSet(annotations, Hyp(), seed=3, mosaic_until=2)
-    batches = EpochBatches(len(samples), 5, (64, 64), seed=3)
+    batches = EpochBatchSampler(len(samples), 5, (64, 64), seed=3)
     batches.epoch, batches.start = 1, start
     return list(DataLoader(samples, batch_sampler=batches, num_workers=workers, collate_fn=collate))
 
@@ -189,7 +197,9 @@ def test_a_sample_depends_on_its_key_alone(tiny):
     annotations = read_split(read_data_config(tiny), "train")
     whole = everything(annotations, workers=0)
     for other in (everything(annotations, workers=2), everything(annotations, workers=0, start=1)):
-        for (images, targets), (again, targets_again) in zip(whole[-len(other) :], other, strict=True):
+        for (images, targets), (again, targets_again) in zip(
+            whole[-len(other) :], other, strict=True
+        ):
             assert torch.equal(images, again)
             for a, b in zip(targets, targets_again, strict=True):
                 assert torch.equal(a["boxes"], b["boxes"]) and torch.equal(a["labels"], b["labels"])

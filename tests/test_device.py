@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from utils import device
-from utils.device import has_bf16
+from utils.device import prefers_bf16
 
 
 @pytest.mark.parametrize(
@@ -18,10 +18,12 @@ from utils.device import has_bf16
         (False, False, "GenuineIntel", False),
     ],
 )
-def test_bf16_only_where_the_processor_gains_by_it(avx512_bf16, amx, maker, expected, tmp_path, monkeypatch):
+def test_bf16_only_where_the_processor_gains_by_it(
+    avx512_bf16, amx, maker, expected, tmp_path, monkeypatch
+):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     facts = tmp_path / "cpuinfo"
     facts.write_text(f"processor\t: 0\nvendor_id\t: {maker}\nflags\t\t: fpu\n")
     monkeypatch.setattr(device, "CPU_FACTS", facts)
-    assert has_bf16(torch.device("cpu")) is expected
+    assert prefers_bf16(torch.device("cpu")) is expected

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.sampler import EpochBatches
+from data.sampler import EpochBatchSampler
 from utils.device import default_workers, select_device
-from utils.distributed import Processes
+from utils.distributed import DistributedContext
 from utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -23,7 +23,7 @@ import numpy as np, torch, torch.distributed as dist
 sys.path.insert(0, sys.argv[1])
 from models.head import Predictions
 from models.loss import detection_loss
-from utils.distributed import Processes
+from utils.distributed import DistributedContext
 
 torch.manual_seed(0)
 centers = torch.cartesian_prod(torch.arange(8.0), torch.arange(8.0)).flip(-1) * 8 + 4
@@ -41,12 +41,12 @@ def loss(share):
 
 
 whole = loss(slice(None))  # before the processes know of each other
-processes = Processes()
+processes = DistributedContext()
 for alone, shared in zip(whole, loss(slice(processes.rank, None, processes.count))):
     torch.testing.assert_close(processes.mean(shared), alone, rtol=1e-5, atol=1e-7)
 
 assert processes.highest(15 if processes.rank == processes.count - 1 else 0) == 15
-assert processes.from_first(lambda: ("text", processes.rank)) == ("text", 0)
+assert processes.on_main(lambda: ("text", processes.rank)) == ("text", 0)
 own = np.array([[i, processes.rank + 0.5] for i in range(processes.rank, 7, processes.count)])
 gathered = processes.gather(own)
 if processes.first:
@@ -57,7 +57,7 @@ else:
 
 norm = torch.nn.BatchNorm1d(4)
 norm.running_mean += processes.rank
-processes.share_buffers(norm)
+processes.broadcast_buffers(norm)
 assert norm.running_mean.tolist() == [0.0] * 4
 
 # The gradient of a model in several processes is the mean, step by step and over two batches.
@@ -79,17 +79,19 @@ print("as one", flush=True)
 def test_processes_compute_what_one_would(processes, tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
     start = [*TORCHRUN, str(processes)] if processes > 1 else [sys.executable]
-    done = subprocess.run([*start, tmp_path / "program.py", str(ROOT)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [*start, tmp_path / "program.py", str(ROOT)], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("as one") == processes
 
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_the_order_of_the_samples_does_not_depend_on_the_processes(processes):
-    shares = [EpochBatches(50, 8, (64, 640), 1, rank, processes) for rank in range(processes)]
+    shares = [EpochBatchSampler(50, 8, (64, 640), 1, rank, processes) for rank in range(processes)]
     for batches in shares:
         batches.epoch, batches.start = 2, 3
-    alone = EpochBatches(50, 8, (64, 640), 1)
+    alone = EpochBatchSampler(50, 8, (64, 640), 1)
     alone.epoch, alone.start = 2, 3
     for batch, parts in zip(alone, zip(*shares, strict=True), strict=True):
         assert sorted(key for part in parts for key in part) == sorted(batch)
@@ -99,7 +101,7 @@ def test_the_order_of_the_samples_does_not_depend_on_the_processes(processes):
 
 def test_a_batch_too_small_for_its_processes_is_refused():
     with pytest.raises(UserError, match="--batch-size 4"):
-        EpochBatches(5, 4, (64, 64), 0, rank=0, processes=3)  # batches of 2 and 3
+        EpochBatchSampler(5, 4, (64, 64), 0, rank=0, processes=3)  # batches of 2 and 3
 
 
 def test_each_process_has_a_device_of_its_own():
@@ -125,11 +127,24 @@ def test_processes_that_torchrun_did_not_start_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     with pytest.raises(UserError, match=r"WORLD_SIZE=2.*torchrun"):
-        Processes()
+        DistributedContext()
 
 
 def test_a_mistake_in_several_processes(tmp_path):
-    arguments = ["--project", str(tmp_path / "runs"), "--device", "cpu", "--sync-bn", "--epochs", "1"]
-    done = subprocess.run([*TORCHRUN, "2", str(ROOT / "train.py"), *arguments], capture_output=True, text=True, timeout=300)
+    arguments = [
+        "--project",
+        str(tmp_path / "runs"),
+        "--device",
+        "cpu",
+        "--sync-bn",
+        "--epochs",
+        "1",
+    ]
+    done = subprocess.run(
+        [*TORCHRUN, "2", str(ROOT / "train.py"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode != 0 and "train.py: --sync-bn" in done.stderr
     assert not (tmp_path / "runs").exists()

@@ -11,20 +11,22 @@ import pytest
 import torch
 
 import export
-from data.augment import resized
-from data.pictures import read_image
+from data.augment import resize
+from data.images import read_image
 from models import load
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[torch.Tensor]:
+def images() -> list[torch.Tensor]:
     """8 real ones, (1, 3, 128, 160), 0..1."""
     folder = ROOT.parent / "shared" / "datasets" / "bccd" / "images" / "val"
     if not folder.is_dir():
         pytest.skip(f"the real images are not at {folder}")
-    return [resized(read_image(str(file)), 128, 160)[None] / 255 for file in sorted(folder.iterdir())[:8]]
+    return [
+        resize(read_image(str(file)), 128, 160)[None] / 255 for file in sorted(folder.iterdir())[:8]
+    ]
 
 
 def copied(trained: Path, folder: Path) -> Path:
@@ -35,8 +37,12 @@ def copied(trained: Path, folder: Path) -> Path:
 
 def largest(expected: list[torch.Tensor], found: list[torch.Tensor]) -> list[float]:
     assert [a.shape for a in expected] == [b.shape for b in found]
-    differences = [(a.float() - torch.as_tensor(b).float()).abs() for a, b in zip(expected, found, strict=True)]
-    return [float(d.max()) if d.numel() else 0.0 for d in differences]  # a picture may have no detection
+    differences = [
+        (a.float() - torch.as_tensor(b).float()).abs() for a, b in zip(expected, found, strict=True)
+    ]
+    return [
+        float(d.max()) if d.numel() else 0.0 for d in differences
+    ]  # a picture may have no detection
 
 
 @torch.no_grad()
@@ -44,18 +50,28 @@ def raw(model: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, tor
     """Every cell's box and scores, by the distances' definition: the mean of the softmax over 0..15, in cells."""
     p = model.head(model.neck(model.backbone(images)))
     sides = (p.sides.softmax(-1) * torch.arange(16.0)).sum(-1) * p.strides[:, None]
-    return torch.cat((p.centers - sides[..., :2], p.centers + sides[..., 2:]), -1), p.logits.sigmoid()
+    return torch.cat(
+        (p.centers - sides[..., :2], p.centers + sides[..., 2:]), -1
+    ), p.logits.sigmoid()
 
 
 def test_onnx_of_any_size(trained, pictures, tmp_path):
     weights = copied(trained, tmp_path)
-    done = subprocess.run([sys.executable, ROOT / "export.py", "--weights", weights, "--dynamic"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / "export.py", "--weights", weights, "--dynamic"],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert "best.onnx" in done.stdout and "px" in done.stdout
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best.onnx", "best.pt"]
     session = onnxruntime.InferenceSession(tmp_path / "best.onnx")
     facts = session.get_modelmeta().custom_metadata_map
-    assert (json.loads(facts["names"]), facts["stride"], json.loads(facts["imgsz"])) == (["class0", "class1"], "32", [64, 64])
+    assert (json.loads(facts["names"]), facts["stride"], json.loads(facts["imgsz"])) == (
+        ["class0", "class1"],
+        "32",
+        [64, 64],
+    )
     model = load(weights)
     for images in (*pictures, torch.cat(pictures[:3]), pictures[0][..., :64, :96]):
         boxes, scores = largest(raw(model, images), session.run(None, {"images": images.numpy()}))
@@ -70,13 +86,17 @@ def test_onnx_with_nms(trained, pictures, tmp_path):
     model = load(weights)
     model.set_thresholds(0.02, 0.6)
     seen = 0
-    own = sorted((trained / "tiny" / "images" / "val").iterdir())  # in which it finds what it has learned
+    own = sorted(
+        (trained / "tiny" / "images" / "val").iterdir()
+    )  # in which it finds what it has learned
     for images in [*pictures, *(read_image(str(file))[None] / 255 for file in own)]:
-        images = resized(images[0], 64, 64)[None]
+        images = resize(images[0], 64, 64)[None]
         with torch.no_grad():
             (expected,) = model(images)
         found = session.run(None, {"images": images.numpy()})
-        boxes, scores, labels = largest([expected[key] for key in ("boxes", "scores", "labels")], found)
+        boxes, scores, labels = largest(
+            [expected[key] for key in ("boxes", "scores", "labels")], found
+        )
         assert boxes < 0.01 and scores < 1e-4 and labels == 0
         seen += len(expected["boxes"])
     assert seen > 8
@@ -106,7 +126,9 @@ def test_half(trained, pictures, tmp_path):
     assert (tmp_path / "best.onnx").stat().st_size < 0.6 * weights.stat().st_size
     session = onnxruntime.InferenceSession(tmp_path / "best.onnx")
     images = torch.cat(pictures[:2])
-    boxes, scores = largest(raw(load(weights), images), session.run(None, {"images": images.numpy().astype(np.float16)}))
+    boxes, scores = largest(
+        raw(load(weights), images), session.run(None, {"images": images.numpy().astype(np.float16)})
+    )
     assert boxes < 2 and scores < 0.01  # three digits are all that a float16 has
 
 

@@ -15,7 +15,7 @@ from conftest import rows, same, weights, write_tiny
 
 import data.dataset
 import train
-from utils.errors import MACHINE_FAULTS
+from utils.errors import ENVIRONMENT_ERRORS
 from utils.interrupt import SIGNALS
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +41,9 @@ def assert_same_end(one: Path, other: Path, noplots: bool = False) -> None:
     a, b = weights(one), weights(other)
     for key in ("model", "average", "optimizer", "scheduler", "best", "result", "epoch"):
         assert same(a[key], b[key]), key
-    assert [row | {"seconds": ""} for row in rows(one)] == [row | {"seconds": ""} for row in rows(other)]
+    assert [row | {"seconds": ""} for row in rows(one)] == [
+        row | {"seconds": ""} for row in rows(other)
+    ]
     assert (other / "report.html").exists() != noplots and not list(other.rglob("*.tmp"))
 
 
@@ -58,13 +60,32 @@ def once(monkeypatch, function: str, happening) -> None:
     monkeypatch.setattr(train, function, interrupted)
 
 
-BEFORE = ["find_file", "select_device", "read_data_config", "read_splits", "build_model", "start_from", "planned_scheduler"]
-AFTER = ["new_run_folder", "draw_plan", "draw_batch", "recolored", "detect", "evaluate", "draw_results", "write_report"]
+BEFORE = [
+    "find_file",
+    "select_device",
+    "read_data_config",
+    "read_splits",
+    "build_model",
+    "start_from",
+    "planned_scheduler",
+]
+AFTER = [
+    "new_run_folder",
+    "draw_plan",
+    "draw_batch",
+    "recolored",
+    "detect",
+    "evaluate",
+    "draw_results",
+    "write_report",
+]
 
 
 @pytest.mark.usefixtures("hangups")
 @pytest.mark.parametrize("stage", BEFORE)
-def test_a_signal_at_a_stage_before_the_run_has_a_folder(stage, whole, tmp_path, monkeypatch, capsys):
+def test_a_signal_at_a_stage_before_the_run_has_a_folder(
+    stage, whole, tmp_path, monkeypatch, capsys
+):
     number = SIGNALS[BEFORE.index(stage) % len(SIGNALS)]
     once(monkeypatch, stage, lambda: os.kill(os.getpid(), number))
     assert run("--data", whole[0], *QUICK, "--project", tmp_path / "runs") == 128 + number
@@ -100,7 +121,19 @@ def test_a_hangup_that_nohup_ignores(whole, tmp_path, monkeypatch):
 def test_a_terminal_that_is_closed(tmp_path):
     """What was trained since the last checkpoint is not lost, though there is nobody left to say so to."""
     data = write_tiny(tmp_path / "tiny", train=300)
-    arguments = ["--data", data, "--imgsz", 64, "--batch-size", 1, "--device", "cpu", "--noplots", "--workers", 1]
+    arguments = [
+        "--data",
+        data,
+        "--imgsz",
+        64,
+        "--batch-size",
+        1,
+        "--device",
+        "cpu",
+        "--noplots",
+        "--workers",
+        1,
+    ]
     ours, theirs = os.openpty()
     termios.tcsetwinsize(theirs, (24, 80))  # else there is no room for the bar
 
@@ -126,14 +159,29 @@ def test_a_terminal_that_is_closed(tmp_path):
 
 def test_a_loader_that_is_killed(whole, tmp_path):
     arguments = ["--data", whole[0], *QUICK[:-1], 6, "--noval", "--noplots"]
-    command = [sys.executable, ROOT / "train.py", *arguments, "--workers", 1, "--save-every", 0.001, "--project", tmp_path]
-    trainer = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        ROOT / "train.py",
+        *arguments,
+        "--workers",
+        1,
+        "--save-every",
+        0.001,
+        "--project",
+        tmp_path,
+    ]
+    trainer = subprocess.Popen(
+        [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     while not trainer.stdout.readline().startswith("epoch 1 "):
         assert trainer.poll() is None, trainer.stderr.read()
     loader = Path(f"/proc/{trainer.pid}/task/{trainer.pid}/children").read_text().split()[0]
     os.kill(int(loader), signal.SIGKILL)
     error = trainer.communicate(timeout=60)[1]
-    assert trainer.returncode == 2 and error == f"train.py: {MACHINE_FAULTS['DataLoader worker (pid']}\n", error
+    assert (
+        trainer.returncode == 2
+        and error == f"train.py: {ENVIRONMENT_ERRORS['DataLoader worker (pid']}\n"
+    ), error
     assert not Path(f"/proc/{loader}").exists() and not list(tmp_path.rglob("*.tmp"))
     assert 1 <= weights(tmp_path / "exp")["epoch"] < 6
     assert run("--resume", tmp_path / "exp") == 0
@@ -152,7 +200,9 @@ def test_an_error_in_a_changed_loop_ends_the_run_and_its_loaders(whole, tmp_path
     arguments = ["--data", whole[0], *QUICK, "--noplots", "--workers", 2, "--project", tmp_path]
     command = [sys.executable, "-c", program, ROOT, *arguments]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and done.stderr.endswith("ZeroDivisionError: division by zero\n"), done.stderr
+    assert done.returncode == 1 and done.stderr.endswith("ZeroDivisionError: division by zero\n"), (
+        done.stderr
+    )
     loaders = done.stdout.splitlines()[-1].split()
     assert len(loaders) == 2 and not any(Path(f"/proc/{loader}").exists() for loader in loaders)
 
@@ -190,13 +240,32 @@ def test_too_little_memory(workers, whole, tmp_path):
         "size = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize() + 1_500_000_000\n"
         "resource.setrlimit(resource.RLIMIT_AS, (size, size)); sys.exit(train.main())"
     )
-    arguments = ["--data", whole[0], "--imgsz", 3008, "--device", "cpu", "--noplots", "--workers", workers, "--project", tmp_path]
+    arguments = [
+        "--data",
+        whole[0],
+        "--imgsz",
+        3008,
+        "--device",
+        "cpu",
+        "--noplots",
+        "--workers",
+        workers,
+        "--project",
+        tmp_path,
+    ]
     done = subprocess.run(
-        [sys.executable, "-c", program, str(ROOT), *map(str, arguments)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", program, str(ROOT), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 2, done.stderr
-    faults = ["out of memory", "DataLoader worker (pid"][: 1 + workers]  # whichever of them is the first to want more
-    assert done.stderr.splitlines()[-1] in [f"train.py: {MACHINE_FAULTS[fault]}" for fault in faults], done.stderr
+    faults = ["out of memory", "DataLoader worker (pid"][
+        : 1 + workers
+    ]  # whichever of them is the first to want more
+    assert done.stderr.splitlines()[-1] in [
+        f"train.py: {ENVIRONMENT_ERRORS[fault]}" for fault in faults
+    ], done.stderr
     assert "Traceback" not in done.stderr
     assert weights(tmp_path / "exp")["epoch"] == 0
 
@@ -218,10 +287,24 @@ def test_a_clock_that_is_set_back(whole, tmp_path, monkeypatch):
 def test_two_runs_that_start_at_the_same_moment(whole, tmp_path):
     """Two folders, and each run's own in each."""
     commands = [
-        [sys.executable, ROOT / "train.py", "--data", whole[0], *QUICK, "--seed", seed, "--project", tmp_path] for seed in (0, 1)
+        [
+            sys.executable,
+            ROOT / "train.py",
+            "--data",
+            whole[0],
+            *QUICK,
+            "--seed",
+            seed,
+            "--project",
+            tmp_path,
+        ]
+        for seed in (0, 1)
     ]
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
-    runs = [subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True, env=one_thread) for command in commands]
+    runs = [
+        subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True, env=one_thread)
+        for command in commands
+    ]
     said = [process.communicate(timeout=120)[0] for process in runs]
     assert [process.returncode for process in runs] == [0, 0]
     folders = [Path(re.search(r"into (.*)", text)[1]) for text in said]

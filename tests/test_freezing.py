@@ -13,7 +13,11 @@ QUICK = ["--imgsz", "64", "--batch-size", "4", "--epochs", "2", "--device", "cpu
 
 @pytest.mark.parametrize(
     ("what", "frozen"),
-    [("backbone", ["backbone."]), ("2", ["backbone.stem", "backbone.stage8"]), ("5", ["backbone.", "neck.up16."])],
+    [
+        ("backbone", ["backbone."]),
+        ("2", ["backbone.stem", "backbone.stage8"]),
+        ("5", ["backbone.", "neck.up16."]),
+    ],
 )
 def test_what_is_frozen_stays(what, frozen, tmp_path):
     data = write_tiny(tmp_path / "tiny")
@@ -21,7 +25,18 @@ def test_what_is_frozen_stays(what, frozen, tmp_path):
     assert train.main([*arguments, "--name", "first"]) == 0
     start = weights(tmp_path / "first", "best.pt")["average"]
     assert (
-        train.main([*arguments, "--name", "second", "--freeze", what, "--weights", str(tmp_path / "first/weights/best.pt")]) == 0
+        train.main(
+            [
+                *arguments,
+                "--name",
+                "second",
+                "--freeze",
+                what,
+                "--weights",
+                str(tmp_path / "first/weights/best.pt"),
+            ]
+        )
+        == 0
     )
     end = weights(tmp_path / "second")
     for key, value in end["model"].items():
@@ -46,10 +61,20 @@ def test_the_layers_of_other_models():
 
 
 @pytest.mark.parametrize(
-    ("what", "says"), [("99", "--freeze 99: allowed are backbone, or 1 to 10"), ("0", "found '0'"), ("neck", "'neck'")]
+    ("what", "says"),
+    [
+        ("99", "--freeze 99: allowed are backbone, or 1 to 10"),
+        ("0", "found '0'"),
+        ("neck", "'neck'"),
+    ],
 )
 def test_mistakes(what, says, tmp_path, capsys):
     data = write_tiny(tmp_path / "tiny")
-    assert train.main(["--data", str(data), *QUICK, "--freeze", what, "--project", str(tmp_path / "runs")]) == 2
+    assert (
+        train.main(
+            ["--data", str(data), *QUICK, "--freeze", what, "--project", str(tmp_path / "runs")]
+        )
+        == 2
+    )
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1 and not (tmp_path / "runs").exists()

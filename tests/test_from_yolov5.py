@@ -49,18 +49,44 @@ def test_what_carries_over_and_what_does_not(tmp_path):
     assert done.returncode == 0 and done.stderr == ""
     (tmp_path / "mine.yaml").write_text(done.stdout)
     hyp = load_hyp(tmp_path / "mine.yaml")
-    assert (hyp.hue, hyp.saturation, hyp.brightness, hyp.translate, hyp.scale) == (0.02, 0.6, 0.3, 0.2, 0.4)
+    assert (hyp.hue, hyp.saturation, hyp.brightness, hyp.translate, hyp.scale) == (
+        0.02,
+        0.6,
+        0.3,
+        0.2,
+        0.4,
+    )
     assert (hyp.flipud, hyp.fliplr, hyp.mosaic) == (0.1, 0.4, 1.0)
     assert hyp.scheduler.name == "cawb" and hyp.scheduler.warmup_epoch == 3
     curve = parse_lf(hyp.scheduler.lf)
     for x in (0, 30, 75, 100):  # YOLOv5: (1 - x / epochs) * (1 - lrf) + lrf
         assert curve(x, 100) == pytest.approx((1 - x / 100) * 0.95 + 0.05)
-    assert (hyp.optimizer, hyp.lr0, hyp.box, hyp.cls) == (Hyp().optimizer, Hyp().lr0, Hyp().box, Hyp().cls)
+    assert (hyp.optimizer, hyp.lr0, hyp.box, hyp.cls) == (
+        Hyp().optimizer,
+        Hyp().lr0,
+        Hyp().box,
+        Hyp().cls,
+    )
     said = done.stdout.partition("# Left behind:")[2]
     for line in LOW.splitlines()[1:]:
         key = line.partition(":")[0]
-        carried = key in ("lrf", "warmup_epochs", "hsv_h", "hsv_s", "hsv_v", "translate", "scale", "flipud", "fliplr", "mosaic")
-        names = [name.strip() for row in said.splitlines() for name in row.lstrip("# ").partition(":")[0].split(",")]
+        carried = key in (
+            "lrf",
+            "warmup_epochs",
+            "hsv_h",
+            "hsv_s",
+            "hsv_v",
+            "translate",
+            "scale",
+            "flipud",
+            "fliplr",
+            "mosaic",
+        )
+        names = [
+            name.strip()
+            for row in said.splitlines()
+            for name in row.lstrip("# ").partition(":")[0].split(",")
+        ]
         assert (key in names) != carried, key
 
 

@@ -17,17 +17,33 @@ from utils.hyp import Hyp, load_hyp
 from utils.schedulers import parse_lf
 
 KEYS = st.sampled_from(
-    [*Hyp.model_fields, "steps", "name", "lf", "train", "val", "names", "path", "remap", "annotations", "images"]
+    [
+        *Hyp.model_fields,
+        "steps",
+        "name",
+        "lf",
+        "train",
+        "val",
+        "names",
+        "path",
+        "remap",
+        "annotations",
+        "images",
+    ]
 )
 NUMBERS = st.integers() | st.floats() | st.booleans() | st.none()
 TEXTS = st.text(max_size=20) | st.sampled_from(
     ["33%", "cawb", "poly", "images", "a.json", "*.jpg", "lambda x, y: x", "1:2,3:4", "é", "../.."]
 )
 VALUES = st.recursive(
-    NUMBERS | TEXTS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS | TEXTS, inner, max_size=4), max_leaves=8
+    NUMBERS | TEXTS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS | TEXTS, inner, max_size=4),
+    max_leaves=8,
 )
 BLOCKS = st.dictionaries(KEYS | TEXTS, VALUES, max_size=5)
-SCRAPS = st.lists(st.sampled_from([*"0123456789.-+e \t\n,:[]{}&*!|>'\"#%x"]), max_size=60).map("".join)
+SCRAPS = st.lists(st.sampled_from([*"0123456789.-+e \t\n,:[]{}&*!|>'\"#%x"]), max_size=60).map(
+    "".join
+)
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "150"))
 often = settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -57,7 +73,9 @@ def only_user_errors(work, *arguments) -> None:
 @often
 @given(st.one_of(BLOCKS.map(json.dumps), SCRAPS, st.text(max_size=60), st.binary(max_size=60)))
 def test_hyp_files(folder, content):
-    (folder / "h.yaml").write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
+    (folder / "h.yaml").write_bytes(
+        content if isinstance(content, bytes) else content.encode("utf-8", "replace")
+    )
     only_user_errors(load_hyp, folder / "h.yaml")
 
 
@@ -68,7 +86,9 @@ def test_data_files(folder, content):
 
     def read() -> None:
         config = read_data_config(folder / "d.yaml")
-        if Path(config.path).is_relative_to(folder):  # what it names elsewhere is not for a test to search
+        if Path(config.path).is_relative_to(
+            folder
+        ):  # what it names elsewhere is not for a test to search
             read_split(config, "train")
 
     only_user_errors(read)
@@ -77,13 +97,17 @@ def test_data_files(folder, content):
 @often
 @given(st.one_of(SCRAPS, st.text(max_size=60), st.binary(max_size=60)))
 def test_label_files(folder, content):
-    (folder / "labels" / "a.txt").write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
+    (folder / "labels" / "a.txt").write_bytes(
+        content if isinstance(content, bytes) else content.encode("utf-8", "replace")
+    )
     only_user_errors(read_split, yolo(folder), "train")
 
 
 def objects(*keys: str) -> st.SearchStrategy:
     """A list of objects with some of the keys, or anything else."""
-    return VALUES | st.lists(st.fixed_dictionaries({}, optional=dict.fromkeys(keys, VALUES)), max_size=3)
+    return VALUES | st.lists(
+        st.fixed_dictionaries({}, optional=dict.fromkeys(keys, VALUES)), max_size=3
+    )
 
 
 COCO = {
@@ -116,7 +140,28 @@ LF = [
     "lambda x, y: ",
     " if ",
     " else ",
-    *["x", "y", "1", "0", "1e9", "+", "-", "*", "/", "**", "(", ")", "cos", "sqrt", "pi", "<", "[", ".", "import", "__class__"],
+    *[
+        "x",
+        "y",
+        "1",
+        "0",
+        "1e9",
+        "+",
+        "-",
+        "*",
+        "/",
+        "**",
+        "(",
+        ")",
+        "cos",
+        "sqrt",
+        "pi",
+        "<",
+        "[",
+        ".",
+        "import",
+        "__class__",
+    ],
 ]
 
 
@@ -133,16 +178,23 @@ def test_coco_files(folder, content):
 def test_voc_files(folder, parts):
     (folder / "xml").mkdir(exist_ok=True)
     (folder / "xml" / "a.xml").write_text("".join(parts))
-    (folder / "voc.yaml").write_text("train: {annotations: xml, images: images}\nval: images\nnames: [a, b]\n")
+    (folder / "voc.yaml").write_text(
+        "train: {annotations: xml, images: images}\nval: images\nnames: [a, b]\n"
+    )
     only_user_errors(read_split, read_data_config(folder / "voc.yaml"), "train")
 
 
 @often
-@given(st.lists(st.sampled_from(LF), max_size=12).map("".join), st.floats(-10, 10), st.floats(0.1, 10))
+@given(
+    st.lists(st.sampled_from(LF), max_size=12).map("".join), st.floats(-10, 10), st.floats(0.1, 10)
+)
 def test_lf_texts(text, x, y):
     try:
         value = parse_lf(text)(x, y)
-    except (ValueError, ArithmeticError) as error:  # as an hyp file's validator and the plan of a run catch them
+    except (
+        ValueError,
+        ArithmeticError,
+    ) as error:  # as an hyp file's validator and the plan of a run catch them
         assert str(error)
     else:
         assert isinstance(value, int | float)

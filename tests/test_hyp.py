@@ -8,7 +8,7 @@ import yaml
 
 from utils.errors import UserError
 from utils.hyp import SCHEDULER_BLOCKS, CawbHyp, Hyp, load_hyp
-from utils.runfolder import RunFolder
+from utils.run_dir import RunDir
 
 DEFAULT = Path(__file__).parents[1] / "hyp" / "hyp.yaml"
 
@@ -32,7 +32,12 @@ def test_every_key_has_a_default_a_bound_and_a_description(model):
     "block",
     [
         {"steps": [3, "66.5%"], "lf": "lambda x, y: 1 - x / y"},
-        {"name": "poly", "learning_rate_decay_a": 1e-4, "learning_rate_decay_b": 0.75, "warmup_epoch": 3},
+        {
+            "name": "poly",
+            "learning_rate_decay_a": 1e-4,
+            "learning_rate_decay_b": 0.75,
+            "warmup_epoch": 3,
+        },
         {"name": "linear", "learning_rate_decay_a": 1e-4},
         {"name": "manual", "learning_rate_args": "1000:1.0,2000:0.9"},
         {"name": "constant"},
@@ -40,7 +45,7 @@ def test_every_key_has_a_default_a_bound_and_a_description(model):
 )
 def test_what_is_saved_is_read_again(block, tmp_path):
     hyp = Hyp(lr0=0.02, scheduler=block)
-    RunFolder(tmp_path).write_yaml(hyp=hyp.model_dump())
+    RunDir(tmp_path).write_yaml(hyp=hyp.model_dump())
     assert load_hyp(tmp_path / "hyp.yaml") == hyp
     assert {key: value for key, value in hyp.scheduler if key in block} == block
 
@@ -105,8 +110,13 @@ def test_a_mistake_is_one_sentence(tmp_path, text, says):
 def test_what_grows_when_it_is_read_is_refused_at_once(tmp_path):
     """A billion laughs in nine lines, a list in a list in a list, and a value as long as its file."""
     bomb = "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
-    bomb += "".join(f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in pairwise("abcdefghi"))
-    for text, says in ((bomb, "line 4, column 8: found more than 20 aliases"), ("lr0: " + "[" * 5000, "nested too deeply")):
+    bomb += "".join(
+        f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in pairwise("abcdefghi")
+    )
+    for text, says in (
+        (bomb, "line 4, column 8: found more than 20 aliases"),
+        ("lr0: " + "[" * 5000, "nested too deeply"),
+    ):
         (tmp_path / "bomb.yaml").write_text(text)
         with pytest.raises(UserError, match=says):
             load_hyp(tmp_path / "bomb.yaml")

@@ -8,17 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from utils.interrupt import SIGNALS, follow_trainer
+from utils.interrupt import SIGNALS, worker_init
 
 fork = multiprocessing.get_context("fork")
-pytestmark = pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="loaders are not forked here")
+pytestmark = pytest.mark.skipif(
+    multiprocessing.get_start_method() != "fork", reason="loaders are not forked here"
+)
 
 
 def loader(path, wait):
     """Says in the file `path` that it has begun, and, after `wait` seconds, that it loads."""
     path.with_suffix(".begun").write_text(str(os.getpid()))
     time.sleep(wait)
-    follow_trainer()
+    worker_init()
     path.write_text("loading")
     time.sleep(60)
 

@@ -17,11 +17,11 @@ from data.config import read_data_config
 from data.dataset import ValSet, collate
 from data.formats import read_split
 from models import build_model
-from utils.device import has_bf16
-from utils.metrics import coco_truth, detect, evaluate
+from utils.device import prefers_bf16
+from utils.metrics import evaluate, run_inference, to_coco_gt
 
 ROOT = Path(__file__).parents[1]
-ANNOUNCED = Path(__file__).with_name("announced_train.py")
+ANNOUNCED = Path(__file__).with_name("phase_train.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 SIZE = ["--imgsz", "64", "--batch-size", "4"]
 EPOCHS, MANY_EPOCHS = 12, 80  # for a few kills, for many
@@ -45,7 +45,9 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals"
 
 
 def finished(command: list[object], **options: object) -> subprocess.CompletedProcess:
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600, **options)
+    done = subprocess.run(
+        [*map(str, command)], capture_output=True, text=True, timeout=600, **options
+    )
     assert done.returncode == 0, done.stderr
     return done
 
@@ -77,14 +79,23 @@ def whole(data, tmp_path_factory):
     runs = {}
 
     def uninterrupted(
-        optimizer: str = "muon", processes: int = 1, epochs: int = EPOCHS, device: tuple[str, ...] = ("cpu",)
+        optimizer: str = "muon",
+        processes: int = 1,
+        epochs: int = EPOCHS,
+        device: tuple[str, ...] = ("cpu",),
     ) -> tuple[Path, list[str]]:
         key = optimizer, processes, epochs, device
         if key not in runs:
             folder = tmp_path_factory.mktemp("whole")
-            (folder / "h.yaml").write_text(HYP.format(optimizer=optimizer, scheduler=SCHEDULERS[optimizer]))
+            (folder / "h.yaml").write_text(
+                HYP.format(optimizer=optimizer, scheduler=SCHEDULERS[optimizer])
+            )
             options = {"--hyp": folder / "h.yaml", "--data": data, "--epochs": epochs}
-            arguments = [str(part) for option in options.items() for part in option] + [*SIZE, "--device", *device]
+            arguments = [str(part) for option in options.items() for part in option] + [
+                *SIZE,
+                "--device",
+                *device,
+            ]
             start = [*TORCHRUN, processes] if processes > 1 else [sys.executable]
             finished([*start, ROOT / "train.py", *arguments, "--workers", 0, "--project", folder])
             runs[key] = folder / "exp", arguments
@@ -102,7 +113,11 @@ class Prey:
             file.unlink()
         environment = os.environ | {"ANNOUNCE": str(announce)}
         self.process = subprocess.Popen(
-            [*map(str, command)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            [*map(str, command)],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def now(self, rank: int) -> tuple[int, str]:
@@ -118,7 +133,9 @@ class Prey:
         """
         deadline = time.monotonic() + 120
         while (now := self.now(0))[1] != phase or now[0] == other_than:
-            assert self.process.poll() is None, f"the run ended before it was in {phase}: {self.process.stderr.read()}"
+            assert self.process.poll() is None, (
+                f"the run ended before it was in {phase}: {self.process.stderr.read()}"
+            )
             assert time.monotonic() < deadline, f"the run is never in {phase}, but in {now}"
             time.sleep(0.002)
         time.sleep(random.uniform(0, wait))
@@ -133,20 +150,37 @@ PHASES = {"warm-up": 0.05, "saving": 0.05, "validation": 0.1, "training": 1.0}
 
 
 def killed_again_and_again(
-    start: list[object], arguments: list[object], project: Path, aims: list[str], processes: int = 1, sure: int = 0
+    start: list[object],
+    arguments: list[object],
+    project: Path,
+    aims: list[str],
+    processes: int = 1,
+    sure: int = 0,
 ) -> list[str]:
     """Start the same command again after each kill, and let it end; the phases that it was killed in.
 
     There is a shot for each of `aims`, phases: for the first `sure` of them as soon as the run is in it, and once more if it was
     not any longer; for the rest some time later.
     """
-    command = [*start, ANNOUNCED, *arguments, "--resume", "auto", "--save-every", 0.001, "--project", project]
+    command = [
+        *start,
+        ANNOUNCED,
+        *arguments,
+        "--resume",
+        "auto",
+        "--save-every",
+        0.001,
+        "--project",
+        project,
+    ]
     phases = []
     for number, aim in enumerate(aims):
         at_once = number < sure
         while True:
             prey = Prey(command, project / "announced")
-            phases.append(prey.kill(aim, 0 if at_once else PHASES[aim], rank=random.randrange(processes))[1])
+            phases.append(
+                prey.kill(aim, 0 if at_once else PHASES[aim], rank=random.randrange(processes))[1]
+            )
             assert prey.process.wait(120) != 0
             if not at_once or phases[-1] == aim:
                 break
@@ -159,7 +193,9 @@ def test_a_run_killed_three_times(optimizer, workers, whole, tmp_path):
     """Once in the warm-up, once while a checkpoint is written, once in validation."""
     reference, arguments = whole(optimizer)
     aims = ["warm-up", "saving", "validation"]
-    killed_again_and_again([sys.executable], [*arguments, "--workers", workers], tmp_path, aims, sure=3)
+    killed_again_and_again(
+        [sys.executable], [*arguments, "--workers", workers], tmp_path, aims, sure=3
+    )
     assert_same_run(reference, tmp_path / "exp")
 
 
@@ -174,7 +210,9 @@ def random_aims(kills: int) -> list[str]:
 def test_a_run_killed_twenty_times(optimizer, workers, whole, tmp_path):
     reference, arguments = whole(optimizer, 1, MANY_EPOCHS)
     aims, sure = random_aims(20), len(PHASES)
-    phases = killed_again_and_again([sys.executable], [*arguments, "--workers", workers], tmp_path, aims, sure=sure)
+    phases = killed_again_and_again(
+        [sys.executable], [*arguments, "--workers", workers], tmp_path, aims, sure=sure
+    )
     print(f"{optimizer}, {workers} workers, killed in {phases}")
     assert set(phases) == set(PHASES)
     assert_same_run(reference, tmp_path / "exp")
@@ -184,17 +222,23 @@ def test_a_run_killed_twenty_times(optimizer, workers, whole, tmp_path):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_a_run_on_cuda_killed_twenty_times(whole, tmp_path):
     reference, arguments = whole("muon", 1, MANY_EPOCHS, ("cuda", "--deterministic"))
-    phases = killed_again_and_again([sys.executable], [*arguments, "--workers", 2], tmp_path, random_aims(20))
+    phases = killed_again_and_again(
+        [sys.executable], [*arguments, "--workers", 2], tmp_path, random_aims(20)
+    )
     print(f"CUDA, killed in {phases}")
     assert_same_run(reference, tmp_path / "exp")
 
 
 @pytest.mark.kills
 @pytest.mark.parametrize(("processes", "kills"), [(2, 20), (3, 5)])
-def test_several_processes_of_which_one_is_killed_again_and_again(processes, kills, whole, tmp_path):
+def test_several_processes_of_which_one_is_killed_again_and_again(
+    processes, kills, whole, tmp_path
+):
     reference, arguments = whole("muon", processes, MANY_EPOCHS)
     aims = random_aims(kills)
-    phases = killed_again_and_again([*TORCHRUN, processes], [*arguments, "--workers", 0], tmp_path, aims, processes)
+    phases = killed_again_and_again(
+        [*TORCHRUN, processes], [*arguments, "--workers", 0], tmp_path, aims, processes
+    )
     print(f"{processes} processes, killed in {phases}")
     assert_same_run(reference, tmp_path / "exp")
 
@@ -202,7 +246,18 @@ def test_several_processes_of_which_one_is_killed_again_and_again(processes, kil
 def test_torchrun_restarts_a_run_whose_processes_are_killed(whole, tmp_path):
     """Two processes; one is killed and takes the run with it; then torchrun itself starts it again, twice."""
     reference, arguments = whole("muon", 2)
-    arguments = [ANNOUNCED, *arguments, "--workers", 0, "--resume", "auto", "--save-every", 0.001, "--project", tmp_path]
+    arguments = [
+        ANNOUNCED,
+        *arguments,
+        "--workers",
+        0,
+        "--resume",
+        "auto",
+        "--save-every",
+        0.001,
+        "--project",
+        tmp_path,
+    ]
     prey = Prey([*TORCHRUN, 2, *arguments], tmp_path / "announced")
     prey.kill("training", 1.0, rank=1)
     assert prey.process.wait(120) != 0
@@ -217,17 +272,34 @@ def test_two_processes_take_over_from_one(whole, tmp_path):
     """The same samples in the same order: each process's are its share of what the uninterrupted run made from there on."""
     epochs, sizes = 8, [4, 3, 4, 3, 4]  # of an epoch's batches: 18 pictures by 4, as even as can be
     _, arguments = whole()
-    command = [sys.executable, ANNOUNCED, *arguments, "--workers", 0, "--epochs", epochs, "--noplots", "--noval"]
-    finished([*command, "--project", tmp_path / "whole"], env=os.environ | {"ANNOUNCE": str(tmp_path / "one")})
+    command = [
+        sys.executable,
+        ANNOUNCED,
+        *arguments,
+        "--workers",
+        0,
+        "--epochs",
+        epochs,
+        "--noplots",
+        "--noval",
+    ]
+    finished(
+        [*command, "--project", tmp_path / "whole"],
+        env=os.environ | {"ANNOUNCE": str(tmp_path / "one")},
+    )
     made = [key for key in samples(tmp_path / "one.0.samples") if len(key) == 6]
     assert len(made) == epochs * 18
 
-    prey = Prey([*command, "--project", tmp_path / "runs", "--save-every", 0.001], tmp_path / "first")
+    prey = Prey(
+        [*command, "--project", tmp_path / "runs", "--save-every", 0.001], tmp_path / "first"
+    )
     prey.kill("training", 0.5)
     prey.process.wait()
     state = weights(tmp_path / "runs" / "exp")
     environment = os.environ | {"ANNOUNCE": str(tmp_path / "two")}
-    done = finished([*TORCHRUN, 2, ANNOUNCED, "--resume", tmp_path / "runs" / "exp"], env=environment)
+    done = finished(
+        [*TORCHRUN, 2, ANNOUNCED, "--resume", tmp_path / "runs" / "exp"], env=environment
+    )
     assert "processes 1 (now 2)" in done.stderr and "not to the same bits" in done.stderr
     made_by = {}
     for rank in (0, 1):
@@ -240,7 +312,9 @@ def test_two_processes_take_over_from_one(whole, tmp_path):
         assert [key for key in made_by[rank] if len(key) == 6] == share
     validated = [key for keys in made_by.values() for key in keys if len(key) == 1]
     assert sorted(validated) == [(i,) for i in range(24)]
-    assert [row["epoch"] for row in rows(tmp_path / "runs" / "exp")] == [str(epoch) for epoch in range(epochs)]
+    assert [row["epoch"] for row in rows(tmp_path / "runs" / "exp")] == [
+        str(epoch) for epoch in range(epochs)
+    ]
 
 
 def test_two_processes_find_what_one_finds(whole, data):
@@ -251,10 +325,20 @@ def test_two_processes_find_what_one_finds(whole, data):
     model = build_model("yolo-n", 2)
     model.load_state_dict(best["average"])
     loader = DataLoader(ValSet(split, 64, stride=32), batch_size=4, collate_fn=collate)
-    found = detect(model.to(memory_format=torch.channels_last), loader, torch.device("cpu"), has_bf16(torch.device("cpu")))
+    found = run_inference(
+        model.to(memory_format=torch.channels_last),
+        loader,
+        torch.device("cpu"),
+        prefers_bf16(torch.device("cpu")),
+    )
     assert set(found[:, 0]) == set(range(24))
-    result = evaluate(coco_truth(split.sizes, split.offsets, split.boxes, split.labels, split.crowd, split.names), found)
-    assert best["best"] > 0.02 and result.overall["mAP50-95"] == pytest.approx(best["best"], rel=0.02)
+    result = evaluate(
+        to_coco_gt(split.sizes, split.offsets, split.boxes, split.labels, split.crowd, split.names),
+        found,
+    )
+    assert best["best"] > 0.02 and result.overall["mAP50-95"] == pytest.approx(
+        best["best"], rel=0.02
+    )
 
 
 def samples(file: Path) -> list[tuple[int, ...]]:

@@ -25,14 +25,22 @@ def test_lf_is_arithmetic(text, x, y, value):
 
 
 texts = st.recursive(
-    st.one_of(st.sampled_from(["x", "y", "pi", "math.e", "2.0", "0.5"]), st.floats(0, 1e3).map(repr)),
+    st.one_of(
+        st.sampled_from(["x", "y", "pi", "math.e", "2.0", "0.5"]), st.floats(0, 1e3).map(repr)
+    ),
     lambda sub: st.one_of(
-        st.tuples(sub, st.sampled_from(["+", "-", "*", "/", "//", "%", "**"]), sub).map(lambda t: f"({t[0]} {t[1]} {t[2]})"),
+        st.tuples(sub, st.sampled_from(["+", "-", "*", "/", "//", "%", "**"]), sub).map(
+            lambda t: f"({t[0]} {t[1]} {t[2]})"
+        ),
         st.tuples(sub, sub, st.sampled_from(["<", "<=", ">", ">=", "==", "!="]), sub, sub).map(
             lambda t: f"({t[0]} if {t[1]} {t[2]} {t[3]} <= {t[4]} else -{t[4]})"
         ),
-        st.tuples(st.sampled_from(["min", "max", "math.hypot", "pow"]), sub, sub).map(lambda t: f"{t[0]}({t[1]}, {t[2]})"),
-        st.tuples(st.sampled_from(["cos", "math.exp", "sqrt", "abs", "tanh", "+", "-"]), sub).map(lambda t: f"{t[0]}({t[1]})"),
+        st.tuples(st.sampled_from(["min", "max", "math.hypot", "pow"]), sub, sub).map(
+            lambda t: f"{t[0]}({t[1]}, {t[2]})"
+        ),
+        st.tuples(st.sampled_from(["cos", "math.exp", "sqrt", "abs", "tanh", "+", "-"]), sub).map(
+            lambda t: f"{t[0]}({t[1]})"
+        ),
     ),
     max_leaves=8,
 )
@@ -43,7 +51,9 @@ def test_lf_means_what_python_means(body, x, y):
     text = f"lambda x, y: {body}"
     assume(len(text) <= 500)
     try:
-        expected = eval(text, {"math": math, "abs": abs, "min": min, "max": max, **vars(math)})(x, y)
+        expected = eval(text, {"math": math, "abs": abs, "min": min, "max": max, **vars(math)})(
+            x, y
+        )
     except (ArithmeticError, ValueError, TypeError):
         expected = None
     if expected is None or isinstance(expected, complex) or not math.isfinite(expected):

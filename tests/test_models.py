@@ -10,7 +10,13 @@ from models.head import BINS, Predictions
 from models.loss import detection_loss
 
 # Parameters in millions and GFLOPs (two to a multiply-add) at 640 px with 80 classes, as published for YOLOv8.
-PUBLISHED = {"n": (3.2, 8.7), "s": (11.2, 28.6), "m": (25.9, 78.9), "l": (43.7, 165.2), "x": (68.2, 257.8)}
+PUBLISHED = {
+    "n": (3.2, 8.7),
+    "s": (11.2, 28.6),
+    "m": (25.9, 78.9),
+    "l": (43.7, 165.2),
+    "x": (68.2, 257.8),
+}
 
 
 @pytest.mark.parametrize("size", PUBLISHED)
@@ -33,7 +39,9 @@ def targets_of(*counts):
     targets = []
     for n in counts:
         corner, size = torch.rand(n, 2) * 60, torch.rand(n, 2) * 30 + 9
-        targets.append({"boxes": torch.cat((corner, corner + size), 1), "labels": torch.randint(3, (n,))})
+        targets.append(
+            {"boxes": torch.cat((corner, corner + size), 1), "labels": torch.randint(3, (n,))}
+        )
     return targets
 
 
@@ -57,7 +65,11 @@ def test_training_gives_losses_and_evaluation_detections():
     for result, (height, width) in zip(found, [(96, 96), (50, 70)], strict=True):
         boxes, scores = result["boxes"], result["scores"]
         assert 0 < len(boxes) <= model.detections_per_img
-        assert (boxes >= 0).all() and (boxes[:, 0::2] <= width).all() and (boxes[:, 1::2] <= height).all()
+        assert (
+            (boxes >= 0).all()
+            and (boxes[:, 0::2] <= width).all()
+            and (boxes[:, 1::2] <= height).all()
+        )
         assert (scores.diff() <= 0).all() and result["labels"].max() < 3
 
 
@@ -128,7 +140,9 @@ def told_again(predictions, targets, top_k=10):
                     d = min(max(float(sought[side]), 0.0), BINS - 1.01)
                     low = int(d)
                     p = sides[a, side].softmax(-1)
-                    total["dfl"] -= t * ((low + 1 - d) * p[low].log() + (d - low) * p[low + 1].log()) / 4
+                    total["dfl"] -= (
+                        t * ((low + 1 - d) * p[low].log() + (d - low) * p[low + 1].log()) / 4
+                    )
         p = logits.sigmoid()
         total["cls"] -= (wanted * p.log() + (1 - wanted) * (1 - p).log()).sum()
     return {name: value / max(weight, 1.0) for name, value in total.items()}
@@ -138,7 +152,9 @@ def test_the_loss_is_that_of_the_papers():
     targets = targets_of(4, 0, 9)
     centers, strides = grid(96, 96)
     torch.manual_seed(1)
-    predictions = Predictions(torch.randn(3, len(centers), 4, BINS), torch.randn(3, len(centers), 3), centers, strides)
+    predictions = Predictions(
+        torch.randn(3, len(centers), 4, BINS), torch.randn(3, len(centers), 3), centers, strides
+    )
     expected = told_again(predictions, targets)
     for name, loss in detection_loss(predictions, targets).items():
         assert float(loss) == pytest.approx(float(expected[name]), rel=1e-4), name

@@ -39,11 +39,19 @@ def test_a_filter_bank_moves_as_torchs_muon_moves_its_matrix(memory_format):
     torch.manual_seed(0)
     bank = nn.Parameter(torch.randn(16, 8, 3, 3).to(memory_format=memory_format))
     matrix = nn.Parameter(bank.detach().flatten(1).clone())
-    ours = Muon([{"params": [bank], "orthogonal": True}], torch.bfloat16, lr=0.02, betas=(0.9, 0.999), weight_decay=0.1)
+    ours = Muon(
+        [{"params": [bank], "orthogonal": True}],
+        torch.bfloat16,
+        lr=0.02,
+        betas=(0.9, 0.999),
+        weight_decay=0.1,
+    )
     # Its update has half the size of ours for the same rate; decay is rate times weight_decay for both. With these coefficients
     # and steps its iteration has converged, where ours stops within a tenth.
     exact = {"ns_coefficients": (1.875, -1.25, 0.375), "ns_steps": 20}
-    theirs = torch.optim.Muon([matrix], lr=0.04, momentum=0.9, weight_decay=0.05, adjust_lr_fn="match_rms_adamw", **exact)
+    theirs = torch.optim.Muon(
+        [matrix], lr=0.04, momentum=0.9, weight_decay=0.05, adjust_lr_fn="match_rms_adamw", **exact
+    )
     start = matrix.detach().clone()
     for _ in range(5):
         bank.grad = torch.randn(16, 8, 3, 3).to(memory_format=memory_format)
@@ -64,7 +72,9 @@ def test_what_is_no_hidden_filter_bank_is_adamws():
         q.grad = p.grad.clone()
     build_optimizer(model, Hyp(optimizer="muon"), torch.float32).step()
     build_optimizer(other, Hyp(optimizer="adamw"), torch.float32).step()
-    convolutions = {name for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.bias is None}
+    convolutions = {
+        name for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.bias is None
+    }
     for (name, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
         assert torch.equal(p, q) == (name.rpartition(".")[0] not in convolutions), name
 
@@ -96,4 +106,6 @@ def test_a_loaded_muon_goes_on_to_the_bit():
     resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
     stepped(model, whole, range(2, 4))
     stepped(again, resumed, range(2, 4))
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True)
+    )

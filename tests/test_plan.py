@@ -17,7 +17,7 @@ import train
 from utils import plan as plan_command
 from utils.errors import UserError
 from utils.hyp import Hyp, load_hyp
-from utils.plan import planned_scheduler
+from utils.plan import build_checked_scheduler
 from utils.schedulers import AnnealingLR, CosineAnnealingWarmbootingLR, build_scheduler
 
 ROOT = Path(__file__).parents[1]
@@ -58,13 +58,38 @@ def test_a_restart_outside_the_run_is_left_out_and_named(steps, kept, says):
 
 
 def test_each_name_builds_its_schedule():
-    cawb = {"steps": [4], "step_scale": 0.5, "eta_min": 0.2, "warmup_epoch": 1, "epoch_scale": 3.0, "lf": None}
+    cawb = {
+        "steps": [4],
+        "step_scale": 0.5,
+        "eta_min": 0.2,
+        "warmup_epoch": 1,
+        "epoch_scale": 3.0,
+        "lf": None,
+    }
     scheduler = built({"name": "cawb", **cawb})
     same = CosineAnnealingWarmbootingLR(stand_in(), epochs=10, batchs=5, **cawb)
-    assert isinstance(scheduler, CosineAnnealingWarmbootingLR) and scheduler.state_dict() == same.state_dict()
+    assert (
+        isinstance(scheduler, CosineAnnealingWarmbootingLR)
+        and scheduler.state_dict() == same.state_dict()
+    )
     two = {"learning_rate_decay_a": 0.5, "learning_rate_decay_b": 2.0}
-    for name in ("constant", "poly", "caffe_poly", "exp", "discexp", "linear", "manual", "pass_manual"):
-        own = {} if name == "constant" else {"learning_rate_args": "10:1.0,20:0.5"} if "manual" in name else two
+    for name in (
+        "constant",
+        "poly",
+        "caffe_poly",
+        "exp",
+        "discexp",
+        "linear",
+        "manual",
+        "pass_manual",
+    ):
+        own = (
+            {}
+            if name == "constant"
+            else {"learning_rate_args": "10:1.0,20:0.5"}
+            if "manual" in name
+            else two
+        )
         scheduler = built({"name": name, "warmup_epoch": 1, **own})
         same = AnnealingLR(stand_in(), name, batch_size=4, batchs=5, warmup_epoch=1, **own)
         assert isinstance(scheduler, AnnealingLR) and scheduler.state_dict() == same.state_dict()
@@ -74,11 +99,20 @@ def test_each_name_builds_its_schedule():
     ("block", "says"),
     [
         ({"name": "cosine"}, "name: found 'cosine', allowed are cawb, constant"),
-        ({"name": "poly", "steps": [3]}, "steps: is no argument of poly, whose are warmup_epoch, learning_rate_decay_a"),
-        ({"name": "cawb", "learning_rate_decay_a": 1.0}, "learning_rate_decay_a: is no argument of cawb"),
+        (
+            {"name": "poly", "steps": [3]},
+            "steps: is no argument of poly, whose are warmup_epoch, learning_rate_decay_a",
+        ),
+        (
+            {"name": "cawb", "learning_rate_decay_a": 1.0},
+            "learning_rate_decay_a: is no argument of cawb",
+        ),
         ({"name": "cawb", "epochs": 3}, "epochs"),
         ({"name": "cawb", "steps": ["3"]}, "found '3'"),
-        ({"name": "exp", "learning_rate_decay_a": 0.5, "learning_rate_decay_b": 0.0}, "scheduler: exp"),
+        (
+            {"name": "exp", "learning_rate_decay_a": 0.5, "learning_rate_decay_b": 0.0},
+            "scheduler: exp",
+        ),
     ],
 )
 def test_a_block_that_gives_no_schedule(block, says):
@@ -89,8 +123,14 @@ def test_a_block_that_gives_no_schedule(block, says):
 @pytest.mark.parametrize(
     ("block", "says"),
     [
-        ({"name": "exp", "learning_rate_decay_a": 1e6, "learning_rate_decay_b": 1}, "epoch 2: exp has no value at t=53"),
-        ({"name": "linear", "learning_rate_decay_a": 0.001, "learning_rate_decay_b": -1}, "epoch 4: the rate would be.*negative"),
+        (
+            {"name": "exp", "learning_rate_decay_a": 1e6, "learning_rate_decay_b": 1},
+            "epoch 2: exp has no value at t=53",
+        ),
+        (
+            {"name": "linear", "learning_rate_decay_a": 0.001, "learning_rate_decay_b": -1},
+            "epoch 4: the rate would be.*negative",
+        ),
         ({"name": "manual", "learning_rate_args": "90:1.0,100:-0.5"}, "epoch 4: .*negative"),
         ({"lf": "lambda x, y: 0.5 - x / y", "warmup_epoch": 0}, "epoch 6: .*negative"),
         ({"lf": "lambda x, y: 1 / (x - 3) ** 2", "warmup_epoch": 3}, "epoch 6: lf"),
@@ -98,31 +138,57 @@ def test_a_block_that_gives_no_schedule(block, says):
 )
 def test_a_rate_that_cannot_be_is_found_before_the_run(block, says):
     with pytest.raises(UserError, match=f"^mine.yaml: scheduler: {says}"):
-        planned_scheduler(Hyp(scheduler=block), Path("mine.yaml"), stand_in(), 10, [4, 5, 4, 5, 4], 5)
+        build_checked_scheduler(
+            Hyp(scheduler=block), Path("mine.yaml"), stand_in(), 10, [4, 5, 4, 5, 4], 5
+        )
 
 
 def test_a_rate_that_stays_at_zero_is_said():
     block = {"name": "caffe_poly", "learning_rate_decay_a": 120, "learning_rate_decay_b": 1}
-    _, _, notes = planned_scheduler(Hyp(scheduler=block), Path("mine.yaml"), stand_in(), 10, [20] * 2, 20)
+    _, _, notes = build_checked_scheduler(
+        Hyp(scheduler=block), Path("mine.yaml"), stand_in(), 10, [20] * 2, 20
+    )
     assert notes == ["mine.yaml: scheduler: the rate is 0 from epoch 3 to the end"]
-    _, _, notes = planned_scheduler(Hyp(scheduler=block), Path("mine.yaml"), stand_in(), 4, [15] * 2, 15)
+    _, _, notes = build_checked_scheduler(
+        Hyp(scheduler=block), Path("mine.yaml"), stand_in(), 4, [15] * 2, 15
+    )
     assert notes == []
 
 
 def command(*arguments, cwd=ROOT):
     return subprocess.run(
-        [sys.executable, "-m", "utils.schedulers", *map(str, arguments)], cwd=cwd, capture_output=True, text=True
+        [sys.executable, "-m", "utils.schedulers", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
     )
 
 
 def test_the_command_prints_the_turning_points_and_draws(tmp_path):
-    (tmp_path / "short.yaml").write_text("lr0: 0.01\nscheduler: {warmup_epoch: 0, steps: [400], eta_min: 0}\n")
-    arguments = ["--hyp", "cawb.yaml", "--epochs", 300, "--batches", 100, "--compare", tmp_path / "short.yaml", "exp.yaml"]
+    (tmp_path / "short.yaml").write_text(
+        "lr0: 0.01\nscheduler: {warmup_epoch: 0, steps: [400], eta_min: 0}\n"
+    )
+    arguments = [
+        "--hyp",
+        "cawb.yaml",
+        "--epochs",
+        300,
+        "--batches",
+        100,
+        "--compare",
+        tmp_path / "short.yaml",
+        "exp.yaml",
+    ]
     done = command(*arguments, "--plot", tmp_path / "lr.png")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("\n") == 1 and "short.yaml: scheduler: steps: 400 is left out" in done.stderr
+    assert (
+        done.stderr.count("\n") == 1
+        and "short.yaml: scheduler: steps: 400 is left out" in done.stderr
+    )
     first, second, third = re.split(r"^(?=\S)", done.stdout, flags=re.MULTILINE)[1:]
-    assert first.startswith("cawb.yaml: cawb, 300 epochs of 100 batches") and third.startswith("exp.yaml: exp")
+    assert first.startswith("cawb.yaml: cawb, 300 epochs of 100 batches") and third.startswith(
+        "exp.yaml: exp"
+    )
     points = [line.split() for line in first.splitlines()[2:]]
 
     # Restarts after a third (99) and two thirds (198) of the run; segments 4 longer than they are, floor 0.35, warm-up 3.
@@ -137,10 +203,14 @@ def test_the_command_prints_the_turning_points_and_draws(tmp_path):
         ("last", 299, 99, 0.49 * cosine(101, 102), 0.49 * cosine(101, 102)),
     ]
     assert len(points) == len(expected)
-    for (what, epoch, batch, rate, *before), (name, at, inside, share, share_before) in zip(points, expected, strict=True):
+    for (what, epoch, batch, rate, *before), (name, at, inside, share, share_before) in zip(
+        points, expected, strict=True
+    ):
         assert (what, int(epoch), int(batch)) == (name, at, inside)
         assert float(rate) == pytest.approx(0.002 * share, rel=1e-5)
-        assert [float(b) for b in before] == ([] if share_before is None else [pytest.approx(0.002 * share_before, rel=1e-5)])
+        assert [float(b) for b in before] == (
+            [] if share_before is None else [pytest.approx(0.002 * share_before, rel=1e-5)]
+        )
     assert [line.split()[0] for line in second.splitlines()[2:]] == ["start", "peak", "last"]
     picture = Image.open(tmp_path / "lr.png").convert("RGB")
     blue, orange, green = ((31, 119, 180), (255, 127, 14), (44, 160, 44))
@@ -200,7 +270,9 @@ def test_a_schedule_of_ones_own_as_the_readme_has_it(tmp_path):
     body = re.sub(r"^ {6}", "", function[1], flags=re.MULTILINE)
     path.write_text(text.replace(start, f"{body}\n\n{start}{line[1]}\n"))
     (tmp_path / "wave.yaml").write_text(f"lr0: 0.1\n{block[1]}\n")
-    done = command("--hyp", "wave.yaml", "--epochs", 10, "--batches", 100, "--batch-size", 100, cwd=tmp_path)
+    done = command(
+        "--hyp", "wave.yaml", "--epochs", 10, "--batches", 100, "--batch-size", 100, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("wave.yaml: wave, 10 epochs")
     refused = command("--hyp", "wave.yaml", "--epochs", 10)
@@ -227,6 +299,8 @@ def test_each_ready_hyp_file_trains_an_epoch(name, tmp_path):
 def test_each_ready_hyp_file_ends_low_on_the_built_in_data(name):
     """What the comments promise: made for 400 pictures and 16 epochs, all but `constant` end well below their peak, above 0."""
     hyp = load_hyp(ROOT / "hyp" / name)
-    _, [curve], _ = planned_scheduler(hyp, Path(name), stand_in(hyp.lr0), 16, [4] * 100, 4)
+    _, [curve], _ = build_checked_scheduler(hyp, Path(name), stand_in(hyp.lr0), 16, [4] * 100, 4)
     assert max(curve) == pytest.approx(hyp.lr0, rel=0.011)
-    assert curve[-1] > 0 and (curve[-1] == hyp.lr0 if name == "constant.yaml" else curve[-1] < 0.25 * hyp.lr0)
+    assert curve[-1] > 0 and (
+        curve[-1] == hyp.lr0 if name == "constant.yaml" else curve[-1] < 0.25 * hyp.lr0
+    )

@@ -17,8 +17,14 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def command(start: str) -> list[str]:
     """The README's first indented command that begins with `start`, else its first quoted one, for this interpreter."""
-    lines = [line.partition("&& ")[2] or line for line in README.splitlines() if line.startswith("    ")]
-    quoted = [text for paragraph in README.split("\n\n") for text in paragraph.replace("\n", " ").split("`")[1::2]]
+    lines = [
+        line.partition("&& ")[2] or line for line in README.splitlines() if line.startswith("    ")
+    ]
+    quoted = [
+        text
+        for paragraph in README.split("\n\n")
+        for text in paragraph.replace("\n", " ").split("`")[1::2]
+    ]
     found = [text.strip() for text in (*lines, *quoted) if text.strip().startswith(start)]
     words = shlex.split(found[0])
     assert words[0] == "python"
@@ -67,8 +73,12 @@ def test_train_val_detect_export(clone):
     assert {entry.key: entry.value for entry in graph.metadata_props}["stride"] == "32"
 
     example = README[README.index("    from models import load") :].split("\n\n")[0]
-    code = "import torch\npicture = torch.zeros(3, 90, 120)\n" + "\n".join(line[4:] for line in example.splitlines())
-    assert run(clone, [sys.executable, "-c", code + "\nprint(model.names, found['boxes'].shape)"]).startswith("('disc', 'square'")
+    code = "import torch\npicture = torch.zeros(3, 90, 120)\n" + "\n".join(
+        line[4:] for line in example.splitlines()
+    )
+    assert run(
+        clone, [sys.executable, "-c", code + "\nprint(model.names, found['boxes'].shape)"]
+    ).startswith("('disc', 'square'")
     hub = "torch.hub.load('.', 'custom', 'runs/train/exp/weights/best.pt', source='local')"
     assert "disc" in run(clone, [sys.executable, "-c", f"import torch; print({hub}.names)"])
 

@@ -11,9 +11,11 @@ import yaml
 from conftest import rows
 from PIL import Image
 
-from utils.confusion import picture_matrices, picture_scores
+from utils.confusion import per_image_confusion, per_image_f1
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+BROWSER = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 HEADLESS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
             "--disable-component-update", "--disable-sync"]  # fmt: skip
 
@@ -29,7 +31,11 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.add(tag)
-        self.addresses += [value for name, value in attributes if name in ("src", "href", "data", "srcset", "action")]
+        self.addresses += [
+            value
+            for name, value in attributes
+            if name in ("src", "href", "data", "srcset", "action")
+        ]
         if tag not in ("meta", "img"):
             self.open.append(tag)
 
@@ -44,16 +50,27 @@ def test_it_holds_all_and_needs_nothing(trained):
     folder = trained / "exp"
     text = (folder / "report.html").read_text()
     page = Page(text)
-    assert "script" not in page.tags and "link" not in page.tags and "url(" not in text and "@import" not in text
-    assert all(address.startswith("data:image/") for address in page.addresses) and len(page.addresses) == 3 + 2 * 5
+    assert (
+        "script" not in page.tags
+        and "link" not in page.tags
+        and "url(" not in text
+        and "@import" not in text
+    )
+    assert (
+        all(address.startswith("data:image/") for address in page.addresses)
+        and len(page.addresses) == 3 + 2 * 5
+    )
     best = max(rows(folder), key=lambda row: float(row["metrics/mAP50-95"]))
     for key in ("precision", "recall", "mAP50", "mAP75", "mAP50-95"):
         assert f"{float(best[f'metrics/{key}']):.3f}" in page.text
     for key in yaml.safe_load((folder / "hyp.yaml").read_text()):
         assert key in page.text
-    assert re.search(r"close_mosaic\s+4\s+default: 10", page.text) and page.text.count("default:") == 1
+    assert (
+        re.search(r"close_mosaic\s+4\s+default: 10", page.text) and page.text.count("default:") == 1
+    )
     assert re.search(
-        r"python train\.py --hyp \S*h\.yaml --data \S+ --epochs 20 --batch-size 4 --imgsz 64 --device cpu", page.text
+        r"python train\.py --hyp \S*h\.yaml --data \S+ --epochs 20 --batch-size 4 --imgsz 64 --device cpu",
+        page.text,
     )
 
 
@@ -67,7 +84,12 @@ def test_a_browser_shows_it(trained, tmp_path):
         "--window-size=1200,4000",
         f"--screenshot={picture}",
     ]
-    subprocess.run([*command, (trained / "exp" / "report.html").as_uri()], check=True, timeout=120, capture_output=True)
+    subprocess.run(
+        [*command, (trained / "exp" / "report.html").as_uri()],
+        check=True,
+        timeout=120,
+        capture_output=True,
+    )
     shown = np.asarray(Image.open(picture).convert("L"))
     assert shown.shape[1] == 1200
     written = [(shown[y : y + 400] < 200).mean() > 0.005 for y in range(0, 2800, 400)]
@@ -81,7 +103,14 @@ def test_how_well_it_does_in_each_picture():
     truth = {
         "images": [{"id": i} for i in range(5)],
         "categories": [{"id": 0}, {"id": 1}],
-        "annotations": [box(0, 0, 0), box(0, 1, 50), box(1, 0, 0), box(1, 0, 50), box(3, 1, 0), box(4, 0, 0, 1)],
+        "annotations": [
+            box(0, 0, 0),
+            box(0, 1, 50),
+            box(1, 0, 0),
+            box(1, 0, 50),
+            box(3, 1, 0),
+            box(4, 0, 0, 1),
+        ],
     }
     found = np.array([
         [3, 0, 0, 10, 10, 0.9, 0],  # of the other class
@@ -89,5 +118,9 @@ def test_how_well_it_does_in_each_picture():
         [1, 0, 0, 10, 10, 0.9, 0], [1, 80, 0, 10, 10, 0.8, 0], [1, 50, 0, 10, 10, 0.1, 0],  # one, one of nothing, one unsure
         [4, 2, 0, 5, 5, 0.9, 0],  # in a crowd
     ])  # fmt: skip
-    scores = picture_scores(picture_matrices(truth, found))
-    assert [scores[i] for i in (0, 1, 3)] == [1.0, 0.5, 0.0] and np.isnan(scores[2]) and np.isnan(scores[4])
+    scores = per_image_f1(per_image_confusion(truth, found))
+    assert (
+        [scores[i] for i in (0, 1, 3)] == [1.0, 0.5, 0.0]
+        and np.isnan(scores[2])
+        and np.isnan(scores[4])
+    )

@@ -43,7 +43,9 @@ def assert_same_end(one: Path, other: Path) -> None:
     a, b = weights(one), weights(other)
     for key in a.keys() - {"args", "rows"}:
         assert same(a[key], b[key]), key
-    assert [row | {"seconds": ""} for row in rows(one)] == [row | {"seconds": ""} for row in rows(other)]
+    assert [row | {"seconds": ""} for row in rows(one)] == [
+        row | {"seconds": ""} for row in rows(other)
+    ]
 
 
 @pytest.mark.usefixtures("hangups")
@@ -58,10 +60,15 @@ def test_a_signal_saves_after_the_batch_under_way(number, tiny, tmp_path, capsys
     assert run(*arguments, "--project", tmp_path) == 128 + number
     said = capsys.readouterr().err
     # an optimizer step takes two batches here, and is never cut
-    assert said == f"train.py: stopped by {number.name} after 2 of the 3 batches of epoch 1; --resume goes on there\n"
+    assert (
+        said
+        == f"train.py: stopped by {number.name} after 2 of the 3 batches of epoch 1; --resume goes on there\n"
+    )
     assert signal.getsignal(number) is before
     state = weights(tmp_path / "exp")
-    assert (state["epoch"], state["batch"], state["finished"]) == (1, 2, False) and len(state["rows"]) == 1
+    assert (state["epoch"], state["batch"], state["finished"]) == (1, 2, False) and len(
+        state["rows"]
+    ) == 1
     if number == signal.SIGTERM:
         assert run("--resume", tmp_path / "exp") == 0
         assert "epoch 1 of 3, after 2 of its 3 batches" in capsys.readouterr().out
@@ -71,7 +78,7 @@ def test_a_signal_saves_after_the_batch_under_way(number, tiny, tmp_path, capsys
 def test_a_signal_in_validation_loses_no_training(tiny, tmp_path, capsys, monkeypatch):
     arguments = ["--data", tiny, "--epochs", 2, *QUICK]
     assert run(*arguments, "--project", tmp_path / "whole") == 0
-    detect, seen = train.detect, []
+    detect, seen = train.run_inference, []
 
     def signalled(model, batches, *others):
         def until_the_second():
@@ -83,7 +90,7 @@ def test_a_signal_in_validation_loses_no_training(tiny, tmp_path, capsys, monkey
 
         return detect(model, until_the_second(), *others)
 
-    monkeypatch.setattr(train, "detect", signalled)
+    monkeypatch.setattr(train, "run_inference", signalled)
     assert run(*arguments, "--project", tmp_path) == 128 + signal.SIGUSR1
     assert "after 3 of the 3 batches of epoch 0" in capsys.readouterr().err
     assert len(seen) == 1 and weights(tmp_path / "exp")["rows"] == []
@@ -119,14 +126,29 @@ def test_a_signal_in_the_evaluation_ends_the_run_after_it(tiny, tmp_path, capsys
     monkeypatch.setattr(train, "evaluate", signalled)
     arguments = ["--data", tiny, "--epochs", 2, *QUICK, "--project", tmp_path]
     assert run(*arguments) == 143
-    assert "after 0 of the 3 batches of epoch 1;" in capsys.readouterr().err and len(rows(tmp_path / "exp")) == 1
-    assert run("--resume", "--project", tmp_path) == 0  # in the last epoch there is nothing more to stop
+    assert (
+        "after 0 of the 3 batches of epoch 1;" in capsys.readouterr().err
+        and len(rows(tmp_path / "exp")) == 1
+    )
+    assert (
+        run("--resume", "--project", tmp_path) == 0
+    )  # in the last epoch there is nothing more to stop
     assert weights(tmp_path / "exp")["finished"] and len(rows(tmp_path / "exp")) == 2
 
 
 def test_ctrl_c_reaches_the_loaders_too(tiny, tmp_path):
     """A terminal sends it to every process of the run; the loaders still bring the batches under way."""
-    command = [sys.executable, ROOT / "train.py", "--data", tiny, "--epochs", 500, *QUICK[:5], 2, *QUICK[6:]]
+    command = [
+        sys.executable,
+        ROOT / "train.py",
+        "--data",
+        tiny,
+        "--epochs",
+        500,
+        *QUICK[:5],
+        2,
+        *QUICK[6:],
+    ]
     process = subprocess.Popen(
         [*map(str, command), "--project", str(tmp_path)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
@@ -134,7 +156,11 @@ def test_ctrl_c_reaches_the_loaders_too(tiny, tmp_path):
     assert any(line.startswith("epoch 1 ") for line in process.stdout)
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130 and said.startswith("train.py: stopped by SIGINT after ") and said.count("\n") == 1
+    assert (
+        process.returncode == 130
+        and said.startswith("train.py: stopped by SIGINT after ")
+        and said.count("\n") == 1
+    )
     assert weights(tmp_path / "exp")["epoch"] >= 2
 
 
@@ -161,7 +187,9 @@ def test_random_numbers_that_a_fork_draws_come_again(tiny, tmp_path, monkeypatch
 
     def with_dropout(*arguments, **options):
         model = build(*arguments, **options)
-        model.neck.up8.register_forward_hook(lambda _, __, out: F.dropout(out, 0.5) * (0.9 + 0.2 * np.random.rand()))
+        model.neck.up8.register_forward_hook(
+            lambda _, __, out: F.dropout(out, 0.5) * (0.9 + 0.2 * np.random.rand())
+        )
         return model
 
     monkeypatch.setattr(train, "build_model", with_dropout)
@@ -176,7 +204,19 @@ def test_random_numbers_that_a_fork_draws_come_again(tiny, tmp_path, monkeypatch
 
 
 def test_auto_serves_first_start_and_restart(tiny, tmp_path, capsys, monkeypatch):
-    arguments = ["--data", tiny, "--epochs", 2, *QUICK, "--project", tmp_path, "--name", "mine", "--resume", "auto"]
+    arguments = [
+        "--data",
+        tiny,
+        "--epochs",
+        2,
+        *QUICK,
+        "--project",
+        tmp_path,
+        "--name",
+        "mine",
+        "--resume",
+        "auto",
+    ]
     (tmp_path / "mine").mkdir()  # of a start that was killed before its first checkpoint
     stopping(monkeypatch, 0, 1)
     assert run(*arguments) == 143
@@ -191,13 +231,36 @@ def test_auto_serves_first_start_and_restart(tiny, tmp_path, capsys, monkeypatch
 
 def test_more_epochs_follow_their_own_schedule(tiny, tmp_path, capsys):
     """The rates of epochs 2 and 3 are those of a run of 4 epochs, by the cosine written out here; the run says so."""
-    (tmp_path / "h.yaml").write_text("lr0: 0.01\nscheduler: {warmup_epoch: 0, eta_min: 0, epoch_scale: 0}\n")
-    assert run("--hyp", tmp_path / "h.yaml", "--data", tiny, "--epochs", 2, *QUICK[:-1], "--project", tmp_path) == 0
+    (tmp_path / "h.yaml").write_text(
+        "lr0: 0.01\nscheduler: {warmup_epoch: 0, eta_min: 0, epoch_scale: 0}\n"
+    )
+    assert (
+        run(
+            "--hyp",
+            tmp_path / "h.yaml",
+            "--data",
+            tiny,
+            "--epochs",
+            2,
+            *QUICK[:-1],
+            "--project",
+            tmp_path,
+        )
+        == 0
+    )
     picture = (tmp_path / "exp" / "lr.png").read_bytes()
     assert run("--resume", "--project", tmp_path, "--epochs", 4) == 0
-    assert "--epochs 4: from here on the schedule is that of 4 epochs in place of 2" in capsys.readouterr().out
-    cosine = [0.005 * (1 + np.cos(np.pi * epoch / length)) for epoch, length in ((0, 2), (1, 2), (2, 4), (3, 4))]
-    assert [float(row["lr/0"]) for row in rows(tmp_path / "exp")] == pytest.approx(cosine, rel=1e-12)
+    assert (
+        "--epochs 4: from here on the schedule is that of 4 epochs in place of 2"
+        in capsys.readouterr().out
+    )
+    cosine = [
+        0.005 * (1 + np.cos(np.pi * epoch / length))
+        for epoch, length in ((0, 2), (1, 2), (2, 4), (3, 4))
+    ]
+    assert [float(row["lr/0"]) for row in rows(tmp_path / "exp")] == pytest.approx(
+        cosine, rel=1e-12
+    )
     assert (tmp_path / "exp" / "lr.png").read_bytes() != picture
     assert "epochs: 4" in (tmp_path / "exp" / "args.yaml").read_text()
     assert run("--resume", tmp_path / "exp", "--epochs", 3) == 2
@@ -205,15 +268,34 @@ def test_more_epochs_follow_their_own_schedule(tiny, tmp_path, capsys):
 
 
 def test_more_epochs_for_a_run_that_was_cut_within_one(tiny, tmp_path, monkeypatch):
-    (tmp_path / "h.yaml").write_text("lr0: 0.01\nscheduler: {warmup_epoch: 0, eta_min: 0, epoch_scale: 0}\n")
+    (tmp_path / "h.yaml").write_text(
+        "lr0: 0.01\nscheduler: {warmup_epoch: 0, eta_min: 0, epoch_scale: 0}\n"
+    )
     stopping(monkeypatch, 1, 0)
-    assert run("--hyp", tmp_path / "h.yaml", "--data", tiny, "--epochs", 2, *QUICK, "--project", tmp_path) == 143
+    assert (
+        run(
+            "--hyp",
+            tmp_path / "h.yaml",
+            "--data",
+            tiny,
+            "--epochs",
+            2,
+            *QUICK,
+            "--project",
+            tmp_path,
+        )
+        == 143
+    )
     assert run("--resume", "--project", tmp_path, "--epochs", 4) == 0
     cosine = [0.01, *(0.005 * (1 + np.cos(np.pi * epoch / 4)) for epoch in (1, 2, 3))]
-    assert [float(row["lr/0"]) for row in rows(tmp_path / "exp")] == pytest.approx(cosine, rel=1e-12)
+    assert [float(row["lr/0"]) for row in rows(tmp_path / "exp")] == pytest.approx(
+        cosine, rel=1e-12
+    )
 
 
-def test_a_longer_run_has_the_rates_of_one_that_was_longer_from_the_start(tiny, tmp_path, monkeypatch):
+def test_a_longer_run_has_the_rates_of_one_that_was_longer_from_the_start(
+    tiny, tmp_path, monkeypatch
+):
     """From the epoch it is lengthened in, with a warm-up under way and restarts at shares of the length."""
     (tmp_path / "h.yaml").write_text("scheduler: {warmup_epoch: 3, steps: [50%], epoch_scale: 1}\n")
     arguments = ["--hyp", tmp_path / "h.yaml", "--data", tiny, *QUICK, "--noval"]
@@ -241,14 +323,28 @@ def test_a_run_in_a_used_folder_is_not_taken_for_the_old_one(tiny, tmp_path, cap
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(train, "seed_everything", lambda *_: 1 / 0)
         run(*arguments, "--epochs", 1, "--seed", 7, "--exist-ok")
-    assert not (tmp_path / "exp" / "results.csv").exists() and not (tmp_path / "exp" / "weights" / "best.pt").exists()
+    assert (
+        not (tmp_path / "exp" / "results.csv").exists()
+        and not (tmp_path / "exp" / "weights" / "best.pt").exists()
+    )
     assert run("--resume", "--project", tmp_path) == 0
     assert len(rows(tmp_path / "exp")) == 1 and weights(tmp_path / "exp")["args"]["seed"] == 7
 
 
 def test_patience_has_not_ended_a_run_of_full_length(tiny, tmp_path):
     (tmp_path / "h.yaml").write_text("lr0: 1e-9\nscheduler: {warmup_epoch: 0}\n")
-    arguments = ["--hyp", tmp_path / "h.yaml", "--data", tiny, *QUICK, "--noval", "--patience", 1, "--project", tmp_path]
+    arguments = [
+        "--hyp",
+        tmp_path / "h.yaml",
+        "--data",
+        tiny,
+        *QUICK,
+        "--noval",
+        "--patience",
+        1,
+        "--project",
+        tmp_path,
+    ]
     assert run(*arguments, "--epochs", 1) == 0
     for epochs in (3, 4):
         assert run("--resume", "--project", tmp_path, "--epochs", epochs) == 0
@@ -282,7 +378,20 @@ def unfinished(tmp_path_factory) -> Path:
         stopping(patch, 1, 1)
         data = write_tiny(folder / "data")
         (folder / "h.yaml").write_text("lr0: 0.004\n")
-        assert run("--hyp", folder / "h.yaml", "--data", data, "--epochs", 3, *QUICK, "--project", folder / "runs") == 143
+        assert (
+            run(
+                "--hyp",
+                folder / "h.yaml",
+                "--data",
+                data,
+                "--epochs",
+                3,
+                *QUICK,
+                "--project",
+                folder / "runs",
+            )
+            == 143
+        )
     return folder
 
 
@@ -299,11 +408,23 @@ def test_a_run_moves_to_another_machine(mine, unfinished, tmp_path, capsys):
     try:
         assert run("--resume", mine / "runs" / "exp") == 2
         assert "data.yaml" in capsys.readouterr().err
-        assert run("--resume", mine / "runs" / "exp", "--data", mine / "data" / "data.yaml", "--hyp", mine / "h.yaml") == 0
+        assert (
+            run(
+                "--resume",
+                mine / "runs" / "exp",
+                "--data",
+                mine / "data" / "data.yaml",
+                "--hyp",
+                mine / "h.yaml",
+            )
+            == 0
+        )
     finally:
         away.rename(unfinished / "data")
     assert len(rows(mine / "runs" / "exp")) == 3
-    assert weights(mine / "runs" / "exp")["args"]["data"] == str((mine / "data" / "data.yaml").resolve())
+    assert weights(mine / "runs" / "exp")["args"]["data"] == str(
+        (mine / "data" / "data.yaml").resolve()
+    )
 
 
 @pytest.mark.parametrize(
@@ -328,14 +449,30 @@ def test_a_run_moves_to_another_machine(mine, unfinished, tmp_path, capsys):
 def test_a_contradiction_is_refused_by_name(arguments, says, mine, capsys):
     last = mine / "runs" / "exp" / "weights" / "last.pt"
     before = last.read_bytes()
-    assert run("--resume", mine / "runs" / "exp", "--data", mine / "data" / "data.yaml", *arguments) == 2
+    assert (
+        run("--resume", mine / "runs" / "exp", "--data", mine / "data" / "data.yaml", *arguments)
+        == 2
+    )
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1, error
     assert last.read_bytes() == before
 
 
 def test_what_is_as_it_was_is_no_contradiction(mine):
-    same_again = ["--imgsz", 50, "--batch-size", 4, "--epochs", 3, "--seed", 0, "--patience", 50, "--model", "yolo-n"]
+    same_again = [
+        "--imgsz",
+        50,
+        "--batch-size",
+        4,
+        "--epochs",
+        3,
+        "--seed",
+        0,
+        "--patience",
+        50,
+        "--model",
+        "yolo-n",
+    ]
     free = ["--data", mine / "data" / "data.yaml", "--workers", 1, "--save-every", 0, "--noplots"]
     place = ["--name", "runs/exp", "--project", mine]
     assert run("--resume", mine / "runs" / "exp", *same_again, *free, *place) == 0
@@ -344,9 +481,17 @@ def test_what_is_as_it_was_is_no_contradiction(mine):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda data: (data / "labels" / "train" / "3.txt").write_text("0 0.5 0.5 0.2 0.2\n"), "train has 12 pictures"),
+        (
+            lambda data: (data / "labels" / "train" / "3.txt").write_text("0 0.5 0.5 0.2 0.2\n"),
+            "train has 12 pictures",
+        ),
         (lambda data: (data / "images" / "val" / "4.png").unlink(), "val has 4 pictures"),
-        (lambda data: (data / "images" / "train" / "3.png").rename(data / "images" / "train" / "30.png"), "train has 12"),
+        (
+            lambda data: (data / "images" / "train" / "3.png").rename(
+                data / "images" / "train" / "30.png"
+            ),
+            "train has 12",
+        ),
     ],
 )
 def test_other_data_are_refused(change, says, mine, capsys):
@@ -361,9 +506,18 @@ def test_a_checkpoint_that_cannot_be_read_is_one_sentence_and_stays(mine, capsys
     good = last.read_bytes()
     other = mine / "other.pt"
     torch.save({"format": FORMAT + 1}, other)
-    for content, says in ((good[: len(good) // 2], "damaged"), (other.read_bytes(), f"format {FORMAT + 1}"), (b"", "damaged")):
+    for content, says in (
+        (good[: len(good) // 2], "damaged"),
+        (other.read_bytes(), f"format {FORMAT + 1}"),
+        (b"", "damaged"),
+    ):
         last.write_bytes(content)
-        for how in ([mine / "runs" / "exp"], [last], ["auto", "--project", mine / "runs"], ["", "--project", mine / "runs"]):
+        for how in (
+            [mine / "runs" / "exp"],
+            [last],
+            ["auto", "--project", mine / "runs"],
+            ["", "--project", mine / "runs"],
+        ):
             assert run("--resume", *how) == 2
             error = capsys.readouterr().err
             assert says in error and "last.pt" in error and error.count("\n") == 1, error
@@ -394,26 +548,65 @@ def test_a_full_disk_is_reported_and_the_last_checkpoint_stays(mine, tmp_path):
     last = mine / "runs" / "exp" / "weights" / "last.pt"
     before, data = last.read_bytes(), mine / "data" / "data.yaml"
     assert len(before) > 20e6
-    command = [sys.executable, ROOT / "train.py", "--resume", mine / "runs" / "exp", "--data", data, "--save-every", 0.0001]
+    command = [
+        sys.executable,
+        ROOT / "train.py",
+        "--resume",
+        mine / "runs" / "exp",
+        "--data",
+        data,
+        "--save-every",
+        0.0001,
+    ]
     limited = subprocess.run(
         [*map(str, command)], capture_output=True, text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000, 20_000_000)),
     )  # fmt: skip
     assert limited.returncode == 2, limited.stderr
     sentences = limited.stderr.splitlines()
-    reported = f"train.py: {last}: cannot be written: File too large; the last checkpoint stays as it is"
+    reported = (
+        f"train.py: {last}: cannot be written: File too large; the last checkpoint stays as it is"
+    )
     assert len(sentences) > 3 and set(sentences[:-1]) == {reported} and "--resume" in sentences[-1]
     assert "Traceback" not in limited.stderr and limited.stdout.count("\nepoch ") == 2
     assert last.read_bytes() == before and not list((mine / "runs").rglob("*.tmp"))
     # with room again, it ends as it would have
     assert run("--resume", mine / "runs" / "exp", "--data", data) == 0
-    assert run("--hyp", mine / "h.yaml", "--data", data, "--epochs", 3, *QUICK, "--project", tmp_path / "whole") == 0
+    assert (
+        run(
+            "--hyp",
+            mine / "h.yaml",
+            "--data",
+            data,
+            "--epochs",
+            3,
+            *QUICK,
+            "--project",
+            tmp_path / "whole",
+        )
+        == 0
+    )
     assert_same_end(tmp_path / "whole" / "exp", mine / "runs" / "exp")
 
 
 def test_a_run_that_patience_ended_is_finished(tiny, tmp_path, capsys):
     (tmp_path / "h.yaml").write_text("lr0: 1e-9\nscheduler: {warmup_epoch: 0}\n")
-    assert run("--hyp", tmp_path / "h.yaml", "--data", tiny, "--epochs", 9, *QUICK, "--project", tmp_path, "--patience", 1) == 0
+    assert (
+        run(
+            "--hyp",
+            tmp_path / "h.yaml",
+            "--data",
+            tiny,
+            "--epochs",
+            9,
+            *QUICK,
+            "--project",
+            tmp_path,
+            "--patience",
+            1,
+        )
+        == 0
+    )
     for arguments, says in (([], "finished"), (["--epochs", 20], "--patience")):
         assert run("--resume", "--project", tmp_path, *arguments) == 2
         assert says in capsys.readouterr().err

@@ -15,12 +15,21 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter
 
-from utils.schedulers import SCHEDULES, AnnealingLR, BatchWarmup, CosineAnnealingWarmbootingLR, anneal, plan
+from utils.schedulers import (
+    SCHEDULES,
+    AnnealingLR,
+    BatchWarmup,
+    CosineAnnealingWarmbootingLR,
+    anneal,
+    plan,
+)
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 LF_COSINE = "lambda x, y: (((1 + math.cos(x * math.pi / y)) / 2) ** 1.0) * 0.65 + 0.35"
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"golden learning rates are not at {GOLDEN}")
+needs_golden = pytest.mark.skipif(
+    not GOLDEN.is_dir(), reason=f"golden learning rates are not at {GOLDEN}"
+)
 
 
 def stand_in(*rates):
@@ -33,9 +42,20 @@ def rates(optimizer):
 
 
 def build(case):
-    arguments = ("epochs", "steps", "step_scale", "eta_min", "warmup_epoch", "epoch_scale", "batchs", "lf")
+    arguments = (
+        "epochs",
+        "steps",
+        "step_scale",
+        "eta_min",
+        "warmup_epoch",
+        "epoch_scale",
+        "batchs",
+        "lf",
+    )
     optimizer = stand_in(*case["base_lr"])
-    return optimizer, CosineAnnealingWarmbootingLR(optimizer, **{name: case[name] for name in arguments})
+    return optimizer, CosineAnnealingWarmbootingLR(
+        optimizer, **{name: case[name] for name in arguments}
+    )
 
 
 @needs_golden
@@ -56,8 +76,12 @@ def test_golden_rates_of_cawb():
             rate = scheduler.step(epoch)
             for _ in range(case["batchs"]):
                 warming = scheduler.step_batch()
-                followed.append([rate if warming is None else warming, optimizer.param_groups[0]["lr"]])
-        for (value, lr), (golden_value, golden_lr) in zip(followed, case["train_order"], strict=True):
+                followed.append(
+                    [rate if warming is None else warming, optimizer.param_groups[0]["lr"]]
+                )
+        for (value, lr), (golden_value, golden_lr) in zip(
+            followed, case["train_order"], strict=True
+        ):
             assert lr == pytest.approx(golden_lr, rel=1e-12)
             assert golden_value is None or value == pytest.approx(golden_value, rel=1e-12)
 
@@ -78,9 +102,13 @@ def test_golden_rates_of_the_sample_count_schedules():
             if by_pass:
                 scheduler.step(t)
             assert scheduler.num_samples_processed == (0 if by_pass else t)
-            assert scheduler.step_batch(0 if by_pass else following - t) == pytest.approx(lr, rel=1e-12, abs=0)
+            assert scheduler.step_batch(0 if by_pass else following - t) == pytest.approx(
+                lr, rel=1e-12, abs=0
+            )
             assert rates(optimizer)[0] == pytest.approx(lr, rel=1e-12, abs=0)
-            if case["learning_rate_schedule"] != "linear":  # every other one is proportional to the base rate
+            if (
+                case["learning_rate_schedule"] != "linear"
+            ):  # every other one is proportional to the base rate
                 assert rates(optimizer)[1] == pytest.approx(lr / 2, rel=1e-12, abs=0)
 
 
@@ -101,7 +129,11 @@ def independent_rate(case, base, epoch, batch):
         if i + 2 < len(bounds):
             gap += case["epoch_scale"]
     floor = case["eta_min"]
-    shape = 0.5 * (1 + math.cos(x / gap * math.pi)) * (1 - floor) + floor if case["lf"] is None else case["lf"](x, gap)
+    shape = (
+        0.5 * (1 + math.cos(x / gap * math.pi)) * (1 - floor) + floor
+        if case["lf"] is None
+        else case["lf"](x, gap)
+    )
     return base * case["step_scale"] ** i * shape
 
 
@@ -139,7 +171,9 @@ def test_cawb_is_its_formula(**case):
     optimizer, scheduler = build(case)
     for epoch in range(case["epochs"] + 3):
         first = scheduler.step()
-        expected = [independent_rate(case | {"batchs": 0}, base, epoch, 0) for base in case["base_lr"]]
+        expected = [
+            independent_rate(case | {"batchs": 0}, base, epoch, 0) for base in case["base_lr"]
+        ]
         if epoch >= case["warmup_epoch"] or case["lf"] is None:
             assert rates(optimizer) == pytest.approx(expected, rel=1e-12)
             assert first == rates(optimizer)[0]
@@ -178,10 +212,14 @@ def independent_annealing(schedule, lr, t, a, b, pairs):
 def test_the_sample_count_schedules_are_their_formulas(schedule, lr, t, a, b, scale, pairs):
     if schedule == "caffe_poly":
         a *= scale
-        assume(abs(1 - t / a) > 1e-3 or t > a)  # so close to 0, the subtraction itself leaves fewer than 12 digits
+        assume(
+            abs(1 - t / a) > 1e-3 or t > a
+        )  # so close to 0, the subtraction itself leaves fewer than 12 digits
     if schedule in ("exp", "discexp"):
         b *= scale
-        assume(abs(math.log(a) * t / b) < 300)  # within what a float holds, and what exp(log(a) * n) keeps of 12 digits
+        assume(
+            abs(math.log(a) * t / b) < 300
+        )  # within what a float holds, and what exp(log(a) * n) keeps of 12 digits
         assume(schedule == "exp" or abs(t / b - round(t / b)) > 1e-9)
     if schedule == "linear":
         a /= scale
@@ -206,7 +244,16 @@ def test_counting_samples():
         t += size
     assert scheduler.num_samples_processed == t == 81
     assert scheduler.get_last_lr() == [rate]
-    assert list(plan(AnnealingLR(stand_in(0.1), "poly", 0.01, 0.5, batchs=4, warmup_epoch=1), 3, sizes[:4])[0])[-1] == rate
+    assert (
+        list(
+            plan(
+                AnnealingLR(stand_in(0.1), "poly", 0.01, 0.5, batchs=4, warmup_epoch=1),
+                3,
+                sizes[:4],
+            )[0]
+        )[-1]
+        == rate
+    )
 
 
 @pytest.mark.parametrize("step_first", [True, False])
@@ -221,7 +268,9 @@ def test_counting_passes(step_first):
         if not step_first:
             scheduler.step()
     assert seen == [1.0, 0.5, 0.25, 0.25]
-    assert AnnealingLR(stand_in(1.0), "pass_manual", learning_rate_args="0:1.0,1:0.5").step(7) == 0.5
+    assert (
+        AnnealingLR(stand_in(1.0), "pass_manual", learning_rate_args="0:1.0,1:0.5").step(7) == 0.5
+    )
 
 
 @pytest.mark.parametrize(
@@ -240,7 +289,9 @@ def test_arguments_that_give_no_rate(arguments, says):
         anneal(schedule, 0.1, 0, *rest)
 
 
-@pytest.mark.parametrize("arguments", [("exp", 10.0, 1.0), ("poly", -1e-3, 0.5), ("poly", 1.0, -400.0)])
+@pytest.mark.parametrize(
+    "arguments", [("exp", 10.0, 1.0), ("poly", -1e-3, 0.5), ("poly", 1.0, -400.0)]
+)
 def test_a_count_without_a_rate_is_named(arguments):
     with pytest.raises(ValueError, match="t=2000"):
         anneal(arguments[0], 0.1, 2000, *arguments[1:])
@@ -298,7 +349,9 @@ def test_state_picked_up_at_every_batch(name, optimizer_state, tmp_path):
     whole = follow(optimizer, scheduler, 0, save)
     for i, path in enumerate(saved):
         state = torch.load(path, weights_only=True)
-        fresh = real_optimizer(lr=0.5)  # what it was built with makes no difference: the state has the base rates
+        fresh = real_optimizer(
+            lr=0.5
+        )  # what it was built with makes no difference: the state has the base rates
         if optimizer_state == "before":
             fresh.load_state_dict(state["optimizer"])
         # Not even its arguments do, but for a function written in Python, which no file can hold.
@@ -314,7 +367,13 @@ def test_state_picked_up_at_every_batch(name, optimizer_state, tmp_path):
 def test_numbers_of_numpy_are_saved_as_plain_ones(tmp_path):
     one, two = np.int64(1), np.float64(0.5)
     cawb = CosineAnnealingWarmbootingLR(
-        stand_in(np.float64(0.1)), np.int64(6), two, np.array([2, 4]), two, batchs=one, epoch_scale=two
+        stand_in(np.float64(0.1)),
+        np.int64(6),
+        two,
+        np.array([2, 4]),
+        two,
+        batchs=one,
+        epoch_scale=two,
     )
     annealing = AnnealingLR(stand_in(0.1), "poly", two, two, batch_size=one)
     annealing.step_batch(one)
@@ -348,14 +407,18 @@ def test_a_state_of_something_else_is_refused():
         with pytest.raises(ValueError, match=type(scheduler).__name__):
             scheduler.load_state_dict(state)
     with pytest.raises(ValueError, match="system"):
-        cawb.load_state_dict(cawb.state_dict() | {"lf": "lambda x, y: __import__('os').system('true')"})
+        cawb.load_state_dict(
+            cawb.state_dict() | {"lf": "lambda x, y: __import__('os').system('true')"}
+        )
 
 
 def test_the_line_by_line_explanation_has_every_line():
     """docs/schedulers.md explains the algorithm as it is: its lines are those of the code, none missing, none made up."""
     text = (ROOT / "docs" / "schedulers.md").read_text()
     explained = re.findall(
-        r"^\| `([^`]+)` \| \S.* \| \S.*\|$", text[text.index("### Line by line") : text.index("### Where it")], re.M
+        r"^\| `([^`]+)` \| \S.* \| \S.*\|$",
+        text[text.index("### Line by line") : text.index("### Where it")],
+        re.M,
     )
     methods = (
         BatchWarmup.step, CosineAnnealingWarmbootingLR._rates, CosineAnnealingWarmbootingLR._segment,
@@ -364,7 +427,11 @@ def test_the_line_by_line_explanation_has_every_line():
     lines = []
     for method in methods:
         code = re.sub(r'"""[^"]*"""', "", inspect.getsource(method))
-        lines += [line for line in (re.sub(r" *#.*", "", line).strip() for line in code.splitlines()[1:]) if line]
+        lines += [
+            line
+            for line in (re.sub(r" *#.*", "", line).strip() for line in code.splitlines()[1:])
+            if line
+        ]
     assert explained[3:] == lines
     source = (ROOT / "utils" / "schedulers.py").read_text()
     assert all(f"        {line}\n" in source for line in explained[:3])
@@ -379,7 +446,9 @@ def test_a_decayed_optimizer_starts_from_its_first_rate():
 def test_tensor_rates_are_filled_in_place():
     lr = torch.tensor(0.1)
     optimizer = stand_in(lr, 0.2)
-    scheduler = CosineAnnealingWarmbootingLR(optimizer, epochs=3, eta_min=0.0, batchs=2, warmup_epoch=1)
+    scheduler = CosineAnnealingWarmbootingLR(
+        optimizer, epochs=3, eta_min=0.0, batchs=2, warmup_epoch=1
+    )
     scheduler.step_batch()
     scheduler.step_batch()
     assert optimizer.param_groups[0]["lr"] is lr and rates(optimizer) == pytest.approx([0.05, 0.1])
@@ -418,15 +487,21 @@ def test_edges_of_the_formula():
     assert scheduler.step(9) == scheduler.step(4)  # past the end the last value is held
     short = CosineAnnealingWarmbootingLR(stand_in(1.0), epochs=2, warmup_epoch=5, batchs=3)
     assert short.step(0) == 1.0
-    root = CosineAnnealingWarmbootingLR(stand_in(1.0), epochs=5, warmup_epoch=2, batchs=3, lf="lambda x, y: 1 - (x / y) ** 0.5")
+    root = CosineAnnealingWarmbootingLR(
+        stand_in(1.0), epochs=5, warmup_epoch=2, batchs=3, lf="lambda x, y: 1 - (x / y) ** 0.5"
+    )
     assert root.step(0) == 1.0  # asked at 0 where its root of a negative number has no value
 
 
 def test_a_rate_that_cannot_be_names_its_epoch():
-    scheduler = CosineAnnealingWarmbootingLR(stand_in(1.0), epochs=6, batchs=2, lf="lambda x, y: 0.5 - x / y")
+    scheduler = CosineAnnealingWarmbootingLR(
+        stand_in(1.0), epochs=6, batchs=2, lf="lambda x, y: 0.5 - x / y"
+    )
     with pytest.raises(ValueError, match="epoch 4"):
         plan(scheduler, 6, [1, 1])
-    scheduler = CosineAnnealingWarmbootingLR(stand_in(1.0), epochs=6, batchs=2, lf="lambda x, y: 1 / (x - 3)")
+    scheduler = CosineAnnealingWarmbootingLR(
+        stand_in(1.0), epochs=6, batchs=2, lf="lambda x, y: 1 / (x - 3)"
+    )
     with pytest.raises(ValueError, match="epoch 0"):
         plan(scheduler, 6, [1, 1])
     for bad in (math.inf, math.nan, -1e-9):

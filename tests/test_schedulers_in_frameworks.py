@@ -14,7 +14,9 @@ MAKERS = {
     "cawb": lambda o: CosineAnnealingWarmbootingLR(
         o, EPOCHS, steps=[3], batchs=BATCHES, warmup_epoch=2, lf="lambda x, y: 1 - x / y"
     ),
-    "poly": lambda o: AnnealingLR(o, "poly", 0.01, 0.5, batch_size=SIZE, batchs=BATCHES, warmup_epoch=2),
+    "poly": lambda o: AnnealingLR(
+        o, "poly", 0.01, 0.5, batch_size=SIZE, batchs=BATCHES, warmup_epoch=2
+    ),
 }
 
 
@@ -37,7 +39,9 @@ def test_accelerate(name, tmp_path):
         model = nn.Linear(3, 1)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         scheduler = MAKERS[name](optimizer)
-        model, optimizer, loader, prepared = accelerator.prepare(model, optimizer, data(), scheduler)
+        model, optimizer, loader, prepared = accelerator.prepare(
+            model, optimizer, data(), scheduler
+        )
         assert prepared.scheduler is scheduler
         first = 0
         if resume:
@@ -132,4 +136,6 @@ def test_lightning(name, tmp_path):
     resumed = Module(name)
     trainer(EPOCHS).fit(resumed, data(), ckpt_path=tmp_path / "in_warmup.ckpt")
     assert resumed.seen == planned(name)[BATCHES:]
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True)
+    )

@@ -22,7 +22,15 @@ def test_the_same_place_gives_the_same_numbers_whatever_was_before():
 
 def test_every_place_has_numbers_of_its_own():
     found = []
-    for place in ((0, 3), (0, 3, 5, 1), (0, 3, 5, 0), (0, 5, 3, 1), (1, 3, 5, 1), (0, 3, 6, 1), (2**40, 3, 5, 1)):
+    for place in (
+        (0, 3),
+        (0, 3, 5, 1),
+        (0, 3, 5, 0),
+        (0, 5, 3, 1),
+        (1, 3, 5, 1),
+        (0, 3, 6, 1),
+        (2**40, 3, 5, 1),
+    ):
         seed_everything(*place)
         found.append(drawn())
     for numbers in zip(*found, strict=True):

@@ -19,7 +19,11 @@ def few(monkeypatch):
 
 
 def digest(folder: Path) -> dict[str, str]:
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()}
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in folder.rglob("*")
+        if p.is_file()
+    }
 
 
 def test_a_seed_is_a_data_set(few, tmp_path):
@@ -28,7 +32,9 @@ def test_a_seed_is_a_data_set(few, tmp_path):
     assert not shapes.make_shapes(tmp_path / "a")  # it is there
     a, b, c = (digest(tmp_path / name) for name in "abc")
     assert a == b and len(a) == 32
-    assert len(set(a.values()) | set(c.values())) == 64  # nothing twice: neither in train and val, nor from another seed
+    assert (
+        len(set(a.values()) | set(c.values())) == 64
+    )  # nothing twice: neither in train and val, nor from another seed
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "c"]
 
 
@@ -36,7 +42,7 @@ def test_it_reads_without_a_fault(few, tmp_path):
     shapes.make_shapes(tmp_path / "shapes")
     config = read_data_config(SHAPES).model_copy(update={"path": str(tmp_path / "shapes")})
     found = read_split(config, "train")
-    assert found.faults == () and len(found) == 12 and len(found.names) == 5
+    assert found.errors == () and len(found) == 12 and len(found.names) == 5
     assert (found.boxes[:, 2:] > found.boxes[:, :2]).all() and len(np.unique(found.labels)) == 5
 
 

@@ -25,8 +25,22 @@ def run(*arguments: object) -> None:
 
 def test_a_run_and_its_folder(tiny, tmp_path):
     hyp = tmp_path / "mine.yaml"
-    hyp.write_text("lr0: 0.004\nclose_mosaic: 1\nscheduler: {warmup_epoch: 1, steps: [2], eta_min: 0.1}\n")
-    arguments = ["--hyp", hyp, "--data", tiny, "--model", "yolo-n", "--epochs", 4, *QUICK, "--project", tmp_path / "runs"]
+    hyp.write_text(
+        "lr0: 0.004\nclose_mosaic: 1\nscheduler: {warmup_epoch: 1, steps: [2], eta_min: 0.1}\n"
+    )
+    arguments = [
+        "--hyp",
+        hyp,
+        "--data",
+        tiny,
+        "--model",
+        "yolo-n",
+        "--epochs",
+        4,
+        *QUICK,
+        "--project",
+        tmp_path / "runs",
+    ]
     done = subprocess.run(command(*arguments), capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "exp"
@@ -52,7 +66,17 @@ def test_a_run_and_its_folder(tiny, tmp_path):
     assert [float(row["lr/0"]) for row in table] == pytest.approx(expected, rel=1e-12)
     assert all(row["lr/1"] == row["lr/0"] for row in table)
 
-    again = train.main([*map(str, arguments[:-4]), "--noplots", "--noval", "--project", str(tmp_path / "runs"), "--epochs", "2"])
+    again = train.main(
+        [
+            *map(str, arguments[:-4]),
+            "--noplots",
+            "--noval",
+            "--project",
+            str(tmp_path / "runs"),
+            "--epochs",
+            "2",
+        ]
+    )
     assert again == 0
     second = tmp_path / "runs" / "exp2"
     assert not list(second.glob("*.png")) and not list(second.glob("*.jpg"))
@@ -65,15 +89,40 @@ def test_samples_are_counted_as_they_are(tiny, tmp_path, capsys):
         "lr0: 0.004\nscheduler: {name: poly, warmup_epoch: 1, learning_rate_decay_a: 0.1, learning_rate_decay_b: 0.5}\n"
     )
     size = ["--imgsz", 64, "--batch-size", 5, "--device", "cpu", "--noval", "--noplots"]
-    run("--hyp", tmp_path / "h.yaml", "--data", tiny, "--epochs", 3, *size, "--project", tmp_path / "runs")
+    run(
+        "--hyp",
+        tmp_path / "h.yaml",
+        "--data",
+        tiny,
+        "--epochs",
+        3,
+        *size,
+        "--project",
+        tmp_path / "runs",
+    )
     expected = [0.004 * 2 / 3, *(0.004 / (1 + 0.1 * t) ** 0.5 for t in (20, 32))]
-    assert [float(row["lr/0"]) for row in rows(tmp_path / "runs" / "exp")] == pytest.approx(expected, rel=1e-12)
+    assert [float(row["lr/0"]) for row in rows(tmp_path / "runs" / "exp")] == pytest.approx(
+        expected, rel=1e-12
+    )
     assert weights(tmp_path / "runs" / "exp")["scheduler"]["num_samples_processed"] == 36
 
     (tmp_path / "h.yaml").write_text("scheduler: {steps: [50%, 7]}\n")
-    run("--hyp", tmp_path / "h.yaml", "--data", tiny, "--epochs", 1, *size, "--project", tmp_path / "runs")
+    run(
+        "--hyp",
+        tmp_path / "h.yaml",
+        "--data",
+        tiny,
+        "--epochs",
+        1,
+        *size,
+        "--project",
+        tmp_path / "runs",
+    )
     error = capsys.readouterr().err
-    assert error.count("is left out") == 2 and "h.yaml: scheduler: steps: 50% is left out: it falls on epoch 1" in error
+    assert (
+        error.count("is left out") == 2
+        and "h.yaml: scheduler: steps: 50% is left out: it falls on epoch 1" in error
+    )
 
 
 def test_weights_of_an_earlier_run_are_taken_where_they_fit(tiny, tmp_path, capsys):
@@ -81,7 +130,18 @@ def test_weights_of_an_earlier_run_are_taken_where_they_fit(tiny, tmp_path, caps
     capsys.readouterr()
     one = write_tiny(tmp_path / "one", classes=1)
     best = tmp_path / "a" / "exp" / "weights" / "best.pt"
-    run("--data", one, "--epochs", 1, *QUICK, "--noplots", "--project", tmp_path / "b", "--weights", best)
+    run(
+        "--data",
+        one,
+        "--epochs",
+        1,
+        *QUICK,
+        "--noplots",
+        "--project",
+        tmp_path / "b",
+        "--weights",
+        best,
+    )
     tensors = len(weights(tmp_path / "a" / "exp")["average"])
     # a class less changes the last convolution of three class branches: weight and bias each
     assert f"{tensors - 6} of the model's {tensors} tensors" in capsys.readouterr().out
@@ -89,10 +149,35 @@ def test_weights_of_an_earlier_run_are_taken_where_they_fit(tiny, tmp_path, caps
 
 def test_seeds_and_repetition(tiny, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        run("--data", tiny, "--epochs", 1, *QUICK, "--noplots", "--project", tmp_path, "--name", name, "--seed", seed)
+        run(
+            "--data",
+            tiny,
+            "--epochs",
+            1,
+            *QUICK,
+            "--noplots",
+            "--project",
+            tmp_path,
+            "--name",
+            name,
+            "--seed",
+            seed,
+        )
     a, b, c = (weights(tmp_path / name)["model"] for name in "abc")
     assert same(a, b) and not same(a, c)
-    run("--data", tiny, "--epochs", 1, *QUICK, "--noplots", "--project", tmp_path, "--name", "c", "--exist-ok")
+    run(
+        "--data",
+        tiny,
+        "--epochs",
+        1,
+        *QUICK,
+        "--noplots",
+        "--project",
+        tmp_path,
+        "--name",
+        "c",
+        "--exist-ok",
+    )
     assert same(weights(tmp_path / "c")["model"], a) and not (tmp_path / "c2").exists()
 
 
@@ -102,18 +187,43 @@ def test_it_learns_one_class_on_real_images(bccd, tmp_path):
         (tmp_path / kind).mkdir()
     labels = sorted((bccd / "labels" / "train").glob("*.txt"))
     for path in [path for path in labels if "\n1 " in "\n" + path.read_text()][:40]:
-        lines = [f"0{line[1:]}\n" for line in path.read_text().splitlines() if line.startswith("1 ")]
+        lines = [
+            f"0{line[1:]}\n" for line in path.read_text().splitlines() if line.startswith("1 ")
+        ]
         (tmp_path / "labels" / path.name).write_text("".join(lines))
-        (tmp_path / "images" / f"{path.stem}.jpg").symlink_to(bccd / "images" / "train" / f"{path.stem}.jpg")
+        (tmp_path / "images" / f"{path.stem}.jpg").symlink_to(
+            bccd / "images" / "train" / f"{path.stem}.jpg"
+        )
     (tmp_path / "data.yaml").write_text("train: images\nval: images\nnames: [WBC]\n")
     size = ["--epochs", 20, "--imgsz", 96, "--batch-size", 8, "--device", "cpu"]
-    run("--data", tmp_path / "data.yaml", *size, "--noplots", "--noval", "--project", tmp_path / "runs")
+    run(
+        "--data",
+        tmp_path / "data.yaml",
+        *size,
+        "--noplots",
+        "--noval",
+        "--project",
+        tmp_path / "runs",
+    )
     assert weights(tmp_path / "runs" / "exp")["best"] > 0.1
 
 
 def test_patience_stops_a_run(tiny, tmp_path, capsys):
     (tmp_path / "h.yaml").write_text("lr0: 1e-9\nscheduler: {warmup_epoch: 0}\n")
-    run("--hyp", tmp_path / "h.yaml", "--data", tiny, "--epochs", 20, *QUICK, "--noplots", "--project", tmp_path, "--patience", 2)
+    run(
+        "--hyp",
+        tmp_path / "h.yaml",
+        "--data",
+        tiny,
+        "--epochs",
+        20,
+        *QUICK,
+        "--noplots",
+        "--project",
+        tmp_path,
+        "--patience",
+        2,
+    )
     assert "stopped" in capsys.readouterr().out
     assert len(rows(tmp_path / "exp")) < 20 and weights(tmp_path / "exp")["finished"]
 
@@ -138,15 +248,31 @@ def test_patience_stops_a_run(tiny, tmp_path, capsys):
 )
 def test_a_mistake_is_one_sentence_and_leaves_nothing(arguments, says, tiny, tmp_path, capsys):
     project = tmp_path / "runs"
-    assert train.main(["--data", str(tiny), "--project", str(project), *QUICK[:-2], *arguments]) == 2
+    assert (
+        train.main(["--data", str(tiny), "--project", str(project), *QUICK[:-2], *arguments]) == 2
+    )
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1 and error.startswith("train.py: ")
     assert not project.exists()
 
 
 def test_a_rate_that_cannot_be_is_found_before_the_first_epoch(tiny, tmp_path, capsys):
-    (tmp_path / "h.yaml").write_text('scheduler: {warmup_epoch: 1, lf: "lambda x, y: 0.5 - x / y"}\n')
-    assert train.main(["--hyp", str(tmp_path / "h.yaml"), "--data", str(tiny), "--project", str(tmp_path / "runs")]) == 2
+    (tmp_path / "h.yaml").write_text(
+        'scheduler: {warmup_epoch: 1, lf: "lambda x, y: 0.5 - x / y"}\n'
+    )
+    assert (
+        train.main(
+            [
+                "--hyp",
+                str(tmp_path / "h.yaml"),
+                "--data",
+                str(tiny),
+                "--project",
+                str(tmp_path / "runs"),
+            ]
+        )
+        == 2
+    )
     error = capsys.readouterr().err
     assert "h.yaml: scheduler: epoch 51" in error and error.count("\n") == 1
     assert not (tmp_path / "runs").exists()
@@ -154,9 +280,14 @@ def test_a_rate_that_cannot_be_is_found_before_the_first_epoch(tiny, tmp_path, c
 
 def test_a_mistake_from_the_command_line(tmp_path):
     (tmp_path / "bad.yaml").write_text("lr_0: 0.1\n")
-    done = subprocess.run(command("--hyp", tmp_path / "bad.yaml"), capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        command("--hyp", tmp_path / "bad.yaml"), capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == f"train.py: {tmp_path / 'bad.yaml'}: unknown key 'lr_0'; did you mean 'lr0'?\n"
+    assert (
+        done.stderr
+        == f"train.py: {tmp_path / 'bad.yaml'}: unknown key 'lr_0'; did you mean 'lr0'?\n"
+    )
 
 
 def test_help_names_every_argument():

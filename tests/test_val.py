@@ -39,8 +39,12 @@ def coco_form(folder: Path) -> tuple[Path, Path]:
     }
     for i, picture in enumerate(pictures):
         width, height = Image.open(picture).size
-        content["images"].append({"id": 500 + 3 * i, "file_name": picture.name, "width": width, "height": height})
-        for line in (folder / "tiny" / "labels" / "val" / f"{picture.stem}.txt").read_text().splitlines():
+        content["images"].append(
+            {"id": 500 + 3 * i, "file_name": picture.name, "width": width, "height": height}
+        )
+        for line in (
+            (folder / "tiny" / "labels" / "val" / f"{picture.stem}.txt").read_text().splitlines()
+        ):
             label, cx, cy, w, h = map(float, line.split())
             box = [(cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height]
             content["annotations"].append({
@@ -61,7 +65,9 @@ def test_the_figures_are_those_of_training(trained):
     assert done.returncode == 0, done.stderr
     best = max(rows(trained / "exp"), key=lambda row: float(row["metrics/mAP50-95"]))
     found = json.loads((trained / "val" / "exp" / "metrics.json").read_text())
-    assert found["all"] == pytest.approx({key: float(best[f"metrics/{key}"]) for key in found["all"]}, abs=1e-4)
+    assert found["all"] == pytest.approx(
+        {key: float(best[f"metrics/{key}"]) for key in found["all"]}, abs=1e-4
+    )
     assert found["all"]["mAP50"] > 0.1
     assert [row["class"] for row in found["classes"]] == ["class0", "class1"]
     for word in ("class0", "class1", "preprocess", "inference", "NMS", str(Path("val") / "exp")):
@@ -95,8 +101,18 @@ def test_the_predictions_are_worth_the_same_to_pycocotools(trained):
 def test_higher_conf_leaves_fewer_predictions_and_lower_iou_too(trained):
     counts = []
     for i, options in enumerate(([], ["--conf", "0.3"], ["--iou", "0.1"])):
-        arguments = ["--weights", str(trained / "exp" / "weights" / "best.pt"), "--device", "cpu", "--save-json", "--noplots"]
-        assert val.main([*arguments, *options, "--project", str(trained / "conf"), "--name", f"{i}"]) == 0
+        arguments = [
+            "--weights",
+            str(trained / "exp" / "weights" / "best.pt"),
+            "--device",
+            "cpu",
+            "--save-json",
+            "--noplots",
+        ]
+        assert (
+            val.main([*arguments, *options, "--project", str(trained / "conf"), "--name", f"{i}"])
+            == 0
+        )
         predictions = json.loads((trained / "conf" / f"{i}" / "predictions.json").read_text())
         counts.append(len(predictions))
         if options[:1] == ["--conf"]:
@@ -115,7 +131,9 @@ def test_higher_conf_leaves_fewer_predictions_and_lower_iou_too(trained):
         (["--weights", "HALF"], "holds no detector that this version can build"),
     ],
 )
-def test_mistakes_are_one_sentence_and_leave_no_folder(options, message, trained, capsys, monkeypatch):
+def test_mistakes_are_one_sentence_and_leave_no_folder(
+    options, message, trained, capsys, monkeypatch
+):
     monkeypatch.chdir(trained)
     half = trained / "half.pt"
     state = torch.load(trained / "exp" / "weights" / "best.pt", weights_only=True)
@@ -130,9 +148,14 @@ def test_mistakes_are_one_sentence_and_leave_no_folder(options, message, trained
 def test_a_model_in_three_lines(trained):
     model = load(trained / "exp" / "weights" / "best.pt")
     assert model.names == ("class0", "class1") and model.imgsz == 64 and not model.training
-    picture = torch.from_numpy(np.array(Image.open(trained / "tiny" / "images" / "val" / "0.png"))).permute(2, 0, 1)
+    picture = torch.from_numpy(
+        np.array(Image.open(trained / "tiny" / "images" / "val" / "0.png"))
+    ).permute(2, 0, 1)
     (found,) = model([picture])
-    assert found["boxes"].shape == (len(found["scores"]), 4) and len(found["scores"]) == len(found["labels"]) > 0
+    assert (
+        found["boxes"].shape == (len(found["scores"]), 4)
+        and len(found["scores"]) == len(found["labels"]) > 0
+    )
 
 
 def test_confusion_matrix():
@@ -163,7 +186,12 @@ def test_ctrl_c_ends_it_without_a_word(trained, tmp_path, monkeypatch, capsys):
     try:
         monkeypatch.setattr(val, "detect", lambda *_: os.kill(os.getpid(), signal.SIGINT))
         weights = trained / "exp" / "weights" / "best.pt"
-        assert val.main(["--weights", str(weights), "--device", "cpu", "--project", str(tmp_path / "val")]) == 130
+        assert (
+            val.main(
+                ["--weights", str(weights), "--device", "cpu", "--project", str(tmp_path / "val")]
+            )
+            == 130
+        )
     finally:
         signal.signal(signal.SIGINT, before)
     assert capsys.readouterr() == ("", "") and not (tmp_path / "val").exists()

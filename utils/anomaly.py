@@ -18,7 +18,11 @@ def _raising(name: str) -> object:
     def check(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
         for number, tensor in enumerate(_tensors(output)):
             if wrong := int((~tensor.isfinite()).sum()):
-                came = "finite" if all(t.isfinite().all() for t in _tensors(inputs)) else "not finite either"
+                came = (
+                    "finite"
+                    if all(t.isfinite().all() for t in _tensors(inputs))
+                    else "not finite either"
+                )
                 raise UserError(
                     f"--detect-anomaly: {name} ({type(module).__name__}): {wrong} of the {tensor.numel()} numbers in its output "
                     f"{number} are not finite; its input was {came}, its weights are "
@@ -32,5 +36,11 @@ def _tensors(value: object) -> list[Tensor]:
     """The tensors of numbers with a fraction in `value`, through tuples, lists and dicts."""
     if isinstance(value, Tensor):
         return [value] if value.is_floating_point() else []
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    parts = (
+        value.values()
+        if isinstance(value, dict)
+        else value
+        if isinstance(value, list | tuple)
+        else ()
+    )
     return [tensor for part in parts for tensor in _tensors(part)]

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from utils.atomic import atomic_write
 from utils.errors import UserError
-from utils.wholefile import whole_file
 
 FORMAT = 3  # raise it when the layout of the state changes
 
@@ -21,7 +21,7 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     Raises OSError when it cannot be written; `path` then still holds what it held.
     """
     try:
-        with whole_file(path) as file:
+        with atomic_write(path) as file:
             torch.save({"format": FORMAT, **state}, file)
     except RuntimeError as error:
         # torch's writer trips over its own count when the file below it fails; what went wrong is the failure before.
@@ -33,10 +33,14 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The state in the file `path`, on the CPU. Raises UserError when it is not there, damaged, or not one of ours."""
     try:
-        with zipfile.ZipFile(path) as file:  # what torch.save writes; torch's old loader for anything else is not needed
+        with zipfile.ZipFile(
+            path
+        ) as file:  # what torch.save writes; torch's old loader for anything else is not needed
             # torch.save does not compress, so what is loaded is no larger than the file; torch.load would unpack a bomb.
             stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in file.infolist())
-            whole = stored and file.testzip() is None  # torch.save writes checksums, torch.load does not look at them
+            whole = (
+                stored and file.testzip() is None
+            )  # torch.save writes checksums, torch.load does not look at them
         state = torch.load(path, map_location="cpu", weights_only=True) if whole else None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
@@ -50,27 +54,29 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def fitting(path: Path) -> Iterator[None]:
+def checkpoint_errors(path: Path) -> Iterator[None]:
     """While the state of the checkpoint `path` is taken over: what it lacks, or holds in another kind or shape than is needed,
     is a UserError."""
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         what = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise UserError(f"{path}: holds no state that this version can go on from: {what[:300]}") from None
+        raise UserError(
+            f"{path}: holds no state that this version can go on from: {what[:300]}"
+        ) from None
 
 
-def load_matching(model: nn.Module, path: Path) -> str:
+def load_checkpoint_weights(model: nn.Module, path: Path) -> str:
     """Give `model` the averaged tensors of the checkpoint `path` whose name and shape match; a sentence that says how many did.
 
     Raises UserError as `load_checkpoint` does.
     """
     state = load_checkpoint(path)
-    with fitting(path):
-        return f"--weights {path}: {take_matching(model, state['average'])}"
+    with checkpoint_errors(path):
+        return f"--weights {path}: {load_matching_weights(model, state['average'])}"
 
 
-def take_matching(model: nn.Module, saved: Mapping[str, Tensor]) -> str:
+def load_matching_weights(model: nn.Module, saved: Mapping[str, Tensor]) -> str:
     """Give `model` those of the tensors `saved` whose name and shape match; in words, how many did."""
     mine = model.state_dict()
     matching = {k: v for k, v in saved.items() if k in mine and mine[k].shape == v.shape}

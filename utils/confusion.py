@@ -8,17 +8,19 @@ import torch
 from torchvision.ops import box_convert, box_iou
 
 
-def confusion_matrix(truth: Mapping[str, Any], detections: np.ndarray, score: float = 0.25, iou: float = 0.45) -> np.ndarray:
+def confusion_matrix(
+    truth: Mapping[str, Any], detections: np.ndarray, score: float = 0.25, iou: float = 0.45
+) -> np.ndarray:
     """Counts (K + 1, K + 1) of K classes: row what was detected, column what is there, the last of each for nothing.
 
     `truth` and `detections` are those of `utils.metrics.evaluate`. Of all pairs of a box and a detection above `score`, whatever
     their classes, that overlap by more than `iou`, the closest are matched first, each box and each detection once. Crowds, and
     detections that match nothing else in one, are not counted.
     """
-    return sum(picture_matrices(truth, detections, score, iou).values())
+    return sum(per_image_confusion(truth, detections, score, iou).values())
 
 
-def picture_scores(matrices: Mapping[int, np.ndarray]) -> dict[int, float]:
+def per_image_f1(matrices: Mapping[int, np.ndarray]) -> dict[int, float]:
     """The F1 of each picture out of its matrix: twice what is matched to its own class, by what is there and what was detected
     together; nan where nothing is there and nothing was detected."""
     found = {}
@@ -28,7 +30,7 @@ def picture_scores(matrices: Mapping[int, np.ndarray]) -> dict[int, float]:
     return found
 
 
-def picture_matrices(
+def per_image_confusion(
     truth: Mapping[str, Any], detections: np.ndarray, score: float = 0.25, iou: float = 0.45
 ) -> dict[int, np.ndarray]:
     """The `confusion_matrix` of each picture alone, by its id."""
@@ -65,11 +67,16 @@ def picture_matrices(
 def _overlaps(found: np.ndarray, boxes: list[dict[str, Any]]) -> np.ndarray:
     """IoU (d, n) of detections (d, 7) with annotations; with a crowd, the share of the detection that lies in it, as COCO's."""
     mine = box_convert(torch.from_numpy(found[:, 1:5].astype(float)), "xywh", "xyxy")
-    theirs = box_convert(torch.tensor([a["bbox"] for a in boxes], dtype=torch.float64).reshape(-1, 4), "xywh", "xyxy")
+    theirs = box_convert(
+        torch.tensor([a["bbox"] for a in boxes], dtype=torch.float64).reshape(-1, 4), "xywh", "xyxy"
+    )
     overlaps = box_iou(mine, theirs).numpy()
     crowd = np.array([bool(a["iscrowd"]) for a in boxes], dtype=bool)
     if crowd.any():
-        corners = torch.maximum(mine[:, None, :2], theirs[:, :2]), torch.minimum(mine[:, None, 2:], theirs[:, 2:])
+        corners = (
+            torch.maximum(mine[:, None, :2], theirs[:, :2]),
+            torch.minimum(mine[:, None, 2:], theirs[:, 2:]),
+        )
         shared = (corners[1] - corners[0]).clamp(min=0).prod(-1).numpy()
         areas = np.maximum(found[:, 3] * found[:, 4], 1e-9)
         overlaps[:, crowd] = (shared / areas[:, None])[:, crowd]

@@ -9,7 +9,7 @@ import torch
 
 from utils.errors import UserError
 
-CPU_FACTS, MEMORY_FACTS = Path("/proc/cpuinfo"), Path("/proc/meminfo")
+CPUINFO_PATH, MEMINFO_PATH = Path("/proc/cpuinfo"), Path("/proc/meminfo")
 
 
 def select_device(name: str, local_rank: int | None = None) -> torch.device:
@@ -22,7 +22,9 @@ def select_device(name: str, local_rank: int | None = None) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if local_rank is not None and name != "cpu":
         if name != "cuda":
-            raise UserError(f"--device {name}: each of several processes has a GPU of its own; give cuda or cpu")
+            raise UserError(
+                f"--device {name}: each of several processes has a GPU of its own; give cuda or cpu"
+            )
         name = f"cuda:{local_rank}"
     try:
         device = torch.device(f"cuda:{name}" if name.isdigit() else name)
@@ -43,40 +45,49 @@ def default_workers(device: torch.device, processes: int) -> int:
     return min(8, (os.cpu_count() or 1) // processes) if device.type != "cpu" else 0
 
 
-def compute_exactly(exact: bool) -> None:
+def set_deterministic(exact: bool) -> None:
     """Whether sums are to have the same bits in every run: deterministic algorithms, and no search for the fastest.
 
     An operation that has no deterministic algorithm on the device then raises RuntimeError. To be called before the device has
     computed anything.
     """
     torch.use_deterministic_algorithms(exact)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # finds reads of unset memory, and costs time; no bit needs it
+    torch.utils.deterministic.fill_uninitialized_memory = (
+        False  # finds reads of unset memory, and costs time; no bit needs it
+    )
     torch.backends.cudnn.benchmark = not exact
     if exact:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic, by NVIDIA's manual
+        os.environ.setdefault(
+            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+        )  # what cuBLAS needs to be deterministic, by NVIDIA's manual
 
 
-def keep_freed_memory() -> None:
+def disable_malloc_trim() -> None:
     """Let this process keep what it frees for what it asks for next, where the C library is glibc; elsewhere nothing happens.
 
     On the CPU a step frees and asks for hundreds of megabytes. Given back to the system each time, every page of them is cleared
     and mapped anew, which costs a tenth of the step and more, and not always the same.
     """
-    mmap_max, trim_threshold = -4, -1  # malloc.h's numbers for mallopt: what is handed out by mmap, and kept at the heap's top
+    mmap_max, trim_threshold = (
+        -4,
+        -1,
+    )  # malloc.h's numbers for mallopt: what is handed out by mmap, and kept at the heap's top
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(mmap_max, 0)
         libc.mallopt(trim_threshold, 2**31 - 1)
 
 
-def free_memory() -> float:
+def available_memory() -> float:
     """Bytes that this machine can still give to programs, by Linux's own estimate; inf where that is not known."""
     try:
-        return 1024 * int(MEMORY_FACTS.read_text(encoding="utf-8").partition("MemAvailable:")[2].split()[0])
+        return 1024 * int(
+            MEMINFO_PATH.read_text(encoding="utf-8").partition("MemAvailable:")[2].split()[0]
+        )
     except (OSError, ValueError, IndexError):
         return float("inf")
 
 
-def has_bf16(device: torch.device) -> bool:
+def prefers_bf16(device: torch.device) -> bool:
     """Whether bf16 arithmetic is in the hardware and faster than float32 there; the same answer on every machine of a kind.
 
     Of the processors with AVX512-BF16, AMD's multiply twice as many bf16 numbers a second as float32 ones. Intel's multiply half
@@ -86,12 +97,14 @@ def has_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
-    return torch.cpu._is_amx_tile_supported() or (torch.cpu._is_avx512_bf16_supported() and not _made_by_intel())
+    return torch.cpu._is_amx_tile_supported() or (
+        torch.cpu._is_avx512_bf16_supported() and not _made_by_intel()
+    )
 
 
 def _made_by_intel() -> bool:
     try:
-        return "GenuineIntel" in CPU_FACTS.read_text(encoding="utf-8", errors="replace")
+        return "GenuineIntel" in CPUINFO_PATH.read_text(encoding="utf-8", errors="replace")
     except OSError:  # not Linux
         return False
 

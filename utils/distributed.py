@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from utils.errors import UserError
 
 
-class Processes:
+class DistributedContext:
     """Joins the run's processes on creation: `rank` of `count`; on this machine, `local_rank` of `local_count`.
 
     torchrun says who is who in the environment; a process that is alone has the local rank None. Tensors on the CPU travel by
@@ -24,12 +24,16 @@ class Processes:
     """
 
     def __init__(self) -> None:
-        self.rank, self.count, self.local_rank, self.local_count = 0, 1, None, 1
+        self.rank, self.count, self.local_rank, self.local_world_size = 0, 1, None, 1
         if os.environ.get("WORLD_SIZE", "1") != "1":
             if "TORCHELASTIC_RUN_ID" not in os.environ:
-                raise UserError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}: several processes are for torchrun to start")
+                raise UserError(
+                    f"WORLD_SIZE={os.environ['WORLD_SIZE']}: several processes are for torchrun to start"
+                )
             names = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"
-            self.rank, self.count, self.local_rank, self.local_count = (int(os.environ[name]) for name in names)
+            self.rank, self.count, self.local_rank, self.local_world_size = (
+                int(os.environ[name]) for name in names
+            )
         self.first = self.rank == 0
         self._parallel: nn.Module | None = None
         if self.count > 1:
@@ -38,14 +42,14 @@ class Processes:
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             dist.init_process_group(backend, store=_store(), rank=self.rank, world_size=self.count)
 
-    def from_first(self, function: Callable[..., Any], *arguments: object) -> Any:
+    def on_main(self, function: Callable[..., Any], *arguments: object) -> Any:
         """What `function(*arguments)` returns in the first process, in every process; the others do not call it."""
         results = [function(*arguments) if self.first else None]
         if self.count > 1:
             dist.broadcast_object_list(results)
         return results[0]
 
-    def highest(self, number: int) -> int:
+    def all_reduce_max(self, number: int) -> int:
         """The largest of the processes' numbers. It waits for no GPU."""
         if self.count == 1:
             return number
@@ -79,10 +83,12 @@ class Processes:
         if self.count == 1:
             return model
         # A search for unused parameters is what keeps DDP from packing anew; it says on stderr that it has found none.
-        self._parallel = nn.parallel.DistributedDataParallel(model, find_unused_parameters=same_order and self.count > 2)
+        self._parallel = nn.parallel.DistributedDataParallel(
+            model, find_unused_parameters=same_order and self.count > 2
+        )
         return self._parallel
 
-    def share_buffers(self, model: nn.Module) -> None:
+    def broadcast_buffers(self, model: nn.Module) -> None:
         """Give every process the first one's buffers: the statistics of its batch norms, which differ from process to process."""
         if self.count > 1:
             for buffer in model.buffers():
@@ -101,10 +107,12 @@ class Processes:
             dist.destroy_process_group()
 
 
-def synchronize_batch_norms(model: nn.Module, device: torch.device) -> nn.Module:
+def convert_sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
     """`model` with batch norms over the pictures of all processes, not each process's own. Raises UserError on the CPU."""
     if device.type == "cpu":
-        raise UserError("--sync-bn: needs CUDA; on the CPU each process normalizes its own share of a batch")
+        raise UserError(
+            "--sync-bn: needs CUDA; on the CPU each process normalizes its own share of a batch"
+        )
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
@@ -115,7 +123,12 @@ def _store() -> dist.Store | None:
     ones would try (pytorch issue 135712). A name of its own for each start keeps them apart.
     """
     environment = os.environ
-    if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or environment.get("GROUP_WORLD_SIZE") != "1":
+    if (
+        environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        or environment.get("GROUP_WORLD_SIZE") != "1"
+    ):
         return None
-    store = dist.TCPStore(environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), is_master=False)
+    store = dist.TCPStore(
+        environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), is_master=False
+    )
     return dist.PrefixStore(f"start {environment['TORCHELASTIC_RESTART_COUNT']}", store)

@@ -10,7 +10,7 @@ DISK_ERRORS = (  # of an OSError
 )  # fmt: skip
 
 _NO_MEMORY = "there is too little memory; a smaller --batch-size or --imgsz needs less"
-MACHINE_FAULTS = {  # what torch says in a RuntimeError of its own: what happened, and what may help
+ENVIRONMENT_ERRORS = {  # what torch says in a RuntimeError of its own: what happened, and what may help
     "DataLoader worker (pid": "a loader process was killed, for which the system's log has a reason; too little memory, often",
     "out of memory": _NO_MEMORY,
     "can't allocate memory": _NO_MEMORY,
@@ -24,16 +24,22 @@ class UserError(Exception):
     """
 
 
-def machine_fault(error: Exception) -> str:
+def environment_error(error: Exception) -> str:
     """What has failed beneath the program, as a sentence: a disk, memory, a loader's process. "" for anything else."""
     if isinstance(error, OSError):
-        return f"{error.filename or 'the disk'}: {error.strerror}" if error.errno in DISK_ERRORS else ""
+        return (
+            f"{error.filename or 'the disk'}: {error.strerror}"
+            if error.errno in DISK_ERRORS
+            else ""
+        )
     if isinstance(error, MemoryError):
         return _NO_MEMORY
-    return next((sentence for sign, sentence in MACHINE_FAULTS.items() if sign in str(error)), "")
+    return next(
+        (sentence for sign, sentence in ENVIRONMENT_ERRORS.items() if sign in str(error)), ""
+    )
 
 
-def exit_status(command: str, work: Callable[[], None]) -> int:
+def run_cli(command: str, work: Callable[[], None]) -> int:
     """Do the `work` of a command; 0, or 2 after one sentence on stderr for a user's mistake or a `machine_fault`, or 130 after
     Ctrl-C."""
     try:
@@ -43,7 +49,7 @@ def exit_status(command: str, work: Callable[[], None]) -> int:
         print(f"{command}: {str(error).rstrip().rpartition('UserError: ')[2]}", file=sys.stderr)
         return 2
     except (OSError, MemoryError, RuntimeError) as error:
-        if not (sentence := machine_fault(error)):
+        if not (sentence := environment_error(error)):
             raise
         print(f"{command}: {sentence}", file=sys.stderr)
         return 2

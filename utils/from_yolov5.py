@@ -9,16 +9,33 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from utils.hyp import Hyp
 from utils.yamlfile import read_yaml, validated
 
-Number = Annotated[float, BeforeValidator(lambda value: float(value) if type(value) in (int, float) else value)]
+Number = Annotated[
+    float, BeforeValidator(lambda value: float(value) if type(value) in (int, float) else value)
+]
 
 SAME = {  # theirs: ours, with one meaning
     "translate": "translate", "scale": "scale", "fliplr": "fliplr", "flipud": "flipud", "mosaic": "mosaic", "hsv_h": "hue",
     "hsv_s": "saturation", "hsv_v": "brightness",
 }  # fmt: skip
 LEFT = {  # theirs: why it stays behind
-    ("lr0", "momentum", "weight_decay"): "of an SGD that adds up the losses of 64 pictures; muon, the default here, has its own",
-    ("warmup_momentum", "warmup_bias_lr"): "the warm-up here raises one rate, that of every group, and leaves the momentum alone",
-    ("box", "cls", "obj", "cls_pw", "obj_pw", "fl_gamma", "label_smoothing"): "gains of another loss; here are box, cls and dfl",
+    (
+        "lr0",
+        "momentum",
+        "weight_decay",
+    ): "of an SGD that adds up the losses of 64 pictures; muon, the default here, has its own",
+    (
+        "warmup_momentum",
+        "warmup_bias_lr",
+    ): "the warm-up here raises one rate, that of every group, and leaves the momentum alone",
+    (
+        "box",
+        "cls",
+        "obj",
+        "cls_pw",
+        "obj_pw",
+        "fl_gamma",
+        "label_smoothing",
+    ): "gains of another loss; here are box, cls and dfl",
     ("iou_t", "anchor_t", "anchors"): "of anchors, which this detector has none of",
     ("degrees", "shear", "perspective"): "would warp pictures, which are cut and resized here",
     ("mixup", "copy_paste"): "no such augmentation here",
@@ -48,7 +65,11 @@ def from_yolov5(path: Path) -> str:
         }
     }
     given = theirs.model_extra or {}
-    found |= {ours: float(given[key]) if type(given[key]) is int else given[key] for key, ours in SAME.items() if key in given}
+    found |= {
+        ours: float(given[key]) if type(given[key]) is int else given[key]
+        for key, ours in SAME.items()
+        if key in given
+    }
     validated(found, Hyp, str(path))
     lines = [
         f"# From {path.name} of YOLOv5; what is not here is as in hyp.yaml.",
@@ -59,5 +80,9 @@ def from_yolov5(path: Path) -> str:
     for key in given.keys() - SAME.keys():
         left.setdefault(reasons.get(key, "not known here"), []).append(key)
     if left:
-        lines += ["", "# Left behind:", *(f"# {', '.join(sorted(keys))}: {why}" for why, keys in sorted(left.items()))]
+        lines += [
+            "",
+            "# Left behind:",
+            *(f"# {', '.join(sorted(keys))}: {why}" for why, keys in sorted(left.items())),
+        ]
     return "\n".join(lines) + "\n"

@@ -10,13 +10,17 @@ from types import FrameType
 from typing import TypeVar
 
 SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
+    if hasattr(signal, name)
 )  # Windows lacks the last two
 
 T = TypeVar("T")
 
 
-class Interrupted(BaseException):  # as KeyboardInterrupt: nobody's `except Exception` may swallow it
+class Interrupted(
+    BaseException
+):  # as KeyboardInterrupt: nobody's `except Exception` may swallow it
     """The run ends because of the signal `number`. `where` says where it stands; "" if that is for another process to say."""
 
     def __init__(self, number: int, where: str) -> None:
@@ -33,12 +37,18 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received = 0
-        self.noted = False
+        self.deferred = False
 
     def __enter__(self) -> "StopSignals":
         # What nohup wants of SIGHUP is kept. SIGINT is ignored by whatever a script starts in the background, and is answered.
-        ignored = {number for number in SIGNALS if signal.getsignal(number) == signal.SIG_IGN} - {signal.SIGINT}
-        self._before = {number: signal.signal(number, self._arrived) for number in SIGNALS if number not in ignored}
+        ignored = {number for number in SIGNALS if signal.getsignal(number) == signal.SIG_IGN} - {
+            signal.SIGINT
+        }
+        self._before = {
+            number: signal.signal(number, self._arrived)
+            for number in SIGNALS
+            if number not in ignored
+        }
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -46,11 +56,11 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _arrived(self, number: int, _: FrameType | None) -> None:
-        if not self.noted:
+        if not self.deferred:
             raise Interrupted(number, "before training went on; there is nothing new to save")
         self.received = self.received or number
 
-    def until(self, batches: Iterable[T]) -> Iterator[T]:
+    def stop_on_signal(self, batches: Iterable[T]) -> Iterator[T]:
         """The `batches`, up to the one during which a signal arrives."""
         for batch in batches:
             yield batch
@@ -58,14 +68,16 @@ class StopSignals:
                 return
 
 
-def follow_trainer(_: int = 0) -> None:
+def worker_init(_: int = 0) -> None:
     """In a process that loads data: leave the signals to the one that trains, which still wants the batches under way.
 
     Ctrl-C and batch systems signal every process of a run. A loader ends some seconds after its trainer; one whose trainer was
     killed before this call ends here, for torch, which looks only later who the trainer is, would keep it for ever. One that
     cannot hand over a batch, for want of memory, ends too: its queue would drop the batch, and the trainer wait for it for ever.
     """
-    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(lambda error, batch: os._exit(1))
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(
+        lambda error, batch: os._exit(1)
+    )
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     trainer = multiprocessing.parent_process()

@@ -24,11 +24,18 @@ class Curves(NamedTuple):
     """For K classes at IoU 0.5, along recalls 0, 0.01, ..., 1; nan for a class that has no box to find."""
 
     precision: np.ndarray  # (K, 101): the best at this recall or a higher one
-    scores: np.ndarray  # (K, 101): the lowest score of the detections that it takes to get there; 0 beyond the last
+    scores: (
+        np.ndarray
+    )  # (K, 101): the lowest score of the detections that it takes to get there; 0 beyond the last
 
 
-def coco_truth(
-    sizes: np.ndarray, offsets: np.ndarray, boxes: np.ndarray, labels: np.ndarray, crowd: np.ndarray, names: Sequence[str]
+def to_coco_gt(
+    sizes: np.ndarray,
+    offsets: np.ndarray,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    crowd: np.ndarray,
+    names: Sequence[str],
 ) -> dict[str, Any]:
     """A split's arrays as a COCO data set, in each picture's own pixels; picture i gets the id i, class k the category id k.
 
@@ -45,7 +52,12 @@ def coco_truth(
                 "id": i + 1,
                 "image_id": int(image[i]),
                 "category_id": int(labels[i]),
-                "bbox": [float(corners[i, 0]), float(corners[i, 1]), float(widths[i]), float(heights[i])],
+                "bbox": [
+                    float(corners[i, 0]),
+                    float(corners[i, 1]),
+                    float(widths[i]),
+                    float(heights[i]),
+                ],
                 "area": float(widths[i] * heights[i]),
                 "iscrowd": int(crowd[i]),
             }
@@ -65,10 +77,15 @@ def evaluate(truth: dict[str, Any], detections: np.ndarray) -> Result:
 
 def evaluate_with_curves(truth: dict[str, Any], detections: np.ndarray) -> tuple[Result, Curves]:
     """What `evaluate` finds, and the curves behind precision, recall and F1."""
-    from faster_coco_eval import COCO, COCOeval_faster  # imported here: a run need not wait for it to start
+    from faster_coco_eval import (  # imported here: a run need not wait for it to start
+        COCO,
+        COCOeval_faster,
+    )
 
     coco = COCO(truth)
-    evaluation = COCOeval_faster(coco, coco.loadRes(detections), "bbox", print_function=lambda *_: None)
+    evaluation = COCOeval_faster(
+        coco, coco.loadRes(detections), "bbox", print_function=lambda *_: None
+    )
     # Only what is asked for: boxes of all sizes, and as many detections as COCO admits.
     evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
     evaluation.params.maxDets = evaluation.params.maxDets[-1:]
@@ -80,10 +97,21 @@ def evaluate_with_curves(truth: dict[str, Any], detections: np.ndarray) -> tuple
     classes = []
     for k, category in enumerate(truth["categories"]):
         boxes = [a for a in truth["annotations"] if a["category_id"] == k and not a["iscrowd"]]
-        row = {"class": category["name"], "images": len({a["image_id"] for a in boxes}), "boxes": len(boxes)}
-        values = _class_metrics(precision[:, :, k]) if k in present else dict.fromkeys(METRICS, float("nan"))
+        row = {
+            "class": category["name"],
+            "images": len({a["image_id"] for a in boxes}),
+            "boxes": len(boxes),
+        }
+        values = (
+            _class_metrics(precision[:, :, k])
+            if k in present
+            else dict.fromkeys(METRICS, float("nan"))
+        )
         classes.append(row | values)
-    overall = {name: float(np.mean([classes[k][name] for k in present])) if present else 0.0 for name in METRICS}
+    overall = {
+        name: float(np.mean([classes[k][name] for k in present])) if present else 0.0
+        for name in METRICS
+    }
     shown = [evaluation.eval[key][0, :, :, 0, 0].T.astype(float) for key in ("precision", "scores")]
     absent = ~np.isin(np.arange(len(classes)), present)
     for values in shown:
@@ -96,13 +124,22 @@ def _class_metrics(precision: np.ndarray) -> dict[str, float]:
     recall = np.linspace(0, 1, 101)
     f1 = 2 * precision[0] * recall / np.maximum(precision[0] + recall, 1e-12)
     best = int(f1.argmax())
-    values = (precision[0, best], recall[best], precision[0].mean(), precision[5].mean(), precision.mean())
+    values = (
+        precision[0, best],
+        recall[best],
+        precision[0].mean(),
+        precision[5].mean(),
+        precision.mean(),
+    )
     return dict(zip(METRICS, map(float, values), strict=True))
 
 
 @torch.no_grad()
-def detect(
-    model: nn.Module, batches: Iterable[tuple[Tensor, list[dict[str, Tensor]]]], device: torch.device, bf16: bool
+def run_inference(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, list[dict[str, Tensor]]]],
+    device: torch.device,
+    bf16: bool,
 ) -> np.ndarray:
     """Run `model` over validation batches; its detections (k, 7) as `evaluate` takes them.
 
@@ -116,16 +153,30 @@ def detect(
         for target, result in zip(targets, found, strict=True):
             boxes = result["boxes"].float().cpu() / target["scale"].repeat(2)
             image = torch.full((len(boxes), 1), float(target["image_id"]))
-            columns = (image, boxes[:, :2], boxes[:, 2:] - boxes[:, :2], result["scores"].cpu()[:, None].float())
-            rows.append(torch.cat((*columns, result["labels"].cpu()[:, None].float()), dim=1).double().numpy())
+            columns = (
+                image,
+                boxes[:, :2],
+                boxes[:, 2:] - boxes[:, :2],
+                result["scores"].cpu()[:, None].float(),
+            )
+            rows.append(
+                torch.cat((*columns, result["labels"].cpu()[:, None].float()), dim=1)
+                .double()
+                .numpy()
+            )
     return np.concatenate(rows)
 
 
-def table(result: Result) -> str:
+def format_table(result: Result) -> str:
     """The result as text: one line for all classes, one for each."""
     width = max(len("all"), *(len(row["class"]) for row in result.classes))
     lines = [f"{'class':<{width}}  images   boxes" + "".join(f"{name:>11}" for name in METRICS)]
-    total = {"class": "all", "images": "", "boxes": sum(row["boxes"] for row in result.classes), **result.overall}
+    total = {
+        "class": "all",
+        "images": "",
+        "boxes": sum(row["boxes"] for row in result.classes),
+        **result.overall,
+    }
     for row in [total, *result.classes]:
         values = "".join(f"{row[name]:11.3f}" for name in METRICS)
         lines.append(f"{row['class']:<{width}}  {row['images']:>6}  {row['boxes']:>6}{values}")

@@ -11,9 +11,15 @@ from utils.hyp import Hyp
 # An odd polynomial of degree 5 for each iteration; together they bring singular values of 0.02 to 1 within 10% of 1. Each is the
 # best (minimax) for what the one before it leaves (Amsel et al., "The Polar Express", arXiv 2505.16932), where Muon as published
 # has five of one kind (Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024).
-POLYNOMIALS = ((7.7110, -22.1138, 16.2487), (3.2153, -2.4112, 0.5013), (2.2183, -1.5940, 0.4107))
+NEWTON_SCHULZ_COEFFS = (
+    (7.7110, -22.1138, 16.2487),
+    (3.2153, -2.4112, 0.5013),
+    (2.2183, -1.5940, 0.4107),
+)
 
-UPDATE_SIZE = 0.4  # root mean square of an update, before the learning rate; AdamW's lies between 0.2 and 0.4
+UPDATE_RMS = (
+    0.4  # root mean square of an update, before the learning rate; AdamW's lies between 0.2 and 0.4
+)
 
 
 def build_optimizer(model: nn.Module, hyp: Hyp, dtype: torch.dtype) -> torch.optim.Optimizer:
@@ -22,14 +28,23 @@ def build_optimizer(model: nn.Module, hyp: Hyp, dtype: torch.dtype) -> torch.opt
     Biases and norms do not decay. With Muon the convolutions' weights are a group of their own; those with a bias, which predict,
     are AdamW's, as the last layer is wherever Muon is used.
     """
-    hidden = {m.weight for m in model.modules() if isinstance(m, nn.Conv2d) and m.bias is None and m.groups == 1}
+    hidden = {
+        m.weight
+        for m in model.modules()
+        if isinstance(m, nn.Conv2d) and m.bias is None and m.groups == 1
+    }
     orthogonal = hidden if hyp.optimizer == "muon" else set()
     learning = [p for p in model.parameters() if p.requires_grad]
     weights = [p for p in learning if p.ndim > 1 and p not in orthogonal]
     others = [p for p in learning if p.ndim <= 1]
-    groups = [{"params": weights, "weight_decay": hyp.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [
+        {"params": weights, "weight_decay": hyp.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
     if hyp.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=hyp.lr0, momentum=hyp.momentum, nesterov=hyp.momentum > 0, fused=True)
+        return torch.optim.SGD(
+            groups, lr=hyp.lr0, momentum=hyp.momentum, nesterov=hyp.momentum > 0, fused=True
+        )
     if hyp.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=hyp.lr0, betas=(hyp.momentum, 0.999), fused=True)
     matrices = [p for p in learning if p in orthogonal]
@@ -46,7 +61,9 @@ class Muon(torch.optim.AdamW):
     in `dtype`.
     """
 
-    def __init__(self, params: Iterable[dict[str, Any]], dtype: torch.dtype = torch.float32, **options: Any) -> None:
+    def __init__(
+        self, params: Iterable[dict[str, Any]], dtype: torch.dtype = torch.float32, **options: Any
+    ) -> None:
         super().__init__(params, **options)
         self.dtype = dtype
 
@@ -77,7 +94,10 @@ class Muon(torch.optim.AdamW):
             self.state[p]["step"] += 1
         if not parameters:
             return
-        gradients, momenta = [p.grad for p in parameters], [self.state[p]["momentum"] for p in parameters]
+        gradients, momenta = (
+            [p.grad for p in parameters],
+            [self.state[p]["momentum"] for p in parameters],
+        )
         torch._foreach_lerp_(momenta, gradients, 1 - group["betas"][0])
         updates = torch._foreach_lerp(gradients, momenta, group["betas"][0])
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
@@ -85,8 +105,10 @@ class Muon(torch.optim.AdamW):
         for p, update in zip(parameters, updates, strict=True):
             alike.setdefault(_matrix(update).shape, []).append((p, _matrix(update)))
         for shape, pairs in alike.items():
-            found = orthogonalized(torch.stack([update for _, update in pairs]).to(self.dtype)).to(torch.float32)
-            found *= -group["lr"] * UPDATE_SIZE * max(shape) ** 0.5
+            found = orthogonalized(torch.stack([update for _, update in pairs]).to(self.dtype)).to(
+                torch.float32
+            )
+            found *= -group["lr"] * UPDATE_RMS * max(shape) ** 0.5
             for (p, _), update in zip(pairs, found, strict=True):
                 p.add_(update.unflatten(1, (*p.shape[2:], p.shape[1])).permute(0, 3, 1, 2))
 
@@ -105,7 +127,7 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     # Frobenius norm. The polynomials grow steeply above 1, which rounding must not reach.
     size = 1.05 * gram.norm(dim=(1, 2), keepdim=True).sqrt().clamp(min=1e-7)
     x, gram = x / size, gram / size**2
-    for i, (a, b, c) in enumerate(POLYNOMIALS):
+    for i, (a, b, c) in enumerate(NEWTON_SCHULZ_COEFFS):
         gram = x @ x.mT if i else gram
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x

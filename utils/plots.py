@@ -10,12 +10,25 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_dtype, to_pil_image
 from torchvision.utils import draw_bounding_boxes, make_grid
 
-COLORS = ["#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#46f0f0", "#f032e6", "#bcf60c", "#fabebe", "#008080"]
+COLORS = [
+    "#e6194b",
+    "#3cb44b",
+    "#4363d8",
+    "#f58231",
+    "#911eb4",
+    "#46f0f0",
+    "#f032e6",
+    "#bcf60c",
+    "#fabebe",
+    "#008080",
+]
 LIMIT = 16  # pictures in one grid
 SMALLEST = 320  # pixels; smaller pictures are enlarged, so that the class names can be read
 
 
-def _drawn(images: Tensor, targets: Sequence[dict[str, Tensor]], names: Sequence[str]) -> list[Tensor]:
+def _drawn(
+    images: Tensor, targets: Sequence[dict[str, Tensor]], names: Sequence[str]
+) -> list[Tensor]:
     """Each picture (3, h, w), uint8 or 0..1, with its boxes, their class names and, where there are any, scores.
 
     Small ones are enlarged.
@@ -23,14 +36,16 @@ def _drawn(images: Tensor, targets: Sequence[dict[str, Tensor]], names: Sequence
     times = max(1, SMALLEST // max(images.shape[-2:]))
     drawn = []
     images = images[:LIMIT].cpu()
-    images = to_dtype(images.float(), torch.uint8, scale=True) if images.is_floating_point() else images
+    images = (
+        to_dtype(images.float(), torch.uint8, scale=True) if images.is_floating_point() else images
+    )
     images = images.repeat_interleave(times, 2).repeat_interleave(times, 3)
     for image, target in zip(images, targets[:LIMIT], strict=True):
-        drawn.append(with_boxes(image, target | {"boxes": target["boxes"] * times}, names))
+        drawn.append(draw_boxes(image, target | {"boxes": target["boxes"] * times}, names))
     return drawn
 
 
-def with_boxes(image: Tensor, target: dict[str, Tensor], names: Sequence[str]) -> Tensor:
+def draw_boxes(image: Tensor, target: dict[str, Tensor], names: Sequence[str]) -> Tensor:
     """The picture (3, h, w) uint8 with the `boxes` (k, 4) of `target`, xyxy in its pixels, the names of their `labels` (k,) and,
     where there are any, their `scores` (k,); lines and letters grow with the picture."""
     from matplotlib import get_data_path  # it brings a font
@@ -39,15 +54,28 @@ def with_boxes(image: Tensor, target: dict[str, Tensor], names: Sequence[str]) -
         return image
     labels = target["labels"].tolist()
     scores = target["scores"].tolist() if "scores" in target else [None] * len(labels)
-    texts = [names[k] if s is None else f"{names[k]} {s:.2f}" for k, s in zip(labels, scores, strict=True)]
+    texts = [
+        names[k] if s is None else f"{names[k]} {s:.2f}"
+        for k, s in zip(labels, scores, strict=True)
+    ]
     colors = [COLORS[k % len(COLORS)] for k in labels]
     side = max(image.shape)
     font = f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf"
     boxes = target["boxes"].cpu()
-    return draw_bounding_boxes(image, boxes, texts, colors, width=max(2, side // 400), font=font, font_size=max(11, side // 60))
+    return draw_bounding_boxes(
+        image,
+        boxes,
+        texts,
+        colors,
+        width=max(2, side // 400),
+        font=font,
+        font_size=max(11, side // 60),
+    )
 
 
-def draw_batch(images: Tensor, targets: Sequence[dict[str, Tensor]], names: Sequence[str], path: Path) -> None:
+def draw_batch(
+    images: Tensor, targets: Sequence[dict[str, Tensor]], names: Sequence[str], path: Path
+) -> None:
     """Write a grid of the batch's first pictures, with their boxes, to the JPEG `path`."""
     to_pil_image(make_grid(_drawn(images, targets, names), nrow=4)).save(path)
 
@@ -68,7 +96,9 @@ def draw_predictions(
 
 def draw_results(rows: Sequence[Mapping[str, Any]], path: Path | BinaryIO) -> None:
     """Draw every column of results.csv over the epochs, one small plot each, to the picture `path`."""
-    from matplotlib.figure import Figure  # not pyplot: a picture needs no window and no global state
+    from matplotlib.figure import (
+        Figure,  # not pyplot: a picture needs no window and no global state
+    )
 
     names = [name for name in rows[0] if name != "epoch"]
     lines = -(-len(names) // 4)
@@ -85,7 +115,10 @@ def draw_results(rows: Sequence[Mapping[str, Any]], path: Path | BinaryIO) -> No
 
 
 def draw_schedule(
-    planned: Sequence[Sequence[float]], batches: int, rows: Sequence[Mapping[str, Any]], path: Path | BinaryIO
+    planned: Sequence[Sequence[float]],
+    batches: int,
+    rows: Sequence[Mapping[str, Any]],
+    path: Path | BinaryIO,
 ) -> None:
     """Draw each group's planned rate in every batch, `batches` an epoch, and over it a dot for what each of the `rows` of
     results.csv ended with, to the picture `path`."""
@@ -97,16 +130,27 @@ def draw_schedule(
     for group, curve in enumerate(planned):
         if any(curve == other for other in planned[:group]):
             continue
-        shown = range(0, len(curve), 1 + len(curve) // 20000)  # far more than the picture has pixels
-        axes.plot([i / batches for i in shown], [curve[i] for i in shown], linewidth=1.2, label=f"group {group}, planned")
-        axes.plot(epochs, [row[f"lr/{group}"] for row in rows], ".", label=f"group {group}, followed")
+        shown = range(
+            0, len(curve), 1 + len(curve) // 20000
+        )  # far more than the picture has pixels
+        axes.plot(
+            [i / batches for i in shown],
+            [curve[i] for i in shown],
+            linewidth=1.2,
+            label=f"group {group}, planned",
+        )
+        axes.plot(
+            epochs, [row[f"lr/{group}"] for row in rows], ".", label=f"group {group}, followed"
+        )
     axes.set(xlabel="epoch", ylabel="learning rate", xlim=(0, None), ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=100)
 
 
-def draw_curves(precision: np.ndarray, scores: np.ndarray, names: Sequence[str], folder: Path) -> None:
+def draw_curves(
+    precision: np.ndarray, scores: np.ndarray, names: Sequence[str], folder: Path
+) -> None:
     """Write PR_curve.png and F1_curve.png: for each class, precision over recall and F1 over the score that is asked for.
 
     `precision` and `scores` are those of `utils.metrics.Curves`.
@@ -129,7 +173,9 @@ def draw_curves(precision: np.ndarray, scores: np.ndarray, names: Sequence[str],
         figure = Figure(figsize=(9, 6), layout="constrained")
         axes = figure.subplots()
         there = ~np.isnan(curves).all(1)
-        for name, curve in zip(np.asarray(names)[there][:20], curves[there], strict=False):  # more would hide each other
+        for name, curve in zip(
+            np.asarray(names)[there][:20], curves[there], strict=False
+        ):  # more would hide each other
             axes.plot(x, curve, linewidth=1, label=name)
         if there.any():
             axes.plot(x, curves[there].mean(0), linewidth=3, color="black", label="all classes")
@@ -156,5 +202,13 @@ def draw_confusion(counts: np.ndarray, names: Sequence[str], path: Path | Binary
     if len(counts) <= 30:  # more would not be legible
         for row, column in np.argwhere(counts):
             color = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", color=color, fontsize=8)
+            axes.text(
+                column,
+                row,
+                f"{counts[row, column]}",
+                ha="center",
+                va="center",
+                color=color,
+                fontsize=8,
+            )
     figure.savefig(path, dpi=100)

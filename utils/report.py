@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-from utils.confusion import picture_matrices, picture_scores
+from utils.atomic import atomic_write
+from utils.confusion import per_image_confusion, per_image_f1
 from utils.hyp import Hyp
 from utils.metrics import METRICS, Result
-from utils.plots import draw_confusion, draw_results, draw_schedule, with_boxes
-from utils.wholefile import whole_file
+from utils.plots import draw_boxes, draw_confusion, draw_results, draw_schedule
 
 SHOWN = 4  # best pictures, and as many of the worst
 SCORE = 0.25  # lowest of a detection that is drawn or counted
@@ -59,12 +59,19 @@ def write_report(
     """
     detections = found.numpy()
     names = [category["name"] for category in truth["categories"]]
-    matrices = picture_matrices(truth, detections, SCORE)
-    ranked = picture_scores(matrices)
+    matrices = per_image_confusion(truth, detections, SCORE)
+    ranked = per_image_f1(matrices)
     order = sorted((i for i in ranked if not np.isnan(ranked[i])), key=lambda i: (-ranked[i], i))
     best, worst = order[:SHOWN], order[max(SHOWN, len(order) - SHOWN) :][::-1]
-    shown = {i: _picture(picture(str(files[i])), detections[detections[:, 0] == i], truth, i, names) for i in (*best, *worst)}
-    facts = {**facts, "Python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    shown = {
+        i: _picture(picture(str(files[i])), detections[detections[:, 0] == i], truth, i, names)
+        for i in (*best, *worst)
+    }
+    facts = {
+        **facts,
+        "Python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+    }
     facts["system"] = f"{platform.platform()}, {os.cpu_count()} cores"
     counts = sum(matrices.values())
     parts = [
@@ -85,7 +92,7 @@ def write_report(
     ]  # fmt: skip
     page = f"<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'><title>{html.escape(folder.name)}</title>"
     page += f"<style>{STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
-    with whole_file(folder / "report.html") as file:
+    with atomic_write(folder / "report.html") as file:
         file.write(page.encode())
 
 
@@ -94,8 +101,12 @@ def _row(name: str, images: object, boxes: object, values: Mapping[str, Any]) ->
 
 
 def _table(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
-    lines = [f"<tr>{''.join(f'<th>{html.escape(cell)}</th>' for cell in head)}</tr>"] if head else []
-    lines += [f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows]
+    lines = (
+        [f"<tr>{''.join(f'<th>{html.escape(cell)}</th>' for cell in head)}</tr>"] if head else []
+    )
+    lines += [
+        f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows
+    ]
     return f"<table>{''.join(lines)}</table>"
 
 
@@ -111,7 +122,11 @@ def _hyp(hyp: Mapping[str, Any]) -> str:
 def _flat(block: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in block.items():
-        found |= _flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
+        found |= (
+            _flat(value, f"{before}{key}.")
+            if isinstance(value, Mapping)
+            else {f"{before}{key}": value}
+        )
     return found
 
 
@@ -126,10 +141,14 @@ def _address(file: io.BytesIO, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _picture(image: Tensor, found: np.ndarray, truth: Mapping[str, Any], index: int, names: Sequence[str]) -> tuple[str, str]:
+def _picture(
+    image: Tensor, found: np.ndarray, truth: Mapping[str, Any], index: int, names: Sequence[str]
+) -> tuple[str, str]:
     """What is there and what was found in a picture, each as the address of a small JPEG that holds itself."""
 
-    def drawn(boxes: Sequence[Sequence[float]], labels: Sequence[int], scores: Sequence[float] | None) -> str:
+    def drawn(
+        boxes: Sequence[Sequence[float]], labels: Sequence[int], scores: Sequence[float] | None
+    ) -> str:
         target = {
             "boxes": torch.tensor(boxes, dtype=torch.float).reshape(-1, 4),
             "labels": torch.tensor(labels, dtype=torch.long),
@@ -137,7 +156,7 @@ def _picture(image: Tensor, found: np.ndarray, truth: Mapping[str, Any], index: 
         target["boxes"][:, 2:] += target["boxes"][:, :2]
         if scores is not None:
             target["scores"] = torch.tensor(scores)
-        small = to_pil_image(with_boxes(image, target, names))
+        small = to_pil_image(draw_boxes(image, target, names))
         small.thumbnail((SIDE, SIDE))
         buffer = io.BytesIO()
         small.save(buffer, "JPEG", quality=85)

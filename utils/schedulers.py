@@ -27,7 +27,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 @functools.lru_cache
-def parse_rates(text: str) -> tuple[tuple[float, float], ...]:
+def parse_milestones(text: str) -> tuple[tuple[float, float], ...]:
     """The pairs (count, rate) of a text such as "1000:1.0,2000:0.9". Raises ValueError for any other text."""
     pairs = []
     for pair in text.split(","):
@@ -42,7 +42,7 @@ def parse_rates(text: str) -> tuple[tuple[float, float], ...]:
 
 
 def _manual(lr: float, t: float, args: str) -> float:
-    pairs = parse_rates(args)
+    pairs = parse_milestones(args)
     return lr * next((rate for count, rate in pairs if t <= count), pairs[-1][1])
 
 
@@ -58,17 +58,25 @@ SCHEDULES: dict[str, Callable[..., float]] = {
     "manual": _manual,
     "pass_manual": _manual,
 }
-_LONG_NAMES = {"a": "learning_rate_decay_a", "b": "learning_rate_decay_b", "args": "learning_rate_args"}
+_LONG_NAMES = {
+    "a": "learning_rate_decay_a",
+    "b": "learning_rate_decay_b",
+    "args": "learning_rate_args",
+}
 
 
-def own_arguments(schedule: str) -> dict[str, inspect.Parameter]:
+def schedule_arguments(schedule: str) -> dict[str, inspect.Parameter]:
     """What a schedule of `SCHEDULES` takes, by the names that hyp files have. Raises ValueError for an unknown schedule."""
     if schedule not in SCHEDULES:
-        raise ValueError(f"learning_rate_schedule: found {schedule!r}, allowed are {', '.join(SCHEDULES)}")
+        raise ValueError(
+            f"learning_rate_schedule: found {schedule!r}, allowed are {', '.join(SCHEDULES)}"
+        )
     parameters = list(inspect.signature(SCHEDULES[schedule]).parameters.values())[2:]
     for parameter in parameters:
         if parameter.name not in _LONG_NAMES:
-            raise TypeError(f"schedule {schedule!r} takes {parameter.name!r}; beside lr and t it can take a, b and args")
+            raise TypeError(
+                f"schedule {schedule!r} takes {parameter.name!r}; beside lr and t it can take a, b and args"
+            )
     return {_LONG_NAMES[parameter.name]: parameter for parameter in parameters}
 
 
@@ -79,19 +87,30 @@ def _real(value: Any) -> float:
     return float(value)
 
 
-def _bind(schedule: str, a: float, b: float, args: str) -> Callable[[list[float], float], list[float]]:
+def _bind(
+    schedule: str, a: float, b: float, args: str
+) -> Callable[[list[float], float], list[float]]:
     """The schedule as a function of the base rates and t alone."""
-    given = {"learning_rate_decay_a": float(a), "learning_rate_decay_b": float(b), "learning_rate_args": args}
-    own = [given[key] for key in own_arguments(schedule)]
+    given = {
+        "learning_rate_decay_a": float(a),
+        "learning_rate_decay_b": float(b),
+        "learning_rate_args": args,
+    }
+    own = [given[key] for key in schedule_arguments(schedule)]
     formula = SCHEDULES[schedule]
 
     def rates(base: list[float], t: float) -> list[float]:
         try:
-            if base.count(base[0]) == len(base):  # as most runs have it: one base rate, so one rate, for all groups
+            if base.count(base[0]) == len(
+                base
+            ):  # as most runs have it: one base rate, so one rate, for all groups
                 return [_real(formula(base[0], t, *own))] * len(base)
             return [_real(formula(lr, t, *own)) for lr in base]
         except (ArithmeticError, ValueError) as error:
-            arguments = "".join(f", {key}={value!r}" for key, value in zip(own_arguments(schedule), own, strict=True))
+            arguments = "".join(
+                f", {key}={value!r}"
+                for key, value in zip(schedule_arguments(schedule), own, strict=True)
+            )
             why = error.args[-1] if error.args else type(error).__name__
             raise ValueError(f"{schedule} has no value at t={t}{arguments}: {why}") from None
 
@@ -118,7 +137,9 @@ def anneal(
 
     Raises ValueError for an unknown schedule, for `learning_rate_args` that are no such pairs, and where a formula has no value.
     """
-    rates = _bind(learning_rate_schedule, learning_rate_decay_a, learning_rate_decay_b, learning_rate_args)
+    rates = _bind(
+        learning_rate_schedule, learning_rate_decay_a, learning_rate_decay_b, learning_rate_args
+    )
     return float(rates([learning_rate], t)[0])
 
 
@@ -126,7 +147,9 @@ def anneal(
 
 
 def _put(group: dict[str, Any], lr: float) -> None:
-    if isinstance(group["lr"], Tensor):  # capturable and compiled optimizers hold on to this very tensor
+    if isinstance(
+        group["lr"], Tensor
+    ):  # capturable and compiled optimizers hold on to this very tensor
         group["lr"].fill_(lr)
     else:
         group["lr"] = lr
@@ -148,7 +171,14 @@ class BatchWarmup(LRScheduler):
     Call `step(epoch)` at the start of each epoch and `step_batch()` before each batch.
     """
 
-    _state: tuple[str, ...] = ("iters", "iters_batch", "last_epoch", "base_lr", "batchs", "warmup_epoch")
+    _state: tuple[str, ...] = (
+        "iters",
+        "iters_batch",
+        "last_epoch",
+        "base_lr",
+        "batchs",
+        "warmup_epoch",
+    )
     num_samples_processed = 0  # stays 0 in a schedule that counts no samples
     _by_batch = False  # whether the rate changes inside an epoch once the warm-up is over
     _step_count = 0  # torch's own count, which Accelerate adds to; nothing here depends on it
@@ -157,7 +187,9 @@ class BatchWarmup(LRScheduler):
         # LRScheduler.__init__ is left out on purpose: it wants a torch optimizer, patches its step() and takes a first step.
         self.optimizer = optimizer
         # A group that was decayed before keeps its first rate in `initial_lr`: start from that, not from the decayed one.
-        self.base_lr = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+        self.base_lr = [
+            float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups
+        ]
         for group, lr in zip(optimizer.param_groups, self.base_lr, strict=True):
             group.setdefault("initial_lr", lr)
         self.batchs = batchs
@@ -215,7 +247,9 @@ class BatchWarmup(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """Counts, base rates, arguments and the groups' rates as plain data: numbers, texts, lists."""
-        return {name: _plain(getattr(self, name)) for name in self._state} | {"last_lr": self.get_last_lr()}
+        return {name: _plain(getattr(self, name)) for name in self._state} | {
+            "last_lr": self.get_last_lr()
+        }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take up the place, the arguments and the groups' rates of `state_dict`.
@@ -231,9 +265,13 @@ class BatchWarmup(LRScheduler):
     def _check(self, state: Mapping[str, Any]) -> None:
         needed, groups = {*self._state, "last_lr"}, len(self.optimizer.param_groups)
         if state.keys() != needed:
-            raise ValueError(f"{type(self).__name__}: the state has {sorted(state)}, need {sorted(needed)}")
+            raise ValueError(
+                f"{type(self).__name__}: the state has {sorted(state)}, need {sorted(needed)}"
+            )
         if not len(state["base_lr"]) == len(state["last_lr"]) == groups:
-            raise ValueError(f"{type(self).__name__}: the state has {len(state['base_lr'])} groups, the optimizer {groups}")
+            raise ValueError(
+                f"{type(self).__name__}: the state has {len(state['base_lr'])} groups, the optimizer {groups}"
+            )
 
 
 class CosineAnnealingWarmbootingLR(BatchWarmup):
@@ -319,7 +357,10 @@ class CosineAnnealingWarmbootingLR(BatchWarmup):
         state = super().state_dict()
         if self.lf is None or isinstance(self.lf, LF):
             return state | {"lf": self.lf and self.lf.text}
-        warnings.warn("state_dict: lf is a Python function and is left out; build the scheduler with it again", stacklevel=2)
+        warnings.warn(
+            "state_dict: lf is a Python function and is left out; build the scheduler with it again",
+            stacklevel=2,
+        )
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -328,7 +369,9 @@ class CosineAnnealingWarmbootingLR(BatchWarmup):
         text = state.pop("lf", self.lf)
         self._check(state)
         if text is None and "lf" not in state_dict:
-            raise ValueError("the state is of a schedule with an lf written in Python; build the scheduler with that lf first")
+            raise ValueError(
+                "the state is of a schedule with an lf written in Python; build the scheduler with that lf first"
+            )
         lf = parse_lf(text) if isinstance(text, str) else text
         super().load_state_dict(state)
         self.lf = lf
@@ -372,7 +415,9 @@ class AnnealingLR(BatchWarmup):
         self.learning_rate_args = learning_rate_args
         self.batch_size = batch_size
         self._bind()
-        self._rates(0, 0)  # arguments that give no rate at all are found here, not in the first batch
+        self._rates(
+            0, 0
+        )  # arguments that give no rate at all are found here, not in the first batch
 
     def _bind(self) -> None:
         arguments = self.learning_rate_decay_a, self.learning_rate_decay_b, self.learning_rate_args
@@ -408,9 +453,17 @@ _MAX_DEPTH = 100  # operations inside operations, well within what Python's own 
 _NEEDS_INTEGERS_OR_LISTS = {
     "comb", "dist", "factorial", "frexp", "fsum", "gcd", "isqrt", "lcm", "ldexp", "modf", "perm", "prod", "sumprod",
 }  # fmt: skip
-_MATH = {n: getattr(math, n) for n in dir(math) if not n.startswith("_") and n not in _NEEDS_INTEGERS_OR_LISTS}
+_MATH = {
+    n: getattr(math, n)
+    for n in dir(math)
+    if not n.startswith("_") and n not in _NEEDS_INTEGERS_OR_LISTS
+}
 _CONSTANTS = {name: value for name, value in _MATH.items() if isinstance(value, float)}
-_FUNCTIONS = {name: value for name, value in _MATH.items() if callable(value)} | {"min": min, "max": max, "abs": abs}
+_FUNCTIONS = {name: value for name, value in _MATH.items() if callable(value)} | {
+    "min": min,
+    "max": max,
+    "abs": abs,
+}
 _OPERATORS: dict[type, Callable] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow,
@@ -434,9 +487,13 @@ class LF:
         try:
             value = self._body((float(x), float(y)))
         except (ArithmeticError, TypeError, ValueError) as error:
-            raise ValueError(f"lf {self.text!r} has no value at x={x}, y={y}: {error.args[-1]}") from None
+            raise ValueError(
+                f"lf {self.text!r} has no value at x={x}, y={y}: {error.args[-1]}"
+            ) from None
         if not math.isfinite(value):
-            raise ValueError(f"lf {self.text!r} gives {value} at x={x}, y={y}; a finite number is needed")
+            raise ValueError(
+                f"lf {self.text!r} gives {value} at x={x}, y={y}; a finite number is needed"
+            )
         return value
 
     def __repr__(self) -> str:
@@ -462,13 +519,26 @@ def parse_lf(text: str) -> LF:
         raise ValueError(f"lf {text!r}: found {_describe(tree)}, need 'lambda x, y: ...'")
     spec = tree.args
     names = [a.arg for a in spec.posonlyargs + spec.args]
-    if len(names) != 2 or len(set(names)) != 2 or spec.vararg or spec.kwarg or spec.kwonlyargs or len(spec.defaults) > 1:
-        raise ValueError(f"lf {text!r}: a lambda with exactly two arguments is needed, the second may have a default")
+    if (
+        len(names) != 2
+        or len(set(names)) != 2
+        or spec.vararg
+        or spec.kwarg
+        or spec.kwonlyargs
+        or len(spec.defaults) > 1
+    ):
+        raise ValueError(
+            f"lf {text!r}: a lambda with exactly two arguments is needed, the second may have a default"
+        )
     try:
-        for default in spec.defaults:  # checked like everything else, though the length is always given
+        for (
+            default
+        ) in spec.defaults:  # checked like everything else, though the length is always given
             _compile(default, [], text)
         lf = LF(text, _compile(tree.body, names, text))
-        for node in ast.walk(tree.body):  # what fails whatever the arguments are need not wait for them
+        for node in ast.walk(
+            tree.body
+        ):  # what fails whatever the arguments are need not wait for them
             if isinstance(node, ast.BinOp | ast.Call) and not any(
                 isinstance(n, ast.Name) and n.id in names for n in ast.walk(node)
             ):
@@ -485,7 +555,9 @@ def _describe(node: ast.AST) -> str:
 def _compile(node: ast.AST, names: list[str], text: str, depth: int = 0) -> _Node:
     """Turn a checked syntax tree into nested functions of the arguments' values."""
     if depth > _MAX_DEPTH:
-        raise ValueError(f"lf {text!r}: is nested too deeply, at most {_MAX_DEPTH} levels are allowed")
+        raise ValueError(
+            f"lf {text!r}: is nested too deeply, at most {_MAX_DEPTH} levels are allowed"
+        )
 
     def sub(child: ast.AST) -> _Node:
         return _compile(child, names, text, depth + 1)
@@ -514,13 +586,19 @@ def _compile(node: ast.AST, names: list[str], text: str, depth: int = 0) -> _Nod
 
         def compare(args: tuple[float, ...]) -> float:
             values = [term(args) for term in terms]
-            return float(all(r(a, b) for r, a, b in zip(relations, values, values[1:], strict=False)))
+            return float(
+                all(r(a, b) for r, a, b in zip(relations, values, values[1:], strict=False))
+            )
 
         return compare
     if isinstance(node, ast.IfExp):
         test, then, other = sub(node.test), sub(node.body), sub(node.orelse)
         return lambda args: then(args) if test(args) else other(args)
-    if isinstance(node, ast.Call) and not node.keywords and (name := _math_name(node.func, names)) in _FUNCTIONS:
+    if (
+        isinstance(node, ast.Call)
+        and not node.keywords
+        and (name := _math_name(node.func, names)) in _FUNCTIONS
+    ):
         function, given = _FUNCTIONS[name], [sub(child) for child in node.args]
         return lambda args: _real(function(*(argument(args) for argument in given)))
     raise ValueError(
@@ -533,7 +611,11 @@ def _math_name(node: ast.AST, names: list[str]) -> str | None:
     """`cos` for the tree of `cos` or `math.cos`, None for anything else."""
     if isinstance(node, ast.Name) and node.id not in names:
         return node.id
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "math" not in names:
+    if (
+        isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "math" not in names
+    ):
         return node.attr
     return None
 
@@ -550,13 +632,23 @@ def restart_epoch(step: int | str, epochs: int) -> int:
     """
     if isinstance(step, int) and not isinstance(step, bool) and step > 0:
         return step
-    if isinstance(step, str) and re.fullmatch(r"\d{1,2}(\.\d{1,9})?%", step) and float(step[:-1]) > 0:
+    if (
+        isinstance(step, str)
+        and re.fullmatch(r"\d{1,2}(\.\d{1,9})?%", step)
+        and float(step[:-1]) > 0
+    ):
         return math.floor(float(step[:-1]) * epochs / 100 + 0.5)
-    raise ValueError(f"found {step!r}, need an epoch (a whole number from 1) or a share of the run such as 33%")
+    raise ValueError(
+        f"found {step!r}, need an epoch (a whole number from 1) or a share of the run such as 33%"
+    )
 
 
 def build_scheduler(
-    block: Mapping[str, Any] | Iterable[tuple[str, Any]], optimizer: Any, epochs: int, batches_per_epoch: int, batch_size: int
+    block: Mapping[str, Any] | Iterable[tuple[str, Any]],
+    optimizer: Any,
+    epochs: int,
+    batches_per_epoch: int,
+    batch_size: int,
 ) -> BatchWarmup:
     """The schedule that the `scheduler` block of a hyp file describes, for a run of `epochs` of `batches_per_epoch` each.
 
@@ -567,14 +659,20 @@ def build_scheduler(
     arguments = dict(block)
     name = arguments.pop("name", "cawb")
     if name not in ("cawb", *SCHEDULES):
-        raise ValueError(f"scheduler: name: found {name!r}, allowed are {', '.join(('cawb', *SCHEDULES))}")
-    allowed = _CAWB_ARGUMENTS if name == "cawb" else ("warmup_epoch", *own_arguments(name))
+        raise ValueError(
+            f"scheduler: name: found {name!r}, allowed are {', '.join(('cawb', *SCHEDULES))}"
+        )
+    allowed = _CAWB_ARGUMENTS if name == "cawb" else ("warmup_epoch", *schedule_arguments(name))
     for key in arguments:
         if key not in allowed:
-            raise ValueError(f"scheduler: {key}: is no argument of {name}, whose are {', '.join(allowed)}")
+            raise ValueError(
+                f"scheduler: {key}: is no argument of {name}, whose are {', '.join(allowed)}"
+            )
     if name != "cawb":
         try:
-            return AnnealingLR(optimizer, name, batch_size=batch_size, batchs=batches_per_epoch, **arguments)
+            return AnnealingLR(
+                optimizer, name, batch_size=batch_size, batchs=batches_per_epoch, **arguments
+            )
         except ValueError as error:
             raise ValueError(f"scheduler: {error}") from None
     warmup, steps = arguments.get("warmup_epoch", 0), []
@@ -583,9 +681,17 @@ def build_scheduler(
         if warmup < epoch < epochs and epoch not in steps:
             steps.append(epoch)
             continue
-        why = "which has one already" if epoch in steps else f"but the warm-up ends at {warmup} and the run at {epochs}"
-        warnings.warn(f"scheduler: steps: {step} is left out: it falls on epoch {epoch}, {why}", stacklevel=2)
-    return CosineAnnealingWarmbootingLR(optimizer, epochs, steps=steps, batchs=batches_per_epoch, **arguments)
+        why = (
+            "which has one already"
+            if epoch in steps
+            else f"but the warm-up ends at {warmup} and the run at {epochs}"
+        )
+        warnings.warn(
+            f"scheduler: steps: {step} is left out: it falls on epoch {epoch}, {why}", stacklevel=2
+        )
+    return CosineAnnealingWarmbootingLR(
+        optimizer, epochs, steps=steps, batchs=batches_per_epoch, **arguments
+    )
 
 
 def plan(scheduler: BatchWarmup, epochs: int, sizes: Sequence[int]) -> list[array]:
@@ -603,16 +709,22 @@ def plan(scheduler: BatchWarmup, epochs: int, sizes: Sequence[int]) -> list[arra
                 except ValueError as error:
                     raise ValueError(f"scheduler: epoch {epoch}: {error}") from None
                 if not all(0 <= lr < math.inf for lr in rates):
-                    raise ValueError(f"scheduler: epoch {epoch}: the rate would be {rates}; it must be finite and not negative")
+                    raise ValueError(
+                        f"scheduler: epoch {epoch}: the rate would be {rates}; it must be finite and not negative"
+                    )
             for curve, lr in zip(curves, rates, strict=True):
                 curve.append(lr)
             samples += size
     return curves
 
 
-def draw_plan(curves: Sequence[array], batches_per_epoch: int, path: str | Path, labels: Sequence[str] = ()) -> None:
+def draw_plan(
+    curves: Sequence[array], batches_per_epoch: int, path: str | Path, labels: Sequence[str] = ()
+) -> None:
     """Draw curves as `plan` gives them over epochs, equal ones as one line, and write the picture to `path`."""
-    from matplotlib.figure import Figure  # not pyplot: a picture needs no window and no global state
+    from matplotlib.figure import (
+        Figure,  # not pyplot: a picture needs no window and no global state
+    )
 
     named: dict[bytes, list[int]] = {}
     for i, curve in enumerate(curves):
@@ -621,9 +733,18 @@ def draw_plan(curves: Sequence[array], batches_per_epoch: int, path: str | Path,
     axes = figure.subplots()
     for same in named.values():
         curve = curves[same[0]]
-        label = ", ".join(labels[i] for i in same) if labels else "group " + ", ".join(map(str, same))
-        shown = range(0, len(curve), 1 + len(curve) // 20000)  # far more than the picture has pixels
-        axes.plot([i / batches_per_epoch for i in shown], [curve[i] for i in shown], linewidth=1.2, label=label)
+        label = (
+            ", ".join(labels[i] for i in same) if labels else "group " + ", ".join(map(str, same))
+        )
+        shown = range(
+            0, len(curve), 1 + len(curve) // 20000
+        )  # far more than the picture has pixels
+        axes.plot(
+            [i / batches_per_epoch for i in shown],
+            [curve[i] for i in shown],
+            linewidth=1.2,
+            label=label,
+        )
     axes.set(xlabel="epoch", ylabel="learning rate", xlim=(0, None), ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")

@@ -13,7 +13,9 @@ def seed_everything(*place: int) -> None:
     """
     words = np.random.SeedSequence(place).generate_state(4)
     seed = int(words[0]) << 32 | int(words[1])
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would spend 0.1 ms on a CUDA that is not in use
+    torch.default_generator.manual_seed(
+        seed
+    )  # torch.manual_seed would spend 0.1 ms on a CUDA that is not in use
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
     np.random.seed(words[2])

@@ -6,7 +6,7 @@ from collections import defaultdict
 import torch
 
 
-class Stopwatch:
+class Timer:
     """Adds up the seconds of named stages, which follow one another; each `lap` waits for what the device still has to do."""
 
     def __init__(self, device: torch.device) -> None:

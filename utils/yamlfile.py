@@ -28,9 +28,13 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             self.aliases += 1
-            if self.aliases > ALIASES:  # lists of aliases of lists of aliases: a line can stand for 10^9
+            if (
+                self.aliases > ALIASES
+            ):  # lists of aliases of lists of aliases: a line can stand for 10^9
                 mark = self.peek_event().start_mark
-                raise yaml.MarkedYAMLError(problem=f"found more than {ALIASES} aliases, need fewer", problem_mark=mark)
+                raise yaml.MarkedYAMLError(
+                    problem=f"found more than {ALIASES} aliases, need fewer", problem_mark=mark
+                )
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -38,7 +42,9 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str | int) and key in seen:
-                raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark
+                )
             if isinstance(key, str | int):
                 seen.add(key)
         return super().construct_mapping(node, deep)
@@ -53,7 +59,9 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver(_INT, re.compile(r"^[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     _FLOAT,
-    re.compile(r"^([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"),
+    re.compile(
+        r"^([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+    ),
     list("-+.0123456789"),
 )
 
@@ -99,7 +107,9 @@ def validated(content: dict[str, Any], model: type[Model], source: str) -> Model
 
 def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
     errors = error.errors()
-    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])  # a misspelt key is why another is missing
+    first = next(
+        (e for e in errors if e["type"] == "extra_forbidden"), errors[0]
+    )  # a misspelt key is why another is missing
     location, model = _without_tags(first["loc"], model)
     key = ": ".join(location)
     if first["type"] == "extra_forbidden":
@@ -120,7 +130,9 @@ def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
     return f"{key}: found {SHORT.repr(first.get('input'))}, {message}{more}"
 
 
-def _without_tags(location: tuple[str | int, ...], model: type[BaseModel]) -> tuple[list[str], type[BaseModel]]:
+def _without_tags(
+    location: tuple[str | int, ...], model: type[BaseModel]
+) -> tuple[list[str], type[BaseModel]]:
     """The keys as the file has them, which pydantic mixes with the tags of unions, and the model of the block of the last one."""
     keys, parts = [], list(location)
     while parts:
@@ -129,9 +141,17 @@ def _without_tags(location: tuple[str | int, ...], model: type[BaseModel]) -> tu
         if not parts or part not in model.model_fields:
             continue
         annotation = model.model_fields[part].annotation
-        blocks = [m for m in (annotation, *get_args(annotation)) if isinstance(m, type) and issubclass(m, BaseModel)]
+        blocks = [
+            m
+            for m in (annotation, *get_args(annotation))
+            if isinstance(m, type) and issubclass(m, BaseModel)
+        ]
         if len(blocks) > 1:
             tag = parts.pop(0)
-            blocks = [m for m in blocks if any(tag in get_args(field.annotation) for field in m.model_fields.values())]
+            blocks = [
+                m
+                for m in blocks
+                if any(tag in get_args(field.annotation) for field in m.model_fields.values())
+            ]
         model = blocks[0] if blocks else model
     return keys, model

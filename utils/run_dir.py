@@ -11,14 +11,22 @@ from typing import Any
 
 import yaml
 
+from utils.atomic import atomic_write
 from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
-from utils.wholefile import whole_file
 
-MODEL_KEYS = ("args", "hyp", "names", "epoch", "best", "average", "detections")  # of the state: what best.pt holds
+BEST_KEYS = (
+    "args",
+    "hyp",
+    "names",
+    "epoch",
+    "best",
+    "average",
+    "detections",
+)  # of the state: what best.pt holds
 
 
-def new_folder(project: Path, name: str, exist_ok: bool) -> Path:
+def new_dir(project: Path, name: str, exist_ok: bool) -> Path:
     """Make `project`/`name`; if taken and `exist_ok` is not set, the first of name2, name3, ... that is not.
 
     Raises UserError when it cannot be made.
@@ -30,20 +38,24 @@ def new_folder(project: Path, name: str, exist_ok: bool) -> Path:
             return folder
         except FileExistsError:
             if exist_ok:  # it is a file, then
-                raise UserError(f"--project {project}: {folder} is there, but is no folder") from None
+                raise UserError(
+                    f"--project {project}: {folder} is there, but is no folder"
+                ) from None
             number += 1
             folder = project / f"{name}{number}"
         except OSError as error:
-            raise UserError(f"--project {project}: {folder} cannot be made: {error.strerror}") from None
+            raise UserError(
+                f"--project {project}: {folder} cannot be made: {error.strerror}"
+            ) from None
 
 
-def new_run_folder(project: Path, name: str, exist_ok: bool) -> Path:
+def new_run_dir(project: Path, name: str, exist_ok: bool) -> Path:
     """A `new_folder` for a run of training, with one for weights in it.
 
     A run that begins in a folder that was used takes its checkpoints and table away, lest they be taken for its own. Raises
     UserError when the folder cannot be made.
     """
-    folder = new_folder(project, name, exist_ok)
+    folder = new_dir(project, name, exist_ok)
     try:
         (folder / "weights").mkdir(exist_ok=True)
         for old in ("weights/last.pt", "weights/best.pt", "results.csv"):
@@ -53,15 +65,17 @@ def new_run_folder(project: Path, name: str, exist_ok: bool) -> Path:
     return folder
 
 
-def folder_of(checkpoint: Path) -> Path:
+def run_dir_of(checkpoint: Path) -> Path:
     """The run folder of a checkpoint in its weights; links in it are not followed. Raises UserError when it is elsewhere."""
     folder = Path(os.path.abspath(checkpoint)).parent  # noqa: PTH100 - resolve() would follow a link from weights to another disk
     if folder.name != "weights":
-        raise UserError(f"{checkpoint}: is not in the weights of a run folder, so there is nowhere to go on")
+        raise UserError(
+            f"{checkpoint}: is not in the weights of a run folder, so there is nowhere to go on"
+        )
     return folder.parent
 
 
-def newest_checkpoint(project: Path) -> Path:
+def latest_checkpoint(project: Path) -> Path:
     """The `weights/last.pt` below `project` that was written last. Raises UserError when there is none."""
     found = list(project.glob("**/weights/last.pt"))
     if not found:
@@ -69,7 +83,7 @@ def newest_checkpoint(project: Path) -> Path:
     return max(found, key=lambda path: path.stat().st_mtime_ns)
 
 
-class RunFolder:
+class RunDir:
     """Writes the run's state into `path`; `saved` is when it last tried to, on the clock of `time.monotonic`."""
 
     def __init__(self, path: Path) -> None:
@@ -80,8 +94,10 @@ class RunFolder:
     def write_yaml(self, **files: Mapping[str, Any]) -> None:
         """Write each of `files` to the folder, by its name and .yaml. Raises OSError when one cannot be written."""
         for name, values in files.items():
-            with whole_file(self.path / f"{name}.yaml") as file:
-                file.write(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True).encode())
+            with atomic_write(self.path / f"{name}.yaml") as file:
+                file.write(
+                    yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True).encode()
+                )
 
     def save(self, state: dict[str, Any], improved: bool = False) -> str | None:
         """Write results.csv from the state's `rows`, best.pt if the model has `improved`, and the whole state as last.pt.
@@ -91,11 +107,11 @@ class RunFolder:
         """
         self.saved = time.monotonic()
         if improved:
-            self._best = {key: state[key] for key in MODEL_KEYS}
+            self._best = {key: state[key] for key in BEST_KEYS}
         path = self.path / "results.csv"
         try:
             if state["rows"]:
-                with whole_file(path) as file:
+                with atomic_write(path) as file:
                     file.write(_csv(state["rows"]))
             if self._best is not None:
                 path = self.path / "weights" / "best.pt"

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from utils.errors import UserError
 
-MOST_PIXELS = 16384  # of a side; one sample takes 0.8 GB then
+MAX_IMGSZ = 16384  # of a side; one sample takes 0.8 GB then
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,55 +20,65 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def at_least(lowest: int, highest: int = 10**9) -> Callable[[str], int]:
+def int_range(lowest: int, highest: int = 10**9) -> Callable[[str], int]:
     """An argument's type: a whole number from `lowest` to `highest`."""
 
     def integer(text: str) -> int:
-        if not (text.removeprefix("-").isdecimal() and len(text) < 20 and lowest <= int(text) <= highest):
-            raise argparse.ArgumentTypeError(f"found {text[:40]!r}, need a whole number from {lowest} to {highest}")
+        if not (
+            text.removeprefix("-").isdecimal() and len(text) < 20 and lowest <= int(text) <= highest
+        ):
+            raise argparse.ArgumentTypeError(
+                f"found {text[:40]!r}, need a whole number from {lowest} to {highest}"
+            )
         return int(text)
 
     return integer
 
 
-side = at_least(32, MOST_PIXELS)  # an argument's type: of a sample, in pixels
+imgsz_pixels = int_range(32, MAX_IMGSZ)  # an argument's type: of a sample, in pixels
 
 
 def imgsz_range(text: str) -> int | str:
     """An argument's type: pixels, or LOW-HIGH for a range of them, from 32 on; `span` rounds them up to steps of 32."""
     low, dash, high = text.partition("-")
     if not dash:
-        return side(text)
-    sides = f"{side(low)}-{side(high)}"
-    if span(sides)[0] >= span(sides)[1]:
-        raise argparse.ArgumentTypeError(f"found {text!r}, need a lower side before a higher one, 32 apart")
+        return imgsz_pixels(text)
+    sides = f"{imgsz_pixels(low)}-{imgsz_pixels(high)}"
+    if imgsz_bounds(sides)[0] >= imgsz_bounds(sides)[1]:
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}, need a lower side before a higher one, 32 apart"
+        )
     return sides
 
 
-def span(imgsz: int | str) -> tuple[int, int]:
+def imgsz_bounds(imgsz: int | str) -> tuple[int, int]:
     """The lowest and the highest side that `imgsz` means, pixels or LOW-HIGH, rounded up to steps of 32."""
-    sides = [-(-int(side) // 32) * 32 for side in str(imgsz).split("-")]
+    sides = [-(-int(imgsz_pixels) // 32) * 32 for imgsz_pixels in str(imgsz).split("-")]
     return sides[0], sides[-1]
 
 
-def rounded(imgsz: int | str) -> int | str:
+def round_imgsz(imgsz: int | str) -> int | str:
     """`imgsz`, pixels or LOW-HIGH, with the sides that `span` takes it for."""
-    low, high = span(imgsz)
+    low, high = imgsz_bounds(imgsz)
     return high if low == high else f"{low}-{high}"
 
 
-def rounding(imgsz: int | str) -> list[str]:
+def imgsz_warning(imgsz: int | str) -> list[str]:
     """A sentence if `rounded` is not what `imgsz` says."""
-    taken = rounded(imgsz)
-    return [f"imgsz {imgsz}: a side is a multiple of 32, so it is {taken}"] if str(taken) != str(imgsz) else []
+    taken = round_imgsz(imgsz)
+    return (
+        [f"imgsz {imgsz}: a side is a multiple of 32, so it is {taken}"]
+        if str(taken) != str(imgsz)
+        else []
+    )
 
 
-def frozen(text: str) -> str:
+def freeze_spec(text: str) -> str:
     """An argument's type: backbone, or a number of layers from 1."""
-    return text if text == "backbone" else str(at_least(1)(text))
+    return text if text == "backbone" else str(int_range(1)(text))
 
 
-def folder_name(text: str) -> str:
+def dir_name(text: str) -> str:
     """An argument's type: the name of a folder to be made, or folders in one another."""
     if not all(part.strip(".") for part in text.split("/")) or "\0" in text:
         raise argparse.ArgumentTypeError(f"found {text!r}, need the name of a folder")
@@ -77,7 +87,7 @@ def folder_name(text: str) -> str:
 
 def batch_size(text: str) -> int | str:
     """An argument's type: a whole number from 1, or auto."""
-    return text if text == "auto" else at_least(1)(text)
+    return text if text == "auto" else int_range(1)(text)
 
 
 def command_line(program: str, arguments: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
@@ -89,7 +99,7 @@ def command_line(program: str, arguments: Mapping[str, Any], defaults: Mapping[s
     return shlex.join(words)
 
 
-def minutes(text: str) -> float:
+def non_negative_float(text: str) -> float:
     """An argument's type: a number of minutes from 0, with or without a fraction."""
     try:
         value = float(text)
@@ -100,7 +110,7 @@ def minutes(text: str) -> float:
     return value
 
 
-def share(text: str) -> float:
+def unit_interval(text: str) -> float:
     """An argument's type: a number from 0 to 1."""
     try:
         value = float(text)
@@ -111,11 +121,11 @@ def share(text: str) -> float:
     return value
 
 
-def weights(text: str) -> str:
+def weights_path(text: str) -> str:
     """An argument's type: DEFAULT, or a path, made absolute."""
-    return text if text == "DEFAULT" else absolute(text)
+    return text if text == "DEFAULT" else abs_path(text)
 
 
-def absolute(text: str) -> str:
+def abs_path(text: str) -> str:
     """A path, made absolute, so that it names the same file from another folder."""
     return os.path.abspath(text)  # noqa: PTH100 - a link stays what it is called

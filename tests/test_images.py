@@ -10,8 +10,8 @@ from conftest import same, weights, write_tiny
 from PIL import Image
 
 import train
-from data import pictures
-from data.pictures import Pictures, read_image
+from data import images as image_module
+from data.images import ImageStore, read_image
 from utils.errors import UserError
 
 QUICK = ["--imgsz", "64", "--batch-size", "4", "--epochs", "2", "--device", "cpu", "--noplots"]
@@ -21,7 +21,9 @@ QUICK = ["--imgsz", "64", "--batch-size", "4", "--epochs", "2", "--device", "cpu
 def files(tmp_path):
     rng = np.random.default_rng(0)
     for i in range(6):
-        Image.fromarray(rng.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)).save(tmp_path / f"{i}.jpg", quality=95)
+        Image.fromarray(rng.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)).save(
+            tmp_path / f"{i}.jpg", quality=95
+        )
     return [str(tmp_path / f"{i}.jpg") for i in range(6)]
 
 
@@ -34,7 +36,7 @@ def decodes(monkeypatch) -> list[str]:
 
 def test_memory_keeps_what_fits(files, monkeypatch):
     seen = decodes(monkeypatch)
-    kept = Pictures(files, memory=3 * 30 * (20 + 21))
+    kept = ImageStore(files, memory=3 * 30 * (20 + 21))
     for _ in range(2):
         for i, file in enumerate(files):
             assert torch.equal(kept[i], read_image(file))
@@ -42,19 +44,21 @@ def test_memory_keeps_what_fits(files, monkeypatch):
 
 
 def test_all_in_memory(files, monkeypatch):
-    kept = Pictures(files)
-    kept.load_all(np.array([[30, 20 + i] for i in range(6)]))
+    kept = ImageStore(files)
+    kept.preload(np.array([[30, 20 + i] for i in range(6)]))
     seen = decodes(monkeypatch)
     assert all(torch.equal(kept[i], read_image(file)) for i, file in enumerate(files)) and not seen
     monkeypatch.setattr(pictures, "free_memory", lambda: 100_000)
-    with pytest.raises(UserError, match=r"--cache ram: takes 0\.0 GB, and 0\.0 GB are free; --cache disk"):
-        Pictures(files).load_all(np.full((6, 2), 100), processes=2)
+    with pytest.raises(
+        UserError, match=r"--cache ram: takes 0\.0 GB, and 0\.0 GB are free; --cache disk"
+    ):
+        ImageStore(files).preload(np.full((6, 2), 100), processes=2)
 
 
 def test_beside_the_files(files, monkeypatch):
-    Pictures(files, beside=True).load_all(np.zeros((6, 2)))
+    ImageStore(files, beside=True).preload(np.zeros((6, 2)))
     seen = decodes(monkeypatch)
-    kept = Pictures(files, beside=True)
+    kept = ImageStore(files, beside=True)
     assert all(torch.equal(kept[i], read_image(file)) for i, file in enumerate(files)) and not seen
     Image.new("RGB", (8, 9), "red").save(files[2])  # another picture of the same name
     assert kept[2].shape == (3, 9, 8) and kept[2].shape == (3, 9, 8) and seen == [files[2]]
@@ -73,16 +77,27 @@ def test_a_folder_that_cannot_be_written(files, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(pictures, "whole_file", refused)
-    kept = Pictures(files, beside=True)
-    with pytest.raises(UserError, match=r"--cache disk: .*0\.jpg\.npy: cannot be written: Permission denied"):
-        kept.load_all(np.zeros((6, 2)))
+    kept = ImageStore(files, beside=True)
+    with pytest.raises(
+        UserError, match=r"--cache disk: .*0\.jpg\.npy: cannot be written: Permission denied"
+    ):
+        kept.preload(np.zeros((6, 2)))
     assert torch.equal(kept[0], read_image(files[0]))
 
 
 def test_a_run_has_the_same_weights_with_either_and_with_none(tmp_path):
     data = write_tiny(tmp_path / "tiny")
-    for name, options in (("none", []), ("ram", ["--cache", "ram", "--workers", "2"]), ("disk", ["--cache", "disk"])):
-        assert train.main(["--data", str(data), *QUICK, *options, "--project", str(tmp_path), "--name", name]) == 0
+    for name, options in (
+        ("none", []),
+        ("ram", ["--cache", "ram", "--workers", "2"]),
+        ("disk", ["--cache", "disk"]),
+    ):
+        assert (
+            train.main(
+                ["--data", str(data), *QUICK, *options, "--project", str(tmp_path), "--name", name]
+            )
+            == 0
+        )
     assert same(weights(tmp_path / "none")["model"], weights(tmp_path / "ram")["model"])
     assert same(weights(tmp_path / "none")["model"], weights(tmp_path / "disk")["model"])
     assert len([*data.parent.rglob("*.npy")]) == 17

@@ -5,12 +5,12 @@ import torch
 from conftest import write_tiny
 
 import train
-from models.batch_size import fitting
+from utils.auto_batch import largest_fitting_batch
 from utils.errors import UserError
 
 
 def test_the_largest_that_fits():
-    assert fitting(lambda count: 500 + 70 * count, 500 + 70 * 123.5) == 123
+    assert largest_fitting_batch(lambda count: 500 + 70 * count, 500 + 70 * 123.5) == 123
     asked = []
 
     def small(count):
@@ -19,13 +19,13 @@ def test_the_largest_that_fits():
             raise torch.cuda.OutOfMemoryError("no room")
         return 1000 * count
 
-    assert fitting(small, 6500) == 6 and asked == [1, 2, 4, 8]
+    assert largest_fitting_batch(small, 6500) == 6 and asked == [1, 2, 4, 8]
 
 
 @pytest.mark.parametrize("room", [0, 400])
 def test_none_that_fits(room):
     with pytest.raises(UserError, match="--batch-size auto: not even one picture"):
-        fitting(lambda count: 500 + 70 * count, room)
+        largest_fitting_batch(lambda count: 500 + 70 * count, room)
 
 
 def test_on_a_processor_it_is_refused(tmp_path, capsys):
@@ -33,5 +33,8 @@ def test_on_a_processor_it_is_refused(tmp_path, capsys):
     arguments = ["--data", str(data), "--batch-size", "auto", "--imgsz", "64", "--device", "cpu"]
     assert train.main([*arguments, "--project", str(tmp_path / "runs")]) == 2
     error = capsys.readouterr().err
-    assert error == "train.py: --batch-size auto: measures the memory of a GPU, and this run is on cpu; give a number\n"
+    assert (
+        error
+        == "train.py: --batch-size auto: measures the memory of a GPU, and this run is on cpu; give a number\n"
+    )
     assert not (tmp_path / "runs").exists()

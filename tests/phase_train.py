@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import train
-import utils.runfolder
+import utils.run_dir
 
 announce = f"{os.environ['ANNOUNCE']}.{os.environ.get('RANK', '0')}"
 file = os.open(announce, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -64,9 +64,9 @@ def made_together(self, keys, make=train.TrainSet.__getitems__):
 
 enter("starting")
 train.seed_everything = seeded
-train.detect = announced("validation", train.detect)
+train.run_inference = announced("validation", train.run_inference)
 train.TrainSet.__getitems__ = made_together
 train.ValSet.__getitem__ = made
-utils.runfolder.save_checkpoint = announced("saving", utils.runfolder.save_checkpoint)
+utils.run_dir.save_checkpoint = announced("saving", utils.run_dir.save_checkpoint)
 if __name__ == "__main__":
     sys.exit(train.main())

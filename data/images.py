@@ -15,13 +15,27 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from utils.device import free_memory
+from utils.atomic import atomic_write
+from utils.device import available_memory
 from utils.errors import DISK_ERRORS, UserError
-from utils.wholefile import whole_file
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # of all that Pillow knows: it would have PostScript interpreted
-ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}  # what stands at the end of a whole file
-ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # EXIF: the tag, and its values that swap width and height
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "TIFF",
+)  # of all that Pillow knows: it would have PostScript interpreted
+ENDS = {
+    "JPEG": b"\xff\xd9",
+    "MPO": b"\xff\xd9",
+    "PNG": b"IEND",
+}  # what stands at the end of a whole file
+ORIENTATION, QUARTER_TURNS = (
+    0x0112,
+    (5, 6, 7, 8),
+)  # EXIF: the tag, and its values that swap width and height
 
 
 def image_size(file: str) -> tuple[int, int] | str:
@@ -45,7 +59,9 @@ def image_size(file: str) -> tuple[int, int] | str:
     except Image.DecompressionBombError:
         return f"{file}: is too large to decode; left out"
     except Exception as error:  # damaged bytes make a decoder fail in whatever way they happen to
-        what = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        what = (
+            getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        )
         return f"{file}: cannot be read: {what}; left out"
     return (height, width) if turned else (width, height)
 
@@ -60,7 +76,9 @@ def read_image(path: str) -> Tensor:
     except MemoryError:
         raise
     except Exception as error:  # damaged bytes make a decoder fail in whatever way they happen to
-        raise UserError(f"{path}: cannot be decoded: {str(error) or type(error).__name__}") from None
+        raise UserError(
+            f"{path}: cannot be decoded: {str(error) or type(error).__name__}"
+        ) from None
 
 
 def _decoded(path: str) -> Tensor:
@@ -77,7 +95,7 @@ def _decoded(path: str) -> Tensor:
             return F.pil_to_tensor(image.convert("RGB"))
 
 
-class Pictures:
+class ImageStore:
     """The decoded pictures `files`, each (3, h, w) uint8, by their place in it.
 
     The first to be asked for stay in memory, up to `memory` bytes in all loaders together. With `beside` each is also kept as
@@ -95,13 +113,15 @@ class Pictures:
             return self._kept[index]
         file = str(self.files[index])
         image = self._from_beside(file) if self.beside else read_image(file)
-        worker = get_worker_info()  # asked each time: a loader begins with what its trainer had kept
+        worker = (
+            get_worker_info()
+        )  # asked each time: a loader begins with what its trainer had kept
         if self._held + image.nbytes <= self.memory // (worker.num_workers if worker else 1):
             self._held += image.nbytes
             self._kept[index] = image
         return image
 
-    def load_all(self, sizes: np.ndarray, processes: int = 1) -> None:
+    def preload(self, sizes: np.ndarray, processes: int = 1) -> None:
         """Decode every picture now, so that loaders, which begin later, share them; `sizes` (n, 2) holds their width and height.
 
         With `beside` they go to the disk only. Raises UserError when this machine has no room for what each of its `processes`
@@ -109,13 +129,17 @@ class Pictures:
         """
         if not self.beside:
             self.memory = int(sizes.astype(np.int64).prod(1).sum()) * 3
-            free = free_memory()
+            free = available_memory()
             if self.memory * processes > free:
                 needed = f"takes {self.memory * processes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
                 raise UserError(f"--cache ram: {needed}; --cache disk needs no memory")
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            work = pool.map(self._to_beside if self.beside else self._to_memory, range(len(self.files)))
-            for _ in tqdm(work, "decoding", len(self.files), unit="picture", leave=False, disable=None):
+            work = pool.map(
+                self._to_beside if self.beside else self._to_memory, range(len(self.files))
+            )
+            for _ in tqdm(
+                work, "decoding", len(self.files), unit="picture", leave=False, disable=None
+            ):
                 pass
 
     def _to_memory(self, index: int) -> None:
@@ -134,10 +158,12 @@ class Pictures:
             pass  # it is not there, or is no array: the picture itself says what is wrong, if something is
         image = read_image(file)
         try:
-            with whole_file(path) as output:
+            with atomic_write(path) as output:
                 np.save(output, image.permute(1, 2, 0).contiguous().numpy())
             os.utime(path, ns=(time, time))
         except OSError as error:
             if must_be_kept and error.errno in DISK_ERRORS:
-                raise UserError(f"--cache disk: {path}: cannot be written: {error.strerror}") from None
+                raise UserError(
+                    f"--cache disk: {path}: cannot be written: {error.strerror}"
+                ) from None
         return image

@@ -6,7 +6,7 @@ from torchvision.models import WeightsEnum
 from utils.errors import UserError
 
 
-def downloaded(weights: WeightsEnum, flag: str) -> dict[str, Tensor]:
+def fetch_state_dict(weights: WeightsEnum, flag: str) -> dict[str, Tensor]:
     """The tensors of `weights`. Raises UserError, which names the `flag` that asked for them, when they cannot be had."""
     try:
         return weights.get_state_dict(progress=False, weights_only=True)

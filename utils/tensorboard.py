@@ -10,7 +10,7 @@ from PIL import Image
 from utils.errors import UserError
 
 
-class Board:
+class TensorBoardLogger:
     """Writes events, if they are `wanted`. Raises UserError when they are and TensorBoard is not installed."""
 
     def __init__(self, wanted: bool) -> None:
@@ -18,9 +18,13 @@ class Board:
         self._writer: Any = None
         if wanted:
             try:
-                from torch.utils.tensorboard import SummaryWriter  # not there, or not wanted, by most
+                from torch.utils.tensorboard import (
+                    SummaryWriter,  # not there, or not wanted, by most
+                )
             except ImportError:
-                raise UserError("--tensorboard: is not installed; pip install tensorboard") from None
+                raise UserError(
+                    "--tensorboard: is not installed; pip install tensorboard"
+                ) from None
             self._make = SummaryWriter
 
     def open(self, folder: Path, start: int) -> None:
@@ -40,5 +44,7 @@ class Board:
         """Every picture in `folder`, by its file's name, as of `epoch`; then nothing more."""
         if self._writer:
             for path in sorted([*folder.glob("*.jpg"), *folder.glob("*.png")]):
-                self._writer.add_image(path.stem, np.asarray(Image.open(path).convert("RGB")), epoch, dataformats="HWC")
+                self._writer.add_image(
+                    path.stem, np.asarray(Image.open(path).convert("RGB")), epoch, dataformats="HWC"
+                )
             self._writer.close()

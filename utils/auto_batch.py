@@ -9,8 +9,8 @@ from torch import nn
 
 from utils.errors import UserError
 
-TRIED = (1, 2, 4, 8, 16)  # pictures
-FILLED = 0.8  # of the GPU's memory: the optimizer, and pictures with more boxes than these, want some, too
+PROBE_SIZES = (1, 2, 4, 8, 16)  # pictures
+MEMORY_FRACTION = 0.8  # of the GPU's memory: the optimizer, and pictures with more boxes than these, want some, too
 
 
 def largest_batch(model: nn.Module, imgsz: int, device: torch.device, bf16: bool) -> int:
@@ -19,7 +19,9 @@ def largest_batch(model: nn.Module, imgsz: int, device: torch.device, bf16: bool
     Raises UserError where that is not CUDA, or not even one picture fits.
     """
     if device.type != "cuda":
-        raise UserError(f"--batch-size auto: measures the memory of a GPU, and this run is on {device}; give a number")
+        raise UserError(
+            f"--batch-size auto: measures the memory of a GPU, and this run is on {device}; give a number"
+        )
     learner = copy.deepcopy(model).to(device, memory_format=torch.channels_last).train()
     boxes = torch.tensor([[0.1, 0.1, 0.4, 0.5]]).repeat(20, 1) * imgsz
     target = {"boxes": boxes, "labels": torch.zeros(len(boxes), dtype=torch.long)}
@@ -33,18 +35,20 @@ def largest_batch(model: nn.Module, imgsz: int, device: torch.device, bf16: bool
         return torch.cuda.max_memory_allocated(device)
 
     with torch.random.fork_rng([device]):
-        found = fitting(peak, FILLED * torch.cuda.get_device_properties(device).total_memory)
+        found = largest_fitting_batch(
+            peak, MEMORY_FRACTION * torch.cuda.get_device_properties(device).total_memory
+        )
     torch.cuda.empty_cache()
     return found
 
 
-def fitting(peak: Callable[[int], int], room: float) -> int:
+def largest_fitting_batch(peak: Callable[[int], int], room: float) -> int:
     """The largest batch whose bytes are not above `room`, by a line through what `peak` says of the small ones.
 
     Raises UserError when that is none.
     """
     taken: dict[int, int] = {}
-    for count in TRIED:
+    for count in PROBE_SIZES:
         try:
             taken[count] = peak(count)
         except torch.cuda.OutOfMemoryError:

@@ -17,7 +17,9 @@ def _opencv(source: str) -> ModuleType:
     try:
         import cv2
     except ImportError:
-        raise UserError(f"--source {source}: films and cameras need OpenCV: pip install opencv-python-headless") from None
+        raise UserError(
+            f"--source {source}: films and cameras need OpenCV: pip install opencv-python-headless"
+        ) from None
     return cv2
 
 
@@ -34,7 +36,9 @@ def read_video(source: str) -> Iterator[tuple[Tensor, float]]:
         rate = capture.get(cv2.CAP_PROP_FPS) or 25.0  # a camera may not say
         there, frame = capture.read()
         if not there:
-            raise UserError(f"--source {source}: gives no frame; it is no film or camera that OpenCV can read")
+            raise UserError(
+                f"--source {source}: gives no frame; it is no film or camera that OpenCV can read"
+            )
         while there:
             yield torch.from_numpy(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)).permute(2, 0, 1), rate
             there, frame = capture.read()
@@ -53,7 +57,9 @@ class VideoWriter:
         """Add the frame (3, h, w) uint8 RGB. Raises UserError when the file cannot be written."""
         cv2 = _opencv(str(self.path))
         if self._writer is None:
-            self._writer = cv2.VideoWriter(str(self.path), cv2.VideoWriter_fourcc(*"mp4v"), rate, tuple(image.shape[:0:-1]))
+            self._writer = cv2.VideoWriter(
+                str(self.path), cv2.VideoWriter_fourcc(*"mp4v"), rate, tuple(image.shape[:0:-1])
+            )
             if not self._writer.isOpened():
                 raise UserError(f"{self.path}: cannot be written as a film")
         self._writer.write(cv2.cvtColor(image.permute(1, 2, 0).numpy(), cv2.COLOR_RGB2BGR))

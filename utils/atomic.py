@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A file to write, which takes the place of `path` once all that was written is on the disk.
 
     Whatever fails before that (OSError with its `filename`, or anything the caller raises), `path` still holds what it held.
