@@ -1,0 +1,37 @@
+"""Image sizes: what `--imgsz` means, and how an image is fitted into it."""
+
+import math
+
+GRAY = 114  # value of the padding around a letterboxed image, of 255
+MAX_IMGSZ = 16384  # pixels; one training sample of this size takes 0.8 GB
+
+
+def round_up(value: int, multiple: int) -> int:
+    """Return the smallest multiple of `multiple` that is not below `value`."""
+    return math.ceil(value / multiple) * multiple
+
+
+def imgsz_bounds(imgsz: int | str, stride: int = 32) -> tuple[int, int]:
+    """Return the lowest and highest image size of `imgsz`, pixels or "MIN-MAX", rounded up to multiples of `stride`."""
+    sizes = [round_up(int(size), stride) for size in str(imgsz).split("-")]
+    return sizes[0], sizes[-1]
+
+
+def round_imgsz(imgsz: int | str, stride: int = 32) -> int | str:
+    """Return `imgsz`, pixels or "MIN-MAX", with every size rounded up to a multiple of `stride`."""
+    low, high = imgsz_bounds(imgsz, stride)
+    return high if low == high else f"{low}-{high}"
+
+
+def imgsz_warning(imgsz: int | str, stride: int = 32) -> list[str]:
+    """Return a warning if `imgsz` is not a multiple of `stride`, as a list of at most one message."""
+    rounded = round_imgsz(imgsz, stride)
+    if str(rounded) == str(imgsz):
+        return []
+    return [f"--imgsz {imgsz}: not a multiple of {stride}; using {rounded}"]
+
+
+def letterbox_size(height: int, width: int, imgsz: int) -> tuple[int, int]:
+    """Return the height and width, at least 1 pixel each, of an image whose longer side becomes `imgsz` pixels."""
+    ratio = imgsz / max(height, width)
+    return max(1, round(height * ratio)), max(1, round(width * ratio))
