@@ -1,11 +1,20 @@
-"""Trains a detector: `python train.py --hyp hyp.yaml`. The whole story, top to bottom; to change the loop, change this file."""
+"""Train an object detector.
+
+    python train.py --hyp hyp.yaml                                  # the built-in dataset
+    python train.py --data mine/data.yaml --epochs 100 --imgsz 640  # your own
+    python train.py --resume                                        # continue the latest run
+    torchrun --standalone --nproc_per_node 4 train.py --data ...    # several GPUs
+
+Read it top to bottom: build() turns arguments into objects, train_one_epoch() has the training
+step, validate() evaluates the EMA, main() is the story. To change the loop, change this file.
+"""
 
 import argparse
 import math
 import sys
-import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,413 +24,396 @@ from tqdm import tqdm
 from data.augment import apply_color_matrix
 from data.config import read_data_config
 from data.dataset import TrainSet, ValSet, collate, preload_images
-from data.formats import images_in_both_splits, read_train_val
+from data.formats import Annotations, images_in_both_splits, read_train_val
 from data.images import read_image
 from data.sampler import EpochBatchSampler
-from models import build_model, load_initial_weights
+from data.shapes import make_builtin
+from models import Detector, build_model
 from models.freezing import freeze
-from options import DEFAULTS, parse_args
+from models.weights import load_initial_weights
+from options import defaults, parse_args
 from utils.anomaly import detect_anomaly
 from utils.auto_batch import largest_batch
-from utils.checkpoint import checkpoint_errors, load_checkpoint
-from utils.cli import command_line, imgsz_bounds, imgsz_warning, round_imgsz
-from utils.device import (
-    default_workers,
-    disable_malloc_trim,
-    peak_memory_gb,
-    prefers_bf16,
-    select_device,
-    set_deterministic,
-)
+from utils.checkpoint import Part, restore
+from utils.checkpointer import Checkpointer
+from utils.cli import cli_command
+from utils.device import default_workers, prefers_bf16, select_device, set_deterministic
 from utils.distributed import DistributedContext, convert_sync_batchnorm
 from utils.ema import EMA
-from utils.errors import UserError, run_cli
-from utils.hyp import Hyp, load_hyp
-from utils.interrupt import Interrupted, StopSignals, worker_init
-from utils.metrics import METRICS, Result, evaluate, format_table, run_inference, to_coco_gt
+from utils.errors import UserError
+from utils.hyp import Hyp
+from utils.inference import run_inference
+from utils.interrupt import StopSignals, kill_workers_at_exit, worker_init
+from utils.letterbox import imgsz_bounds, imgsz_warning, round_imgsz
+from utils.log import info, set_main, stage, warning
+from utils.memory import disable_malloc_trim, peak_memory_gb
+from utils.metrics import METRICS, evaluate, format_table, to_coco_gt
 from utils.optimizers import build_optimizer
-from utils.plan import build_checked_scheduler
-from utils.plots import draw_batch, draw_predictions, draw_results
-from utils.report import SCORE, write_report
-from utils.resume import (
-    check_data_unchanged,
-    checkpoint_to_resume,
-    environment_diff,
-    numerics_environment,
-    resume_args,
-)
+from utils.plan import LRPlan, build_checked_scheduler, check_lr
+from utils.plots import draw_batch, draw_plan, draw_predictions, draw_results
+from utils.progress import Progress
+from utils.report import MIN_SCORE, RunSummary, command_line, write_report
+from utils.resume import Start, check_data_unchanged, environment_diff, numerics_environment
+from utils.resume import start_or_resume
 from utils.run_dir import RunDir, new_run_dir, run_dir_of
-from utils.schedulers import draw_plan
+from utils.schedulers import BatchWarmup
 from utils.seeds import seed_everything
 from utils.tensorboard import TensorBoardLogger
 from utils.yamlfile import find_file
 
 ROOT = Path(__file__).resolve().parent
-MOST_SKIPPED = 10  # steps in a row that are not finite, until a run stops
+MAX_CONSECUTIVE_SKIPS = 10  # optimizer steps with non-finite numbers, after which a run stops
 
 
-def train(given: dict[str, Any], stop: StopSignals) -> None:
-    args = argparse.Namespace(**DEFAULTS | given)
-    processes = DistributedContext()
-    first = processes.first  # the one of the processes that prints and writes
-    say = print if first else lambda *_, **__: None
-    warn = (
-        (lambda *sentences: [print(sentence, file=sys.stderr) for sentence in sentences])
-        if first
-        else say
-    )
+@dataclass
+class Run:
+    """The objects of a run, as `build` makes them."""
 
-    # Where to go on from: a resumed run has its arguments and hyperparameters in its checkpoint.
-    state: dict[str, Any] | None = None
-    if path := processes.on_main(checkpoint_to_resume, args):
-        state = load_checkpoint(path)
-        with checkpoint_errors(path):
-            was = state["args"] = DEFAULTS | state["args"]
-            args = argparse.Namespace(**resume_args(state, path, given, ROOT / "hyp"))
-            hyp, hyp_file = Hyp(**state["hyp"]), run_dir_of(path) / "hyp.yaml"
-            if (
-                state["finished"] and args.epochs == was["epochs"]
-            ):  # and `auto` asked for no more than that
-                say(f"{path}: this run is finished, after {state['epoch']} epochs")
-                return processes.leave()
-    else:
-        hyp = load_hyp(hyp_file := find_file(args.hyp, ROOT / "hyp"))
-    device = select_device(args.device, processes.local_rank)
+    args: argparse.Namespace
+    hyp: Hyp
+    dist: DistributedContext
+    stop: StopSignals
+    device: torch.device
+    bf16: bool
+    environment: dict[str, object]
+
+    train_data: Annotations
+    val_data: Annotations
+    train_set: TrainSet
+    sampler: EpochBatchSampler
+    train_loader: DataLoader
+    val_loader: DataLoader  # this process's shard
+    coco_gt: dict[str, object]  # the ground truth of the validation split, as a COCO dataset
+
+    model: Detector
+    ddp_model: nn.Module  # `model` itself in a single process
+    frozen_modules: list[nn.Module]
+    ema: EMA
+    optimizer: torch.optim.Optimizer
+    scheduler: BatchWarmup
+    lr_plan: list[Sequence[float]]  # of each parameter group: the learning rate at every batch
+    progress: Progress
+    parts: dict[str, Part]  # everything that is saved and restored, by name
+
+    run_dir: RunDir
+    checkpointer: Checkpointer
+    tensorboard: TensorBoardLogger
+
+
+def build(start: Start, overrides: dict[str, object], dist: DistributedContext, stop: StopSignals) -> Run:
+    """Turn arguments into objects; restore them from the checkpoint if the run is resumed.
+
+    Raises UserError for anything in the arguments, hyp file, data or checkpoint that is wrong.
+    """
+    args, hyp, checkpoint = start.args, start.hyp, start.checkpoint
+    stage("device")
+    device = select_device(args.device, dist.local_rank)
     bf16 = prefers_bf16(device)
     dtype = torch.bfloat16 if bf16 else torch.float32
-    workers = (
-        default_workers(device, processes.local_world_size)
-        if args.workers is None
-        else args.workers
-    )
-    set_deterministic(exact := args.deterministic or device.type == "cpu")
+    same_order = args.deterministic or device.type == "cpu"
+    set_deterministic(same_order)
     disable_malloc_trim()
     torch.manual_seed(args.seed)
 
-    # Data.
-    args.data = str(
-        find_file(args.data, ROOT / "data").resolve()
-    )  # to be found again when resumed from elsewhere
+    stage("data")
+    args.data = str(find_file(args.data, ROOT / "data").resolve())  # resumed from another directory
     config = read_data_config(Path(args.data))
+    if dist.on_main(make_builtin, config):
+        info(f"drew the built-in dataset into {config.path}")
     train_data, val_data = read_train_val(config, args.data)
-    names, content = train_data.names, {"train": train_data.summary(), "val": val_data.summary()}
-    check_data_unchanged(state and state["content"], content, args.data)
-    warn(
-        *train_data.report("train"),
-        *val_data.report("val"),
-        *images_in_both_splits(train_data, val_data),
-    )
-    if args.strict_data and (faults := len(train_data.errors) + len(val_data.errors)):
-        raise UserError(f"{args.data}: {faults} faults, --strict-data allows none")
-    args.epochs, args.batch_size = (
-        args.epochs or config.epochs,
-        args.batch_size or config.batch_size,
-    )
-    warn(*imgsz_warning(args.imgsz or config.imgsz))
-    args.imgsz = round_imgsz(args.imgsz or config.imgsz)
-    sides = imgsz_bounds(args.imgsz)
-    model = build_model(args.model, len(names), args.backbone, gains=(hyp.box, hyp.cls, hyp.dfl))
+    class_names = train_data.class_names
+    fingerprint = {"train": train_data.fingerprint(), "val": val_data.fingerprint()}
+    check_data_unchanged(checkpoint and checkpoint["data_fingerprint"], fingerprint, args.data)
+    warning(*train_data.messages("train"), *val_data.messages("val"))
+    warning(*images_in_both_splits(train_data, val_data))
+    num_errors = len(train_data.errors) + len(val_data.errors)
+    if args.strict_data and num_errors:
+        raise UserError(f"{args.data}: {num_errors} invalid images or annotations (--strict-data)")
+
+    stage("model")
+    model = build_model(args.model, len(class_names), args.backbone)
+    args.epochs = args.epochs or config.epochs
+    args.batch_size = args.batch_size or config.batch_size
+    args.imgsz = args.imgsz or config.imgsz
+    warning(*imgsz_warning(args.imgsz, model.stride))
+    args.imgsz = round_imgsz(args.imgsz, model.stride)
+    min_imgsz, max_imgsz = imgsz_bounds(args.imgsz, model.stride)
     if args.batch_size == "auto":
-        args.batch_size = (
-            processes.on_main(largest_batch, model, sides[1], device, bf16) * processes.count
-        )
-    train_set = TrainSet(
-        train_data, hyp, args.seed, mosaic_until=args.epochs - hyp.close_mosaic, cache=args.cache
+        per_process = dist.on_main(largest_batch, model, max_imgsz, device, bf16)
+        args.batch_size = per_process * dist.world_size
+
+    stage("loaders")
+    mosaic_until = args.epochs - hyp.close_mosaic
+    train_set = TrainSet(train_data, hyp, args.seed, mosaic_until, args.cache)
+    val_set = ValSet(val_data, max_imgsz, model.stride, args.cache)
+    preload_images([train_set, val_set], args.cache, dist)
+    if "batch_size" in overrides and args.batch_size > len(train_set):
+        warning(f"--batch-size {args.batch_size}: larger than the training set; using {len(train_set)}")
+    sampler = EpochBatchSampler(
+        len(train_set), args.batch_size, (min_imgsz, max_imgsz), args.seed, dist.rank, dist.world_size
     )
-    val_set = ValSet(val_data, sides[1], stride=32, cache=args.cache)
-    preload_images([train_set, val_set], args.cache, processes)
-    if "batch_size" in given and args.batch_size > len(train_set):
-        warn(
-            f"--batch-size {args.batch_size}: there are {len(train_set)} pictures to train on, so a batch has {len(train_set)}"
-        )
-    batches = EpochBatchSampler(
-        len(train_set), args.batch_size, sides, args.seed, processes.rank, processes.count
-    )
-    loading = {"num_workers": workers, "persistent_workers": workers > 0, "worker_init_fn": worker_init,
-               "collate_fn": collate, "pin_memory": device.type == "cuda"}  # fmt: skip
-    train_loader = DataLoader(train_set, batch_sampler=batches, **loading)
-    share = Subset(val_set, range(processes.rank, len(val_set), processes.count))
-    val_loader = DataLoader(share, batch_size=-(-args.batch_size // processes.count), **loading)
-    truth = to_coco_gt(
-        val_data.sizes, val_data.offsets, val_data.boxes, val_data.labels, val_data.crowd, names
+    workers = args.workers
+    if workers is None:
+        workers = default_workers(device, dist.local_world_size)
+    loader_options = {
+        "num_workers": workers,
+        "persistent_workers": workers > 0,
+        "worker_init_fn": worker_init,
+        "collate_fn": collate,
+        "pin_memory": device.type == "cuda",
+    }
+    train_loader = DataLoader(train_set, batch_sampler=sampler, **loader_options)
+    val_shard = Subset(val_set, range(dist.rank, len(val_set), dist.world_size))
+    val_batch_size = math.ceil(args.batch_size / dist.world_size)
+    val_loader = DataLoader(val_shard, val_batch_size, **loader_options)
+    coco_gt = to_coco_gt(
+        val_data.sizes, val_data.offsets, val_data.boxes, val_data.labels, val_data.crowd, class_names
     )
 
-    # Model, optimizer, schedule, average.
-    say("" if state else load_initial_weights(model, args.weights, args.pretrained), end="")
+    stage("weights")
+    if checkpoint is None:
+        info(*load_initial_weights(model, args.weights, args.pretrained))
     if args.sync_bn:
         model = convert_sync_batchnorm(model, device)
-    still = freeze(model, args.freeze) if args.freeze else []
+    frozen_modules = freeze(model, args.freeze) if args.freeze else []
     model.to(device, memory_format=torch.channels_last)
-    optimizer = build_optimizer(model, hyp, dtype)
-    scheduler, planned, notes = build_checked_scheduler(
-        hyp, hyp_file, optimizer, args.epochs, batches.sizes, args.batch_size
-    )
-    warn(*notes)
-    ema = EMA(model, hyp.ema_decay)
-    board = TensorBoardLogger(first and args.tensorboard)
-    start, spent, rows, best, best_epoch, result, stopped, sure = (
-        0,
-        0.0,
-        [],
-        -1.0,
-        -1,
-        None,
-        False,
-        torch.zeros(0, 7),
-    )
-    skipped, in_a_row = (
-        0,
-        0,
-    )  # optimizer steps that were not taken, for their numbers were not finite
 
-    # Resume, or make the run folder: from here on a signal is answered after the batch under way.
-    stop.deferred = True
-    about = numerics_environment(device, bf16, processes.count)
-    if state is not None:
-        run = RunDir(run_dir_of(path))
-        with checkpoint_errors(path):
-            model.load_state_dict(state["model"])
-            ema.model.load_state_dict(state["average"])
-            optimizer.load_state_dict(state["optimizer"])
-            length = {
-                key: value
-                for key, value in scheduler.state_dict().items()
-                if key in ("epochs", "steps")
-            }
-            scheduler.load_state_dict(state["scheduler"] | length)
-            start, batches.start, ema.updates = (
-                int(state[k]) for k in ("epoch", "batch", "ema_updates")
-            )
-            spent, best, best_epoch = (
-                float(state["seconds"]),
-                float(state["best"]),
-                int(state["best_epoch"]),
-            )
-            rows, stopped = state["rows"], state["stopped"]
-            skipped, in_a_row = state.get("skipped", (0, 0))
-            result, sure = (
-                Result(**state["result"]) if state["result"] else None,
-                state.get("detections", sure),
-            )
-            losses, means = (
-                state["losses"],
-                torch.tensor([*state["losses"].values()], device=device),
-            )
-        say(
-            f"{path}: going on with epoch {start} of {args.epochs}, after {batches.start} of its {len(batches)} batches"
-        )
-        if args.epochs != was["epochs"]:
-            say(
-                f"--epochs {args.epochs}: from here on the schedule is that of {args.epochs} epochs in place of {was['epochs']}"
-            )
-            scheduler.step(start)
-        if changed := environment_diff(state["arithmetic"], about):
-            warn(
-                f"{path}: was computed with {changed}: the run goes on where it was, but not to the same bits"
-            )
+    stage("schedule")
+    optimizer = build_optimizer(model, hyp, dtype)
+    scheduler, lr_plan, messages = build_checked_scheduler(
+        hyp, start.hyp_file, optimizer, args.epochs, sampler.batch_sizes, args.batch_size
+    )
+    warning(*messages)
+    ema = EMA(model, hyp.ema_decay)
+    tensorboard = TensorBoardLogger(dist.is_main and args.tensorboard)
+
+    # The state of the run. A part that is added here is saved and restored with the others.
+    progress = Progress()
+    parts = {
+        "model": model,
+        "ema": ema,
+        "optimizer": optimizer,
+        "scheduler": scheduler,
+        "progress": progress,
+    }
+    environment = numerics_environment(device, bf16, dist.world_size)
+
+    # From here on a signal is answered after the batch under way, with a checkpoint.
+    stop.defer()
+    if checkpoint is not None:
+        restore(parts, checkpoint, start.path)
+        scheduler.extend(args.epochs)
+        run_dir = RunDir(run_dir_of(start.path))
+        info(f"{start.path}: resuming at epoch {progress.epoch}/{args.epochs}, "
+             f"batch {progress.batch}/{len(sampler)}")
+        old_epochs = checkpoint["args"]["epochs"]
+        if args.epochs != old_epochs:
+            info(f"--epochs {args.epochs}: the schedule is now that of {args.epochs} epochs, was {old_epochs}")
+        if changes := environment_diff(checkpoint["environment"], environment):
+            warning(f"{start.path}: environment changed ({changes}): "
+                    "results will not be bitwise identical")
     else:
-        taken = args.exist_ok or args.resume == "auto"
-        run = RunDir(processes.on_main(new_run_dir, Path(args.project), args.name, taken))
-    if first:
-        run.write_yaml(hyp=hyp.model_dump(), args=vars(args))
-    if first and not args.noplots:
-        draw_plan(planned, len(batches), run.path / "lr.png")
-        if state is None:
-            images, targets = collate(train_set.__getitems__(next(iter(batches))))
-            draw_batch(
-                apply_color_matrix(images, [t["color"] for t in targets], dtype),
-                targets,
-                names,
-                run.path / "train_batch.jpg",
-            )
-    del state  # its memory
-    board.open(run.path, start)
+        stage("run_dir")
+        reuse_dir = args.exist_ok or args.resume == "auto"
+        run_dir = RunDir(dist.on_main(new_run_dir, Path(args.project), args.name, reuse_dir))
+    header = {
+        "args": vars(args),
+        "hyp": hyp.model_dump(),
+        "class_names": list(class_names),
+        "model_config": model.config,
+        "data_fingerprint": fingerprint,
+        "environment": environment,
+    }
+    checkpointer = Checkpointer(run_dir, header, parts, dist, stop, args.save_every)
     torch.autograd.set_detect_anomaly(args.detect_anomaly)
     if args.detect_anomaly:
         detect_anomaly(model)
-    trained = processes.parallel(model, same_order=exact)
-    say(f"{args.model}, {len(names)} classes, {len(train_set)} + {len(val_set)} pictures at {args.imgsz} px, on {device}"
-        f"{' in bf16' if bf16 else ''}, processes: {processes.count}, into {run.path}")  # fmt: skip
+    ddp_model = dist.wrap_ddp(model, same_order)
+    return Run(
+        args, hyp, dist, stop, device, bf16, environment,
+        train_data, val_data, train_set, sampler, train_loader, val_loader, coco_gt,
+        model, ddp_model, frozen_modules, ema, optimizer, scheduler, lr_plan, progress, parts,
+        run_dir, checkpointer, tensorboard,
+    )  # positional, in the order of the fields
 
-    def save(epoch: int, batch: int, improved: bool = False, finished: bool = False) -> bool:
-        """Write down all that the run needs to go on with batch `batch` of epoch `epoch`; False if that fails, and says why."""
-        state = first and {
-            "args": vars(args), "hyp": hyp.model_dump(), "names": list(names), "content": content, "arithmetic": about,
-            "epoch": epoch, "batch": batch, "losses": dict(zip(losses, means.tolist(), strict=True)) if batch else {},
-            "seconds": time.monotonic() - began if batch else 0.0, "rows": rows, "best": best, "best_epoch": best_epoch,
-            "result": vars(result) if result else None, "detections": sure, "stopped": stopped, "finished": finished,
-            "skipped": (skipped, in_a_row),
-            "model": model.state_dict(), "average": ema.model.state_dict(), "ema_updates": ema.updates,
-            "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(),
-        }  # fmt: skip
-        if problem := first and run.save(state, improved):
-            warn(f"train.py: {problem}; the last checkpoint stays as it is")
-        return not problem
 
-    def stop_if_asked(epoch: int, batch: int) -> None:
-        if number := processes.all_reduce_max(stop.received):
-            goes_on = "there" if save(epoch, batch) else "after the last checkpoint"
-            processes.leave()  # not before the first one has written
-            where = f"after {batch} of the {len(batches)} batches of epoch {epoch}; --resume goes on {goes_on}"
-            raise Interrupted(number, where if first else "")
-
-    began = time.monotonic() - spent
-    save(
-        start, batches.start
-    )  # whether there is room is told now, and a kill finds the run as it was asked for
-    for epoch in range(start, 0 if stopped else args.epochs):
-        began = time.monotonic() - spent
-        seed_everything(args.seed, epoch)
-        batches.epoch = epoch
-        if not batches.start:  # else the epoch goes on where it was left
-            scheduler.step(epoch)
-            means = torch.zeros((), device=device)  # of each loss over the epoch so far
-        trained.train()
-        [part.eval() for part in still]
-        bar = tqdm(train_loader, f"{epoch}/{args.epochs - 1}", len(batches), initial=batches.start, unit="batch", leave=False,
-                   disable=None if first else True)  # fmt: skip
-        for i, (images, targets) in enumerate(bar, batches.start):
-            seed_everything(args.seed, epoch, i, processes.rank)
-            scheduler.step_batch(batches.sizes[i])
-            window = (
-                i - i % hyp.accumulate
-            )  # where the batches of this optimizer step begin; fewer at the epoch's end
-            steps = i + 1 == min(window + hyp.accumulate, len(batches))
-            trained.require_backward_grad_sync = (
-                steps  # several processes exchange gradients once a step
-            )
-            images = apply_color_matrix(
-                images.to(device, non_blocking=True), [t["color"] for t in targets], dtype
-            )
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                losses = trained(images, targets)
-            loss = sum(losses.values()) / (min(window + hyp.accumulate, len(batches)) - window)
-            loss.backward()
-            latest = processes.mean(torch.stack([*losses.values()]).detach())
-            means = means + (torch.where(latest.isfinite(), latest, means) - means) / (i + 1)
-            total = latest.sum() + (total if i > window else 0.0)  # noqa: F821 - of this optimizer step's batches
-            if steps:
-                norm = nn.utils.clip_grad_norm_(model.parameters(), hyp.grad_clip or math.inf)
-                if math.isfinite(total + norm):  # the one number that a step asks a GPU for
-                    optimizer.step()
-                    ema.update(model)
-                    in_a_row = 0
-                else:  # the weights stay as they are, and so do the norms' statistics
-                    ema.restore_buffers(model)
-                    skipped, in_a_row = skipped + 1, in_a_row + 1
-                    warn(f"epoch {epoch}, batch {i}: the loss {total:.3g} or its gradient {norm:.3g} is not finite: step "
-                         f"skipped, {skipped} so far; with {train_data.image_names(batches.images(window, i))}")  # fmt: skip
-                    if in_a_row == MOST_SKIPPED:
-                        raise UserError(f"{run.path}: {in_a_row} steps in a row were not finite, up to epoch {epoch}, batch {i}; "
-                                        "last.pt is from before; --detect-anomaly says where it begins")  # fmt: skip
-                optimizer.zero_grad()
-                stop_if_asked(epoch, i + 1)
-                if (
-                    first
-                    and args.save_every
-                    and time.monotonic() - run.saved > args.save_every * 60
-                    and not in_a_row
-                ):
-                    save(epoch, i + 1)
-            if not bar.disable and i % 10 == 0:
-                shown = {
-                    name: f"{mean:.3f}" for name, mean in zip(losses, means.tolist(), strict=True)
-                }
-                shown |= {
-                    "lr": f"{scheduler.get_last_lr()[0]:.2e}",
-                    "mem": f"{peak_memory_gb(device):.1f}G",
-                }
-                bar.set_postfix(shown, images=int(batches.bounds[i + 1]), refresh=False)
-        seconds = time.monotonic() - began
-
-        # Validate the average.
-        last = epoch + 1 == args.epochs
-        validated, improved = last or not args.noval, False
-        if validated:
-            processes.broadcast_buffers(ema.model)
-            found = run_inference(ema.model, stop.stop_on_signal(val_loader), device, bf16)
-            stop_if_asked(epoch, len(batches))
-            found = processes.gather(found)
-            latest = processes.on_main(evaluate, truth, found)
-            if improved := latest.overall["mAP50-95"] > best:
-                best, best_epoch, result = latest.overall["mAP50-95"], epoch, latest
-                sure = torch.from_numpy(found[found[:, 5] > SCORE]).float()  # for the report
-        stopped = (
-            validated and not last and args.patience > 0 and epoch - best_epoch >= args.patience
-        )
-
-        # Write down what happened, and the state to go on from.
-        row = {
-            "epoch": epoch,
-            **{f"train/{k}": round(v, 5) for k, v in zip(losses, means.tolist(), strict=True)},
-        }
-        row |= {f"metrics/{k}": round(latest.overall[k], 5) if validated else None for k in METRICS}
-        row |= {f"lr/{g}": lr for g, lr in enumerate(scheduler.get_last_lr())}
-        rows.append(row | {"seconds": round(time.monotonic() - began, 2)})
-        board.row(rows[-1])
-        told = dict(zip(losses, means.tolist(), strict=True)) | (
-            latest.overall if validated else {}
-        )
-        told = "  ".join(f"{name} {value:.3f}" for name, value in told.items())
-        say(
-            f"epoch {epoch}  {told}  lr {scheduler.get_last_lr()[0]:.2e}  {len(train_set) / seconds:.0f} images/s"
-        )
-        batches.start, spent = 0, 0.0
-        save(epoch + 1, 0, improved)
-        if stopped:
-            say(f"stopped: no better mAP50-95 for {args.patience} epochs")
-            break
-        if not last:
-            stop_if_asked(epoch + 1, 0)
-
-    if skipped:
-        warn(
-            f"steps of this run that were skipped, for their loss or gradient was not finite: {skipped}"
-        )
-
-    # Only a run with its pictures is finished.
-    if first and not args.noplots:
-        draw_results(rows, run.path / "results.png")
-        images, targets = next(iter(val_loader))
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            draw_predictions(
-                images, targets, ema.model(images.to(device)), names, run.path / "val_batch.jpg"
-            )
-        command = command_line("train.py", vars(args), DEFAULTS)
-        write_report(
-            run.path,
-            command,
-            about,
-            hyp,
-            rows,
-            planned,
-            len(batches),
-            result,
-            truth,
-            sure,
-            val_data.files,
-            read_image,
-        )
-    board.close(run.path, len(rows) - 1)
-    if not processes.on_main(save, len(rows), 0, False, True):
-        raise UserError(
-            f"{run.path}: is trained, but not written to the end; --resume does that once there is room"
-        )
-    say(
-        f"best epoch {best_epoch}, written to {run.path / 'weights' / 'best.pt'}\n{format_table(result)}"
+def train_one_epoch(run: Run, progress: Progress) -> None:
+    """Train from batch `progress.batch` to the end of epoch `progress.epoch`."""
+    hyp, sampler, epoch = run.hyp, run.sampler, progress.epoch
+    dtype = torch.bfloat16 if run.bf16 else torch.float32
+    sampler.epoch, sampler.start_batch = epoch, progress.batch
+    run.scheduler.step(epoch)
+    run.ddp_model.train()
+    for module in run.frozen_modules:
+        module.eval()  # BatchNorm statistics are frozen, too
+    window_loss = 0.0
+    bar = tqdm(
+        run.train_loader,
+        f"{epoch}/{run.args.epochs - 1}",
+        len(sampler),
+        initial=progress.batch,
+        unit="batch",
+        leave=False,
+        disable=None if run.dist.is_main else True,  # None: only on a terminal
     )
-    processes.leave()
+    for batch, (images, targets) in enumerate(bar, progress.batch):
+        stage("batch", epoch=epoch, batch=batch)
+        seed_everything(run.args.seed, epoch, batch, run.dist.rank)
+        run.scheduler.step_batch(sampler.batch_sizes[batch])
+        check_lr(run.scheduler, run.lr_plan, epoch, batch)
+
+        # An optimizer step takes the mean gradient of a window of hyp.accumulate batches.
+        window_start = batch - batch % hyp.accumulate
+        window_end = min(window_start + hyp.accumulate, len(sampler))
+        is_update_step = batch + 1 == window_end
+        run.ddp_model.require_backward_grad_sync = is_update_step  # read by DDP
+
+        # Forward and backward.
+        images = images.to(run.device, non_blocking=True)
+        images = apply_color_matrix(images, [target["color"] for target in targets], dtype)
+        with torch.autocast(run.device.type, torch.bfloat16, enabled=run.bf16):
+            losses = run.ddp_model(images, targets)
+        if batch == epoch == 0 and (unused := hyp.loss_weights.keys() - losses.keys()):
+            warning(f"{run.args.model}: its losses are {', '.join(losses)}; the loss weights {', '.join(sorted(unused))} have no effect")
+        losses = {name: loss * hyp.loss_weights.get(name, 1.0) for name, loss in losses.items()}
+        (sum(losses.values()) / (window_end - window_start)).backward()
+        reduced = run.dist.all_reduce_mean(torch.stack([*losses.values()]).detach())
+        progress.means.update(**dict(zip(losses, reduced, strict=True)))
+        window_loss = window_loss + reduced.sum()
+        if not bar.disable and batch % 10 == 0:
+            postfix = {name: f"{mean:.3f}" for name, mean in progress.means.values().items()}
+            postfix["lr"] = f"{run.scheduler.get_last_lr()[0]:.2e}"
+            postfix["mem"] = f"{peak_memory_gb(run.device):.1f}G"
+            bar.set_postfix(postfix, images=int(sampler.bounds[batch + 1]), refresh=False)
+        if not is_update_step:
+            continue
+
+        # Optimizer step, unless its numbers are not finite.
+        grad_norm = nn.utils.clip_grad_norm_(run.model.parameters(), hyp.grad_clip or math.inf)
+        is_finite = math.isfinite(window_loss + grad_norm)  # the one wait for the GPU in a step
+        progress.record_step(is_finite)
+        if is_finite:
+            run.optimizer.step()
+            run.ema.update(run.model)
+        else:
+            run.ema.restore_buffers(run.model)
+            names = run.train_data.image_names(sampler.source_images(window_start, batch))
+            warning(f"epoch {epoch}, batch {batch}: loss {window_loss:.3g} or gradient norm "
+                    f"{grad_norm:.3g} is not finite: skipped the optimizer step "
+                    f"({progress.skipped_steps} so far); images: {names}")
+        if progress.consecutive_skips == MAX_CONSECUTIVE_SKIPS:
+            raise UserError(
+                f"{run.run_dir.path}: {MAX_CONSECUTIVE_SKIPS} consecutive steps were not finite, up to "
+                f"epoch {epoch}, batch {batch} (last.pt is from before; --detect-anomaly finds the "
+                "first module)"
+            )
+        run.optimizer.zero_grad()
+        window_loss = 0.0
+        progress.batch = batch + 1
+        run.checkpointer.after_step()
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit status: 0, 2 after one sentence on stderr for a user's mistake, 128 + a signal's number."""
-    try:
-        with StopSignals() as stop:
-            return run_cli("train.py", lambda: train(parse_args(argv), stop))
-    except Interrupted as error:
-        if str(error):
-            print(f"train.py: {error}", file=sys.stderr)
-        return 128 + error.number
+def validate(run: Run, progress: Progress) -> tuple[dict[str, float], bool]:
+    """Evaluate the EMA on the validation split, every process its shard.
+
+    Returns the metrics over all classes, and whether they are the best so far.
+    """
+    stage("validate", epoch=progress.epoch)
+    run.dist.broadcast_buffers(run.ema.model)
+    batches = run.stop.stop_on_signal(run.val_loader)
+    detections = run_inference(run.ema.model, batches, run.device, run.bf16)
+    progress.batch = len(run.sampler)  # a run that is stopped here resumes here
+    run.checkpointer.exit_if_interrupted()
+    detections = run.dist.gather_rows(detections)
+    stage("evaluate")
+    result = run.dist.on_main(evaluate, run.coco_gt, detections)
+    confident = torch.from_numpy(detections[detections[:, 5] > MIN_SCORE]).float()
+    return result.overall, progress.record_result(result, confident)
+
+
+@cli_command("train.py")
+def main(argv: list[str] | None = None) -> None:
+    """Train, from the arguments to the report."""
+    kill_workers_at_exit()
+    with StopSignals() as stop:
+        args, overrides = parse_args(argv)
+        dist = DistributedContext()
+        set_main(dist.is_main)
+        stage("start")
+        start = start_or_resume(args, overrides, ROOT / "hyp", dist)
+        if start.is_finished:
+            info(f"{start.path}: this run finished after {start.args.epochs} epochs")
+            return dist.shutdown()
+        run = build(start, overrides, dist, stop)
+        args, progress, path = run.args, run.progress, run.run_dir.path
+        class_names = run.train_data.class_names
+        draws_plots = dist.is_main and not args.noplots
+        info(
+            f"{args.model}, {len(class_names)} classes, {len(run.train_set)} + "
+            f"{len(run.val_data)} images at {args.imgsz} px, on {run.device}"
+            f"{' in bf16' if run.bf16 else ''}, world size {dist.world_size}, into {path}"
+        )
+        if dist.is_main:
+            run.run_dir.write_yaml(hyp=run.hyp.model_dump(), args=vars(args))
+        if draws_plots:
+            stage("start_plots")
+            draw_plan(run.lr_plan, len(run.sampler), path / "lr.png")
+            if start.checkpoint is None:
+                loader = DataLoader(run.train_set, batch_sampler=run.sampler, collate_fn=collate)
+                images, targets = next(iter(loader))
+                images = apply_color_matrix(images, [target["color"] for target in targets])
+                draw_batch(images, targets, class_names, path / "train_batch.jpg")
+        run.tensorboard.open(path, progress.epoch)
+        progress.start_timer()
+        run.checkpointer.save()  # fail early on a full disk; from here a kill can be resumed
+
+        while progress.epoch < args.epochs and not progress.early_stopped:
+            epoch = progress.epoch
+            is_last_epoch = epoch + 1 == args.epochs
+            progress.start_timer()
+            seed_everything(args.seed, epoch)
+            train_one_epoch(run, progress)
+            throughput = len(run.train_set) / progress.seconds()
+            metrics, improved = {}, False
+            if is_last_epoch or not args.noval:
+                metrics, improved = validate(run, progress)
+                epochs_without_improvement = epoch - progress.best_epoch
+                if not is_last_epoch and 0 < args.patience <= epochs_without_improvement:
+                    progress.early_stopped = True
+            row = progress.record_epoch(metrics, run.scheduler.get_last_lr())
+            run.tensorboard.log_epoch(row)
+            info(f"{summary_line(row)}  {throughput:.0f} images/s")
+            progress.next_epoch()
+            run.checkpointer.save(improved)
+            if progress.early_stopped:
+                info(f"early stopping: mAP50-95 has not improved for {args.patience} epochs")
+            elif not is_last_epoch:
+                run.checkpointer.exit_if_interrupted()
+
+        if progress.skipped_steps:
+            warning(
+                f"skipped {progress.skipped_steps} optimizer steps with a non-finite loss or gradient"
+            )
+        if draws_plots:
+            stage("results_plots")
+            draw_results(progress.history, path / "results.png")
+            images, targets = next(iter(run.val_loader))
+            with torch.no_grad(), torch.autocast(run.device.type, torch.bfloat16, run.bf16):
+                predictions = run.ema.model(images.to(run.device))
+            draw_predictions(images, targets, predictions, class_names, path / "val_batch.jpg")
+            stage("report")
+            summary = RunSummary(...)
+            write_report(path, summary)
+        run.tensorboard.close(path, len(progress.history) - 1)
+        progress.finished = True  # only a run with its plots is finished
+        if not dist.on_main(run.checkpointer.save):
+            raise UserError(
+                f"{path}: training finished, but the final checkpoint could not be written "
+                "(free disk space and use --resume)"
+            )
+        best = path / "weights" / "best.pt"
+        info(f"best epoch {progress.best_epoch}, saved to {best}", format_table(progress.best_result))
+        dist.shutdown()
 
 
 if __name__ == "__main__":

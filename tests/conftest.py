@@ -1,8 +1,11 @@
-"""A data set small enough to train on in seconds, the real one that is lent for tests, and what a run has left behind."""
+"""Shared by the tests: small datasets, runs, moments of a run to act at, and what a run leaves behind."""
 
 import csv
+import logging
 import os
 import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 if (
@@ -19,7 +22,10 @@ from PIL import Image
 settings.register_profile("slow machines", deadline=None)
 settings.load_profile("slow machines")
 
+from utils.log import logger
+
 ROOT = Path(__file__).parents[1]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 BCCD = ROOT.parent / "shared" / "datasets" / "bccd"
 
 
@@ -122,3 +128,36 @@ def same(a: object, b: object) -> bool:
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(same, a, b))
     return a == b or (a != a and b != b)
+
+
+class AtStage(logging.Handler):
+    """While entered, calls `action` when a run reaches `stage` with these `details`, `times` times.
+
+    The stages are those that `utils.log.stage` records; a run that is moved to another file has
+    them still.
+    """
+
+    def __init__(
+        self, stage: str, action: Callable[[], object], times: int = 1, **details: object
+    ) -> None:
+        super().__init__(logging.DEBUG)
+        self.stage, self.action, self.times, self.details = stage, action, times, details
+
+    def __enter__(self) -> "AtStage":
+        logger.setLevel(logging.DEBUG)
+        logger.addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logger.removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        matches = record.msg == self.stage and self.details.items() <= record.details.items()
+        if matches and self.times > 0:
+            self.times -= 1
+            self.action()
+
+
+def signal_at(stage: str, number: int = signal.SIGTERM, **details: object) -> AtStage:
+    """Send this process a signal, once, when a run reaches `stage`."""
+    return AtStage(stage, lambda: os.kill(os.getpid(), number), **details)

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there, hold plain data, and nothing in a foreign file runs."""
+"""Checkpoints: plain data, written whole or not at all, restored part by part; nothing in them runs."""
 
 import os
 import pickle
@@ -8,11 +8,11 @@ import zipfile
 import pytest
 import torch
 
-from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.checkpoint import load_checkpoint, part_states, restore, save_checkpoint
 from utils.errors import UserError
 
 
-def test_what_is_saved_is_read_again(tmp_path):
+def test_save_and_load_give_the_same_data(tmp_path):
     state = {
         "model": {"w": torch.arange(3.0)},
         "epoch": 3,
@@ -27,7 +27,7 @@ def test_what_is_saved_is_read_again(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
 
 
-def test_a_failed_write_leaves_the_last_good_one(tmp_path):
+def test_save_failure_keeps_the_last_file(tmp_path):
     save_checkpoint({"epoch": 1}, tmp_path / "last.pt")
     with pytest.raises((AttributeError, pickle.PicklingError, TypeError)):
         save_checkpoint({"epoch": 2, "what": lambda: None}, tmp_path / "last.pt")
@@ -35,7 +35,7 @@ def test_a_failed_write_leaves_the_last_good_one(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
 
 
-def test_a_full_disk_is_an_oserror_that_says_so(tmp_path):
+def test_save_on_a_full_disk_raises_oserror(tmp_path):
     """The system's own words, whatever torch's writer makes of it, and the last good file."""
     save_checkpoint({"epoch": 1}, tmp_path / "last.pt")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -58,7 +58,7 @@ class Payload:
         return os.mkdir, (str(self.path),)
 
 
-def test_a_payload_does_not_run(tmp_path):
+def test_load_runs_no_payload(tmp_path):
     torch.save({"format": 1, "model": Payload(tmp_path / "ran")}, tmp_path / "zip.pt")
     (tmp_path / "raw.pt").write_bytes(pickle.dumps(Payload(tmp_path / "ran")))
     for name in ("zip.pt", "raw.pt"):
@@ -67,7 +67,7 @@ def test_a_payload_does_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_damaged_and_foreign_files_are_named(tmp_path):
+def test_load_names_corrupted_and_foreign_files(tmp_path):
     save_checkpoint({"epoch": 1, "w": torch.zeros(10000)}, tmp_path / "last.pt")
     whole = (tmp_path / "last.pt").read_bytes()
     one_bit = bytearray(whole)
@@ -85,7 +85,7 @@ def test_damaged_and_foreign_files_are_named(tmp_path):
             load_checkpoint(tmp_path / name)
 
 
-def test_a_compressed_file_is_refused_unread(tmp_path):
+def test_load_refuses_a_compressed_file(tmp_path):
     """A thousandth of the bytes it would take in memory."""
     save_checkpoint({"epoch": 1, "w": torch.zeros(10_000_000)}, tmp_path / "last.pt")
     with (
@@ -100,3 +100,50 @@ def test_a_compressed_file_is_refused_unread(tmp_path):
     )  # torch itself would unpack it
     with pytest.raises(UserError, match=r"bomb\.pt"):
         load_checkpoint(tmp_path / "bomb.pt")
+
+
+class Counter:
+    def __init__(self, count: int = 0) -> None:
+        self.count = count
+
+    def state_dict(self) -> dict:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.count = state["count"]
+
+
+HEADER = {"format": 4, "args": {}, "hyp": {}}
+
+
+def test_restore_walks_the_parts(tmp_path):
+    parts = {"model": Counter(3), "swa": Counter(5)}
+    checkpoint = HEADER | part_states(parts)
+    restored = {"model": Counter(), "swa": Counter()}
+    restore(restored, checkpoint, tmp_path / "last.pt")
+    assert {name: part.count for name, part in restored.items()} == {"model": 3, "swa": 5}
+
+
+@pytest.mark.parametrize(
+    ("saved", "parts", "message"),
+    [
+        (["model"], ["model", "swa"], "no state for swa"),
+        (["model", "swa"], ["model"], "state of swa, which this version does not have"),
+    ],
+)
+def test_restore_names_missing_and_unknown_parts(saved, parts, message, tmp_path):
+    checkpoint = HEADER | part_states({name: Counter(1) for name in saved})
+    with pytest.raises(UserError, match=rf"last\.pt: {message}"):
+        restore({name: Counter() for name in parts}, checkpoint, tmp_path / "last.pt")
+
+
+def test_restore_names_the_part_whose_state_does_not_fit(tmp_path):
+    checkpoint = HEADER | {"model": {"count": 1}, "swa": {"number": 1}}
+    with pytest.raises(UserError, match=r"last\.pt: swa: .*count"):
+        restore({"model": Counter(), "swa": Counter()}, checkpoint, tmp_path / "last.pt")
+
+
+def test_load_refuses_an_older_format_in_one_sentence(tmp_path):
+    torch.save({"format": 3, "model": {}}, tmp_path / "old.pt")
+    with pytest.raises(UserError, match=r"old\.pt: checkpoint format 3, .* reads format 4"):
+        load_checkpoint(tmp_path / "old.pt")

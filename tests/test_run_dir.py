@@ -1,4 +1,4 @@
-"""Which folder a run gets, which one is the newest, and what stays in it when the disk is full."""
+"""The directory of a run: its name, the newest one, and what stays in it on a full disk."""
 
 import os
 
@@ -10,13 +10,20 @@ from utils.errors import UserError
 from utils.run_dir import RunDir, latest_checkpoint, new_run_dir
 
 
-def state_of(epoch):
+def checkpoint_of(epoch: int) -> dict:
     weights = {"w": torch.full((3,), float(epoch))}
-    return {"args": {}, "hyp": {}, "names": ["a"], "epoch": epoch, "best": 0.1 * epoch, "average": weights, "detections": weights,
-            "rows": [{"epoch": e, "lr": 0.1} for e in range(epoch)]}  # fmt: skip
+    progress = {"epoch": epoch, "history": [{"epoch": e, "lr": 0.1} for e in range(epoch)]}
+    return {
+        "args": {},
+        "hyp": {},
+        "class_names": ["a"],
+        "ema": {"model": weights},
+        "optimizer": {},
+        "progress": progress,
+    }
 
 
-def test_a_taken_name_gets_a_number(tmp_path):
+def test_new_run_dir_numbers_names_that_exist(tmp_path):
     assert [new_run_dir(tmp_path / "runs", "exp", False).name for _ in range(3)] == [
         "exp",
         "exp2",
@@ -27,14 +34,14 @@ def test_a_taken_name_gets_a_number(tmp_path):
     assert new_run_dir(tmp_path / "runs", "exp", True).name == "exp"
     assert not list((tmp_path / "runs" / "exp").rglob("*.pt"))
     (tmp_path / "runs" / "a file").write_text("")
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="not a directory"):
         new_run_dir(tmp_path / "runs", "a file", True)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--project"):
         new_run_dir(tmp_path / "file", "exp", False)
 
 
-def test_the_newest_run_is_found(tmp_path):
+def test_latest_checkpoint_is_the_newest(tmp_path):
     with pytest.raises(UserError, match="--resume"):
         latest_checkpoint(tmp_path)
     for i, name in enumerate(("exp", "exp3", "exp2")):
@@ -44,30 +51,32 @@ def test_the_newest_run_is_found(tmp_path):
     assert latest_checkpoint(tmp_path) == tmp_path / "exp2" / "weights" / "last.pt"
 
 
-def test_what_cannot_be_written_waits_for_the_next_time(tmp_path, monkeypatch):
+def test_run_dir_writes_a_failed_best_checkpoint_next_time(tmp_path, monkeypatch):
     (tmp_path / "weights").mkdir()
     run = RunDir(tmp_path)
-    assert run.save(state_of(1), improved=True) is None
+    assert run.save(checkpoint_of(1), improved=True) is None
 
     def full(state, path):
         raise OSError(28, "No space left on device")
 
-    second = state_of(2)
+    second = checkpoint_of(2)
     monkeypatch.setattr("utils.run_dir.save_checkpoint", full)
     assert (
         run.save(second, improved=True)
         == f"{tmp_path / 'weights' / 'best.pt'}: cannot be written: No space left on device"
     )
     assert all(
-        load_checkpoint(tmp_path / "weights" / name)["epoch"] == 1
+        load_checkpoint(tmp_path / "weights" / name)["progress"]["epoch"] == 1
         for name in ("best.pt", "last.pt")
     )
     monkeypatch.undo()
-    second["average"]["w"] += 5  # training goes on, in the same tensors
-    assert run.save(state_of(3)) is None
+    second["ema"]["model"]["w"] += 5  # training continues, in the same tensors
+    assert run.save(checkpoint_of(3)) is None
     best, last = (load_checkpoint(tmp_path / "weights" / name) for name in ("best.pt", "last.pt"))
-    assert (best["epoch"], best["average"]["w"].tolist(), best["best"]) == (2, [2.0] * 3, 0.2)
-    assert last["epoch"] == 3 and "rows" not in best
+    assert best["progress"]["epoch"] == 2
+    assert best["ema"]["model"]["w"].tolist() == [2.0] * 3
+    assert last["progress"]["epoch"] == 3
+    assert "optimizer" in last and "optimizer" not in best
     assert (tmp_path / "results.csv").read_text().splitlines() == [
         "epoch,lr",
         "0,0.1",
@@ -75,3 +84,13 @@ def test_what_cannot_be_written_waits_for_the_next_time(tmp_path, monkeypatch):
         "2,0.1",
     ]
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_results_csv_has_the_columns_of_all_rows(tmp_path):
+    """A fork adds a column to a run and resumes it: the rows before have none of it."""
+    (tmp_path / "weights").mkdir()
+    checkpoint = checkpoint_of(2)
+    checkpoint["progress"]["history"][1]["train/obj"] = 0.5
+    assert RunDir(tmp_path).save(checkpoint) is None
+    lines = (tmp_path / "results.csv").read_text().splitlines()
+    assert lines == ["epoch,lr,train/obj", "0,0.1,", "1,0.1,0.5"]

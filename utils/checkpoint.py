@@ -1,22 +1,39 @@
-"""Checkpoints: plain data on disk, written whole or not at all, read without running anything that is in them."""
+"""Checkpoints: plain data, written whole or not at all, read without running anything in them.
+
+A checkpoint is a header and the state of each part of a run. A part is any object with
+`state_dict` and `load_state_dict`; `parts` maps names to them. Saving walks that dict, and so does
+restoring.
+"""
 
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
 
 from utils.atomic import atomic_write
 from utils.errors import UserError
 
-FORMAT = 3  # raise it when the layout of the state changes
+FORMAT = 4  # to be raised when the layout changes
+HEADER = (
+    "format", "args", "hyp", "class_names", "model_config", "data_fingerprint", "environment",
+)  # fmt: skip
 
 
-def save_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Write `state` (tensors, numbers, strings, lists, dicts) to `path`, replacing what is there only once all is on disk.
+class Part(Protocol):
+    """Something whose state is saved and restored with a run."""
+
+    def state_dict(self) -> Any:
+        """Return the state as plain data: tensors, numbers, strings, lists, dicts."""
+
+    def load_state_dict(self, state: Any) -> Any:
+        """Restore what `state_dict` returned."""
+
+
+def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
+    """Write `state` (plain data) to `path`, which is replaced only once all of it is on disk.
 
     Raises OSError when it cannot be written; `path` then still holds what it held.
     """
@@ -24,61 +41,65 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
         with atomic_write(path) as file:
             torch.save({"format": FORMAT, **state}, file)
     except RuntimeError as error:
-        # torch's writer trips over its own count when the file below it fails; what went wrong is the failure before.
+        # torch's writer raises an error of its own when the file below it fails.
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The state in the file `path`, on the CPU. Raises UserError when it is not there, damaged, or not one of ours."""
+    """Load the checkpoint `path` to the CPU.
+
+    Raises UserError when it is not found, corrupted, of another format, or not one of ours.
+    """
     try:
-        with zipfile.ZipFile(
-            path
-        ) as file:  # what torch.save writes; torch's old loader for anything else is not needed
-            # torch.save does not compress, so what is loaded is no larger than the file; torch.load would unpack a bomb.
+        # torch.save writes zip files; torch's loader for older formats is not needed.
+        with zipfile.ZipFile(path) as file:
+            # torch.save does not compress. torch.load would unpack a compressed file of any size.
             stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in file.infolist())
-            whole = (
-                stored and file.testzip() is None
-            )  # torch.save writes checksums, torch.load does not look at them
-        state = torch.load(path, map_location="cpu", weights_only=True) if whole else None
+            intact = stored and file.testzip() is None  # torch.load does not check the checksums
+        state = torch.load(path, map_location="cpu", weights_only=True) if intact else None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except Exception:  # damaged bytes make the reader fail in whatever way they happen to
-        raise UserError(f"{path}: is no checkpoint of this project, or is damaged") from None
+    except Exception:  # corrupted bytes make the reader fail in any possible way
+        state = None
     if not isinstance(state, dict) or "format" not in state:
-        raise UserError(f"{path}: is no checkpoint of this project, or is damaged")
+        raise UserError(f"{path}: not a checkpoint of this project, or corrupted")
     if state["format"] != FORMAT:
-        raise UserError(f"{path}: has format {state['format']}, this version reads format {FORMAT}")
+        raise UserError(
+            f"{path}: checkpoint format {state['format']}, but this version reads format {FORMAT} "
+            "(use the version that wrote it, or start a new run)"
+        )
     return state
 
 
+def part_states(parts: Mapping[str, Part]) -> dict[str, Any]:
+    """Return the state of each part by its name."""
+    return {name: part.state_dict() for name, part in parts.items()}
+
+
+def restore(parts: Mapping[str, Part], checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Restore every part from `checkpoint`, which was read from `path`.
+
+    Raises UserError that names a part without a state, a state without a part, or the part whose
+    state does not fit.
+    """
+    saved = checkpoint.keys() - set(HEADER)
+    if missing := sorted(parts.keys() - saved):
+        raise UserError(f"{path}: no state for {', '.join(missing)} (--resume needs a last.pt)")
+    if unknown := sorted(saved - parts.keys()):
+        raise UserError(f"{path}: state of {', '.join(unknown)}, which this version does not have")
+    for name, part in parts.items():
+        with checkpoint_errors(path, name):
+            part.load_state_dict(checkpoint[name])
+
+
 @contextmanager
-def checkpoint_errors(path: Path) -> Iterator[None]:
-    """While the state of the checkpoint `path` is taken over: what it lacks, or holds in another kind or shape than is needed,
-    is a UserError."""
+def checkpoint_errors(path: Path, part: str = "") -> Iterator[None]:
+    """Turn an error caused by a missing or wrong entry of the checkpoint `path` into a UserError."""
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise UserError(
-            f"{path}: holds no state that this version can go on from: {what[:300]}"
-        ) from None
-
-
-def load_checkpoint_weights(model: nn.Module, path: Path) -> str:
-    """Give `model` the averaged tensors of the checkpoint `path` whose name and shape match; a sentence that says how many did.
-
-    Raises UserError as `load_checkpoint` does.
-    """
-    state = load_checkpoint(path)
-    with checkpoint_errors(path):
-        return f"--weights {path}: {load_matching_weights(model, state['average'])}"
-
-
-def load_matching_weights(model: nn.Module, saved: Mapping[str, Tensor]) -> str:
-    """Give `model` those of the tensors `saved` whose name and shape match; in words, how many did."""
-    mine = model.state_dict()
-    matching = {k: v for k, v in saved.items() if k in mine and mine[k].shape == v.shape}
-    model.load_state_dict(matching, strict=False)
-    return f"{len(matching)} of the model's {len(mine)} tensors taken"
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        what = f"{path}: {part}" if part else str(path)
+        raise UserError(f"{what}: cannot be used by this version: {reason[:300]}") from None

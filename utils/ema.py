@@ -1,16 +1,21 @@
-"""The exponential moving average of the weights: what is validated, saved as best, and used afterwards."""
+"""Exponential moving average (EMA) of the weights: validated, saved as best, used afterwards."""
 
 import copy
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
+from utils.compat import foreach_lerp_
+
 
 class EMA:
-    """Keeps `model`, a copy whose parameters and buffers follow those of the trained one.
+    """Keeps `model`, a copy whose parameters and buffers are averages of the trained model's.
 
-    After n updates the decay is min(decay, 1 - 9 / ((10 + n) * (1 + n / 1000))): the average reaches back over the last ninth of
-    a short run, which still learns at its end, and over a greater share of a long one, which by then mostly moves about.
+    After n updates the decay is min(decay, 1 - 9 / ((10 + n) * (1 + n / 1000))): the average covers
+    about the last ninth of a short run, which still learns at its end, and a larger fraction of a
+    long one.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -20,24 +25,35 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the state of `model` after an optimizer step; counts, which are whole numbers, are copied."""
+        """Update the average after an optimizer step; integer buffers (counters) are copied."""
         self.updates += 1
         decay = min(self.decay, 1 - 9 / ((10 + self.updates) * (1 + self.updates / 1000)))
-        pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
-        torch._foreach_lerp_(
-            [mine for mine, _ in pairs if mine.is_floating_point()],
-            [new for mine, new in pairs if mine.is_floating_point()],
-            1 - decay,
-        )
-        for mine, new in pairs:
-            if not mine.is_floating_point():
-                mine.copy_(new)
+        averages, values = [], []
+        for average, value in zip(_tensors(self.model), _tensors(model), strict=True):
+            if average.is_floating_point():
+                averages.append(average)
+                values.append(value)
+            else:
+                average.copy_(value)
+        foreach_lerp_(averages, values, 1 - decay)
 
     @torch.no_grad()
     def restore_buffers(self, model: nn.Module) -> None:
-        """Give `model` the average's buffers, where a batch may have spoiled its own: a norm's statistics keep a nan for ever."""
-        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
-            theirs.copy_(mine)
+        """Overwrite the buffers of `model` with the EMA's, after a batch with non-finite numbers.
+
+        BatchNorm's running statistics would never recover from a NaN.
+        """
+        for average, value in zip(self.model.buffers(), model.buffers(), strict=True):
+            value.copy_(average)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the averaged weights and the number of updates."""
+        return {"model": self.model.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.model.load_state_dict(state["model"])
+        self.updates = int(state["updates"])
 
 
 def _tensors(model: nn.Module) -> list[torch.Tensor]:

@@ -1,42 +1,73 @@
-"""`--resume`: which checkpoint a run goes on from, and whether what the command says beside it is what that run is."""
+"""`--resume`: the checkpoint a run continues from, and the arguments it continues with."""
 
 from argparse import Namespace
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from utils.cli import imgsz_bounds
+from utils.checkpoint import checkpoint_errors, load_checkpoint
+from utils.distributed import DistributedContext
 from utils.errors import UserError
 from utils.hyp import Hyp, load_hyp
+from utils.letterbox import imgsz_bounds
 from utils.run_dir import latest_checkpoint, run_dir_of
 from utils.yamlfile import find_file
 
-# May be other than they were; the data must have the same content.
+# Arguments that may differ from the run's; the data must have the same content.
 RESUME_OVERRIDABLE = (
-    "data",
-    "device",
-    "workers",
-    "cache",
-    "save_every",
-    "noplots",
-    "tensorboard",
-    "strict_data",
+    "data", "device", "workers", "cache", "save_every", "noplots", "tensorboard", "strict_data",
     "detect_anomaly",
-)
-STATE = (  # what a last.pt holds; a fork may add to it
-    "args", "hyp", "names", "content", "arithmetic", "epoch", "batch", "losses", "seconds", "rows", "best", "best_epoch",
-    "result", "stopped", "finished", "model", "average", "ema_updates", "optimizer", "scheduler",
 )  # fmt: skip
-LOCATION_ARGS = ("resume", "project", "name", "exist_ok")  # say where the run is, not what it is
+LOCATION_ARGS = ("resume", "project", "name", "exist_ok")  # where the run is, not what it is
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run starts with: `args` and `hyp`, which a resumed run takes from its checkpoint."""
+
+    args: Namespace
+    hyp: Hyp
+    hyp_file: Path  # for messages
+    path: Path | None = None  # the checkpoint's; None for a new run
+    checkpoint: Mapping[str, Any] | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run to resume has nothing left to do."""
+        if self.checkpoint is None:
+            return False
+        same_epochs = self.args.epochs == self.checkpoint["args"]["epochs"]
+        return same_epochs and self.checkpoint["progress"]["finished"]
+
+
+def start_or_resume(
+    args: Namespace, overrides: Mapping[str, Any], hyp_dir: Path, dist: DistributedContext
+) -> Start:
+    """Load the hyp file of a new run, or the checkpoint that `args.resume` names.
+
+    `overrides` are the arguments that the command gives. Hyp files are also looked for in
+    `hyp_dir`. Raises UserError when there is nothing to resume, or when an argument contradicts the
+    run to resume.
+    """
+    path = dist.on_main(checkpoint_to_resume, args)
+    if path is None:
+        hyp_file = find_file(args.hyp, hyp_dir)
+        return Start(args, load_hyp(hyp_file), hyp_file)
+    checkpoint = load_checkpoint(path)
+    with checkpoint_errors(path):
+        resumed = Namespace(**resume_args(checkpoint, path, overrides, hyp_dir))
+        hyp = Hyp(**checkpoint["hyp"])
+    return Start(resumed, hyp, run_dir_of(path) / "hyp.yaml", path, checkpoint)
 
 
 def checkpoint_to_resume(args: Namespace) -> Path | None:
-    """The checkpoint that `args.resume` names: "" the newest below `project`, "auto" the last one of `project`/`name` if it has
-    one, anything else a run folder or a file. None for a run that starts.
+    """Return the checkpoint that `args.resume` names, or None for a new run.
 
-    Raises UserError when "" finds nothing.
+    "" is the newest below `project`; "auto" the last one of `project`/`name` if it has one;
+    anything else a run directory or a file. Raises UserError when "" finds nothing.
     """
     if args.resume is None:
         return None
@@ -48,95 +79,97 @@ def checkpoint_to_resume(args: Namespace) -> Path | None:
 
 
 def resume_args(
-    state: Mapping[str, Any], path: Path, given: Mapping[str, Any], hyp_folder: Path
+    checkpoint: Mapping[str, Any], path: Path, overrides: Mapping[str, Any], hyp_dir: Path
 ) -> dict[str, Any]:
-    """The arguments of the run that `state` from `path` belongs to, with those `given` that may change: `FREE` ones, and more
-    `epochs`. Hyp files are looked for in `hyp_folder`, too.
+    """Return the arguments of the run in `checkpoint`, read from `path`, with those `overrides`
+    that may change: `RESUME_OVERRIDABLE`, and more `epochs`.
 
-    Raises UserError, naming the first argument that contradicts the run's, or when the state cannot be gone on from.
+    Raises UserError that names the first argument that contradicts the run's.
     """
-    if "optimizer" not in state:
-        raise UserError(
-            f"{path}: holds a model without the state of its run; --resume needs a last.pt"
-        )
-    if lacking := [key for key in STATE if key not in state]:
-        raise UserError(
-            f"{path}: holds no state that this version can go on from: {', '.join(lacking)} missing"
-        )
-    own, folder = dict(state["args"]), run_dir_of(path)
-    for key, value in given.items():
-        flag = f"--{key.replace('_', '-')}"
+    if "optimizer" not in checkpoint:
+        raise UserError(f"{path}: has no training state (--resume needs a last.pt)")
+    saved_args, run_dir, progress = checkpoint["args"], run_dir_of(path), checkpoint["progress"]
+    args = dict(saved_args)
+    for key, value in overrides.items():
+        flag = f"--{key.replace('_', '-')} {value}"
         if key in LOCATION_ARGS:
-            parts = Path(value).parts
-            named_so = key != "name" or parts == folder.parts[-len(parts) :]
-            in_there = key != "project" or folder.resolve().is_relative_to(Path(value).resolve())
-            if given["resume"] != "auto" and not (
-                named_so and in_there
-            ):  # `auto` has found it by these two
-                raise UserError(f"{flag} {value}: the run to resume is {folder}")
+            if overrides["resume"] != "auto":  # `auto` has found the run by them
+                _check_location(key, value, flag, run_dir)
         elif key == "hyp":
-            _same_hyp(Path(find_file(value, hyp_folder)), Hyp(**state["hyp"]), folder)
-        elif key == "epochs" and value > own["epochs"] and state["stopped"]:
+            _check_same_hyp(find_file(value, hyp_dir), Hyp(**checkpoint["hyp"]), run_dir)
+        elif key == "epochs" and value > saved_args["epochs"] and progress["early_stopped"]:
             raise UserError(
-                f"{flag} {value}: {folder} was stopped by --patience after {state['epoch']} epochs; start anew"
+                f"{flag}: {run_dir} was early-stopped after {progress['epoch']} epochs "
+                "(start a new run)"
             )
-        elif key in RESUME_OVERRIDABLE or (key == "epochs" and value > own["epochs"]):
-            own[key] = value
-        elif key == "imgsz" and imgsz_bounds(value) == imgsz_bounds(own[key]):
-            continue  # the run has what was asked for, rounded
-        elif value != own[key]:
-            may = f"{own[key]} or more" if key == "epochs" else own[key]
-            raise UserError(f"{flag} {value}: {folder} was started with {may}, and goes on so")
-    if state["finished"] and own["epochs"] == state["args"]["epochs"] and given["resume"] != "auto":
-        raise UserError(
-            f"{path}: this run is finished, after {state['epoch']} epochs; there is nothing to resume"
-        )
-    return own
+        elif key in RESUME_OVERRIDABLE or (key == "epochs" and value > saved_args["epochs"]):
+            args[key] = value
+        elif not _same_value(key, value, saved_args[key]):
+            allowed = f"{saved_args[key]} or more" if key == "epochs" else f"{saved_args[key]}"
+            raise UserError(f"{flag}: conflicts with {run_dir}, which was started with {allowed}")
+    if progress["finished"] and args["epochs"] == saved_args["epochs"]:
+        if overrides["resume"] != "auto":
+            raise UserError(f"{path}: this run finished after {progress['epoch']} epochs")
+    return args
 
 
-def _same_hyp(path: Path, hyp: Hyp, folder: Path) -> None:
-    given, own = load_hyp(path).model_dump(), hyp.model_dump()
-    for key, value in own.items():
-        if given[key] != value:
+def _check_location(key: str, value: str, flag: str, run_dir: Path) -> None:
+    parts = Path(value).parts
+    if key == "name" and parts != run_dir.parts[-len(parts) :]:
+        raise UserError(f"{flag}: the run to resume is {run_dir}")
+    if key == "project" and not run_dir.resolve().is_relative_to(Path(value).resolve()):
+        raise UserError(f"{flag}: the run to resume is {run_dir}")
+
+
+def _same_value(key: str, value: Any, saved: Any) -> bool:
+    if key == "imgsz":  # the run has what was asked for, rounded to the model's stride
+        return imgsz_bounds(value) == imgsz_bounds(saved)
+    return value == saved
+
+
+def _check_same_hyp(path: Path, saved: Hyp, run_dir: Path) -> None:
+    new = load_hyp(path).model_dump()
+    for key, value in saved.model_dump().items():
+        if new[key] != value:
             raise UserError(
-                f"--hyp {path}: {key} is {given[key]}, but {folder} was started with {value}, and goes on so"
+                f"--hyp {path}: {key} {new[key]} conflicts with {run_dir}, "
+                f"which was started with {value}"
             )
 
 
 def check_data_unchanged(
-    before: Mapping[str, str] | None, now: Mapping[str, str], data: str
+    saved: Mapping[str, str] | None, current: Mapping[str, str], data: str
 ) -> None:
-    """Raise UserError, naming the file `data` and the split, unless each split's summary is what it was when the run started;
-    `before` is None for one that starts."""
-    for split, summary in now.items():
-        if before and summary != before[split]:
+    """Raise UserError, naming the file `data` and the split, unless every split's fingerprint is
+    the `saved` one; `saved` is None for a new run."""
+    for split, fingerprint in current.items():
+        if saved and fingerprint != saved[split]:
             raise UserError(
-                f"{data}: {split} has {summary}, but the run to resume was started with {before[split]}"
+                f"{data}: {split} has {fingerprint}, but the run to resume was started with "
+                f"{saved[split]}"
             )
 
 
-def numerics_environment(device: torch.device, bf16: bool, processes: int) -> dict[str, str | int]:
-    """What the last bits of a sum depend on besides the program: the version, the chip, threads and processes."""
-    facts = {
+def numerics_environment(device: torch.device, bf16: bool, world_size: int) -> dict[str, Any]:
+    """Return what the last bits of a sum depend on: versions, hardware, threads, processes."""
+    environment = {
         "torch": str(torch.__version__),
         "device": device.type,
         "bf16": bf16,
-        "processes": processes,
+        "world_size": world_size,
     }
     if device.type == "cpu":
-        facts |= {
-            "instructions": torch.backends.cpu.get_cpu_capability(),
-            "threads": torch.get_num_threads(),
-        }
+        environment["instructions"] = torch.backends.cpu.get_cpu_capability()
+        environment["threads"] = torch.get_num_threads()
     if device.type == "cuda":
-        facts |= {"GPU": torch.cuda.get_device_name(device)}
-    return facts
+        environment["GPU"] = torch.cuda.get_device_name(device)
+    return environment
 
 
-def environment_diff(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What of `arithmetic` is not as it was, as a text; "" if nothing is."""
+def environment_diff(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:
+    """Return what differs between two `numerics_environment`s, as text; "" if nothing does."""
     return ", ".join(
-        f"{key} {before.get(key)} (now {value})"
-        for key, value in now.items()
-        if before.get(key) != value
+        f"{key} {saved.get(key)} -> {value}"
+        for key, value in current.items()
+        if saved.get(key) != value
     )

@@ -1,4 +1,4 @@
-"""A run's folder, runs/train/exp: what is in it besides pictures, and where the next one goes."""
+"""The directory of a run, runs/train/exp: what is written to it besides plots, and its name."""
 
 import copy
 import csv
@@ -12,122 +12,115 @@ from typing import Any
 import yaml
 
 from utils.atomic import atomic_write
-from utils.checkpoint import save_checkpoint
+from utils.checkpoint import HEADER, save_checkpoint
 from utils.errors import UserError
 
-BEST_KEYS = (
-    "args",
-    "hyp",
-    "names",
-    "epoch",
-    "best",
-    "average",
-    "detections",
-)  # of the state: what best.pt holds
+BEST_KEYS = (*HEADER, "ema", "progress")  # of a checkpoint: what best.pt holds
 
 
 def new_dir(project: Path, name: str, exist_ok: bool) -> Path:
-    """Make `project`/`name`; if taken and `exist_ok` is not set, the first of name2, name3, ... that is not.
+    """Make `project`/`name`, or if it exists and `exist_ok` is not set, name2, name3, ...
 
     Raises UserError when it cannot be made.
     """
-    folder, number = project / name, 1
+    path, number = project / name, 1
     while True:
         try:
-            folder.mkdir(parents=True, exist_ok=exist_ok)
-            return folder
+            path.mkdir(parents=True, exist_ok=exist_ok)
+            return path
         except FileExistsError:
-            if exist_ok:  # it is a file, then
-                raise UserError(
-                    f"--project {project}: {folder} is there, but is no folder"
-                ) from None
+            if exist_ok:  # mkdir raises it for a file even then
+                raise UserError(f"--project {project}: {path} is not a directory") from None
             number += 1
-            folder = project / f"{name}{number}"
+            path = project / f"{name}{number}"
         except OSError as error:
             raise UserError(
-                f"--project {project}: {folder} cannot be made: {error.strerror}"
+                f"--project {project}: cannot create {path}: {error.strerror}"
             ) from None
 
 
 def new_run_dir(project: Path, name: str, exist_ok: bool) -> Path:
-    """A `new_folder` for a run of training, with one for weights in it.
+    """Make a `new_dir` for a training run, with `weights` in it.
 
-    A run that begins in a folder that was used takes its checkpoints and table away, lest they be taken for its own. Raises
-    UserError when the folder cannot be made.
+    Deletes old checkpoints and results, so that they are not mistaken for the new run's. Raises
+    UserError when the directory cannot be made.
     """
-    folder = new_dir(project, name, exist_ok)
+    path = new_dir(project, name, exist_ok)
     try:
-        (folder / "weights").mkdir(exist_ok=True)
+        (path / "weights").mkdir(exist_ok=True)
         for old in ("weights/last.pt", "weights/best.pt", "results.csv"):
-            (folder / old).unlink(missing_ok=True)
+            (path / old).unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"--project {project}: {folder} cannot be used: {error.strerror}") from None
-    return folder
+        raise UserError(f"--project {project}: cannot use {path}: {error.strerror}") from None
+    return path
 
 
 def run_dir_of(checkpoint: Path) -> Path:
-    """The run folder of a checkpoint in its weights; links in it are not followed. Raises UserError when it is elsewhere."""
-    folder = Path(os.path.abspath(checkpoint)).parent  # noqa: PTH100 - resolve() would follow a link from weights to another disk
-    if folder.name != "weights":
-        raise UserError(
-            f"{checkpoint}: is not in the weights of a run folder, so there is nowhere to go on"
-        )
-    return folder.parent
+    """Return the run directory of a checkpoint. Raises UserError when it is not inside of one."""
+    # Not resolve(), which would follow a link from `weights` to another disk.
+    path = Path(os.path.abspath(checkpoint)).parent  # noqa: PTH100
+    if path.name != "weights":
+        raise UserError(f"{checkpoint}: not inside a run directory (expected RUN/weights/last.pt)")
+    return path.parent
 
 
 def latest_checkpoint(project: Path) -> Path:
-    """The `weights/last.pt` below `project` that was written last. Raises UserError when there is none."""
-    found = list(project.glob("**/weights/last.pt"))
-    if not found:
-        raise UserError(f"--resume: there is no weights/last.pt below {project}")
-    return max(found, key=lambda path: path.stat().st_mtime_ns)
+    """Return the newest `weights/last.pt` below `project`. Raises UserError when there is none."""
+    checkpoints = list(project.glob("**/weights/last.pt"))
+    if not checkpoints:
+        raise UserError(f"--resume: no weights/last.pt found below {project}")
+    return max(checkpoints, key=lambda path: path.stat().st_mtime_ns)
 
 
 class RunDir:
-    """Writes the run's state into `path`; `saved` is when it last tried to, on the clock of `time.monotonic`."""
+    """Writes a run's state to the directory `path`.
+
+    `last_save_time` is when it last tried to, on the clock of `time.monotonic`.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.saved = time.monotonic()
-        self._best: dict[str, Any] | None = None  # a best model that is yet to be written
+        self.last_save_time = time.monotonic()
+        self._best: dict[str, Any] | None = None  # a best checkpoint that is not yet written
 
     def write_yaml(self, **files: Mapping[str, Any]) -> None:
-        """Write each of `files` to the folder, by its name and .yaml. Raises OSError when one cannot be written."""
+        """Write each of `files` to NAME.yaml. Raises OSError when one cannot be written."""
         for name, values in files.items():
             with atomic_write(self.path / f"{name}.yaml") as file:
-                file.write(
-                    yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True).encode()
-                )
+                text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+                file.write(text.encode())
 
-    def save(self, state: dict[str, Any], improved: bool = False) -> str | None:
-        """Write results.csv from the state's `rows`, best.pt if the model has `improved`, and the whole state as last.pt.
+    def save(self, checkpoint: Mapping[str, Any], improved: bool = False) -> str | None:
+        """Write results.csv, best.pt if the model has `improved`, and last.pt.
 
-        Each is replaced whole or not at all. If one cannot be written, the rest is left as it was, the best model is kept in
-        memory for the next time, and a sentence comes back that says what is wrong.
+        Each is replaced whole or not at all. If one cannot be written, the rest stays as it is, the
+        best checkpoint is kept in memory until the next time, and the error message is returned.
         """
-        self.saved = time.monotonic()
+        self.last_save_time = time.monotonic()
         if improved:
-            self._best = {key: state[key] for key in BEST_KEYS}
+            self._best = {key: value for key, value in checkpoint.items() if key in BEST_KEYS}
         path = self.path / "results.csv"
         try:
-            if state["rows"]:
+            if history := checkpoint["progress"]["history"]:
                 with atomic_write(path) as file:
-                    file.write(_csv(state["rows"]))
+                    file.write(_csv(history))
             if self._best is not None:
                 path = self.path / "weights" / "best.pt"
                 save_checkpoint(self._best, path)
                 self._best = None
             path = self.path / "weights" / "last.pt"
-            save_checkpoint(state, path)
+            save_checkpoint(checkpoint, path)
         except OSError as error:
-            self._best = copy.deepcopy(self._best)  # training changes the tensors that it holds
+            self._best = copy.deepcopy(self._best)  # training goes on to change its tensors
             return f"{path}: cannot be written: {error.strerror or error}"
         return None
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    # A fork may add a column to a run that is then resumed: its header is that of all rows.
+    columns = dict.fromkeys(name for row in rows for name in row)
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, rows[0])
+    writer = csv.DictWriter(text, columns)
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode()

@@ -1,0 +1,101 @@
+"""How modules depend on each other, and that importing them has no side effects."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FILES = [*ROOT.glob("*.py"), *(f for d in ("models", "data", "utils") for f in (ROOT / d).rglob("*.py"))]
+FORBIDDEN = {
+    "utils": ("models", "data", "train"),
+    "models": ("data", "train"),
+    "data": ("models", "train"),
+}
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in FILES}
+
+
+def imports_of(name: str) -> set[str]:
+    """The modules of the project that `name` imports anywhere, within functions, too."""
+    modules = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} has a relative import"
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                modules.add(submodule if submodule in MODULES else node.module)
+    return modules & MODULES.keys()
+
+
+GRAPH = {name: imports_of(name) for name in MODULES}
+
+
+def test_imports_have_no_cycle():
+    finished: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, f"import cycle: {' -> '.join([*path[path.index(name) :], name])}"
+        if name not in finished:
+            for imported in sorted(GRAPH[name]):
+                visit(imported, (*path, name))
+            finished.add(name)
+
+    for name in GRAPH:
+        visit(name, ())
+    assert finished == MODULES.keys() and len(finished) > 40
+
+
+def test_imports_follow_the_layers():
+    wrong = [
+        f"{name} imports {imported}"
+        for name, modules in GRAPH.items()
+        for imported in modules
+        if imported.partition(".")[0] in FORBIDDEN.get(name.partition(".")[0], ())
+    ]
+    assert not wrong
+
+
+def run_program(text: str, tmp_path: Path) -> str:
+    (tmp_path / "program.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{text}")
+    command = [sys.executable, str(tmp_path / "program.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_leaves_other_child_processes_alone(tmp_path):
+    """A notebook that imports `train` has processes of its own, which end when they are done."""
+    program = """
+import multiprocessing, time
+from pathlib import Path
+
+def work():
+    time.sleep(1)
+    Path("done").touch()
+
+if __name__ == "__main__":
+    multiprocessing.get_context("fork").Process(target=work).start()
+    import train, val, detect, export
+"""
+    run_program(program, tmp_path)
+    assert (tmp_path / "done").exists()
+
+
+def test_import_leaves_multiprocessing_and_signals_alone(tmp_path):
+    program = """
+import multiprocessing.queues, signal
+def state():
+    return [multiprocessing.queues.Queue._on_queue_feeder_error, *map(signal.getsignal, signal.Signals)]
+before = state()
+import train, val, detect, export
+print(before == state())
+"""
+    assert run_program(program, tmp_path) == "True\n"
