@@ -1,12 +1,14 @@
-"""mAP of hyp files over several seeds: mean, spread and wall time, one run after the other, or one on each core.
+"""mAP of hyp files over several seeds: mean, standard deviation and wall time.
 
-`python benchmarks/accuracy.py --data DATA.yaml --hyp hyp.yaml cosine.yaml --seeds 0 1 2 [--table OUT.csv] [--plot OUT.png]
-[-- TRAIN'S OPTIONS]`.
-`--jobs N` starts N runs at a time, each with one thread on a core of its own; accuracy is the same, wall time is not to be
-quoted. Of each run it takes the best epoch, as `best.pt` does, and the last.
+`python benchmarks/accuracy.py --data DATA.yaml --hyp hyp.yaml cosine.yaml --seeds 0 1 2
+[--table OUT.csv] [--plot OUT.png] [-- TRAIN'S OPTIONS]`.
+Runs are sequential by default. `--jobs N` runs N at a time, each with one thread on its own core;
+mAP is the same, but wall times are then not comparable. Reported are the best epoch of each run, as
+in `best.pt`, and the last one.
 
-`--peer BIN`, the folder of programs of a virtual environment that has Ultralytics, trains its yolov8n as well, with its own
-defaults at the same size and batch, for `--peer-epochs`: what epochs of ours fit into its seconds is then for `--epochs` to say.
+`--peer BIN`, the bin directory of a virtual environment with Ultralytics, also trains its yolov8n
+with its own defaults at the same image and batch size for `--peer-epochs`. To compare at equal wall
+time, set `--epochs` accordingly.
 """
 
 import argparse
@@ -31,38 +33,73 @@ PEER = "Ultralytics yolov8n"
 def run(
     command: list[object], results: Path, core: int | None
 ) -> tuple[float, float, float, float]:
-    """mAP50-95 and mAP50 of the best epoch, mAP50-95 of the last, as `results` has them; seconds of the whole command."""
+    """Run `command`, on one core if `core` is given, and read the results.csv that it writes.
+
+    Returns mAP50-95 and mAP50 of the best epoch, mAP50-95 of the last epoch, and wall time in
+    seconds.
+    """
     environment = dict(os.environ)
     if core is not None:
         command = ["taskset", "-c", core, *command]
         environment["OMP_NUM_THREADS"] = "1"
-    began = time.perf_counter()
+    start = time.perf_counter()
     subprocess.run([*map(str, command)], check=True, stdout=subprocess.DEVNULL, env=environment)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     with results.open(encoding="utf-8") as file:
-        found = [
+        rows = [
             {key.strip().removesuffix("(B)"): value for key, value in row.items()}
             for row in csv.DictReader(file)
         ]
-    rows = [
+    scores = [
         (float(row["metrics/mAP50-95"]), float(row["metrics/mAP50"]))
-        for row in found
+        for row in rows
         if row["metrics/mAP50-95"]
     ]
-    return (*max(rows), rows[-1][0], seconds)
+    return (*max(scores), scores[-1][0], seconds)
+
+
+def train_command(
+    hyp: str, seed: int, data: Path, project: Path, args: argparse.Namespace
+) -> list[object]:
+    """The command that trains with `hyp`, or Ultralytics if `hyp` is PEER, into `project`/exp."""
+    if hyp == PEER:
+        options = {
+            "model": "yolov8n.yaml",
+            "data": data,
+            "imgsz": args.imgsz,
+            "batch": args.batch_size,
+            "epochs": args.peer_epochs,
+            "seed": seed,
+            "device": "cpu",
+            "plots": False,
+            "project": project,
+            "name": "exp",
+        }
+        pairs = [f"{key}={value}" for key, value in options.items()]
+        return [args.peer / "yolo", "detect", "train", *pairs]
+    options = {
+        "--data": data,
+        "--imgsz": args.imgsz,
+        "--batch-size": args.batch_size,
+        "--epochs": args.epochs,
+        "--seed": seed,
+        "--hyp": hyp,
+        "--project": project,
+    }
+    pairs = [word for option in options.items() for word in option]
+    return [sys.executable, ROOT / "train.py", *pairs, "--noplots", *args.options]
 
 
 def draw(runs: dict[str, list[float]], path: Path) -> None:
-    """A row for each hyp file: its runs' best mAP50-95, and their mean with the standard deviation."""
+    """Draw one row per hyp file: best mAP50-95 of each run, mean and standard deviation."""
     figure = Figure(figsize=(8, 1 + 0.35 * len(runs)), layout="constrained")
     axes = figure.subplots()
     for row, values in enumerate(runs.values()):
         axes.plot(values, [row] * len(values), "o", color="tab:blue", alpha=0.5)
-        spread = statistics.stdev(values) if len(values) > 1 else 0
         axes.errorbar(
             statistics.mean(values),
             row,
-            xerr=spread,
+            xerr=standard_deviation(values),
             fmt="|",
             color="black",
             capsize=4,
@@ -78,6 +115,11 @@ def draw(runs: dict[str, list[float]], path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
+def standard_deviation(values: list[float]) -> float:
+    """The sample standard deviation, or 0 for a single value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
 def main() -> None:
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -89,16 +131,16 @@ def main() -> None:
         "--jobs",
         type=int,
         default=0,
-        help="runs at a time, a core each (0: one that has every core)",
+        help="runs at a time, one core each (0: one run at a time on all cores)",
     )
     p.add_argument("--imgsz", type=int, default=320)
     p.add_argument("--batch-size", type=int, default=16)
     p.add_argument("--epochs", type=int, default=40)
-    p.add_argument("--peer", type=Path, help="the bin folder that has Ultralytics' yolo")
+    p.add_argument("--peer", type=Path, help="bin directory with Ultralytics' yolo")
     p.add_argument("--peer-epochs", type=int, default=40)
-    p.add_argument("--table", type=Path, help="a csv file for the single runs")
-    p.add_argument("--plot", type=Path, help="a picture of the runs")
-    p.add_argument("options", nargs="*", help="for train.py, after --")
+    p.add_argument("--table", type=Path, help="CSV file for the results of each run")
+    p.add_argument("--plot", type=Path, help="image file for a plot of the runs")
+    p.add_argument("options", nargs="*", help="more options for train.py, after --")
     args = p.parse_args()
     hyps = [*args.hyp, *([PEER] if args.peer else [])]
     cores: Queue[int | None] = Queue()
@@ -108,50 +150,41 @@ def main() -> None:
     def task(hyp: str, seed: int) -> tuple[str, int, tuple[float, ...]]:
         core = cores.get()
         try:
-            with tempfile.TemporaryDirectory() as folder, copied(args.data) as data:
-                if hyp == PEER:
-                    command = [args.peer / "yolo", "detect", "train", "model=yolov8n.yaml", f"data={data}", f"imgsz={args.imgsz}",
-                               f"batch={args.batch_size}", f"epochs={args.peer_epochs}", f"seed={seed}", "device=cpu",
-                               "plots=False", f"project={folder}", "name=exp"]  # fmt: skip
-                else:
-                    command = [sys.executable, ROOT / "train.py", "--data", data, "--imgsz", args.imgsz,
-                               "--batch-size", args.batch_size, "--epochs", args.epochs, "--seed", seed, "--hyp", hyp,
-                               "--noplots", "--project", folder, *args.options]  # fmt: skip
-                found = run(command, Path(folder) / "exp" / "results.csv", core)
+            with tempfile.TemporaryDirectory() as project, copied(args.data) as data:
+                command = train_command(hyp, seed, data, Path(project), args)
+                result = run(command, Path(project) / "exp" / "results.csv", core)
         finally:
             cores.put(core)
+        best, best50, last, seconds = result
         print(
-            f"{hyp} seed {seed}: mAP50-95 {found[0]:.4f} (last {found[2]:.4f}), mAP50 {found[1]:.4f}, {found[3]:.0f} s",
+            f"{hyp} seed {seed}: mAP50-95 {best:.4f} (last {last:.4f}), mAP50 {best50:.4f}, "
+            f"{seconds:.0f} s",
             flush=True,
         )
-        return hyp, seed, found
+        return hyp, seed, result
 
     with ThreadPoolExecutor(cores.qsize()) as pool:
-        # Seed by seed, so that whatever the machine does meanwhile happens to every hyp file.
-        results = list(
-            pool.map(task, *zip(*[(hyp, seed) for seed in args.seeds for hyp in hyps], strict=True))
-        )
+        # All hyp files of a seed run close together, so changes in machine speed affect all alike.
+        pairs = [(hyp, seed) for seed in args.seeds for hyp in hyps]
+        results = list(pool.map(task, *zip(*pairs, strict=True)))
     if args.table:
         with args.table.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(
                 ["hyp", "seed", "mAP50-95", "mAP50", "mAP50-95 of the last epoch", "seconds"]
             )
-            writer.writerows([hyp, seed, *found] for hyp, seed, found in results)
+            writer.writerows([hyp, seed, *result] for hyp, seed, result in results)
+    by_hyp = {hyp: [result for name, _, result in results if name == hyp] for hyp in hyps}
     if args.plot:
-        draw(
-            {hyp: [found[0] for name, _, found in results if name == hyp] for hyp in hyps},
-            args.plot,
-        )
+        draw({hyp: [best for best, *_ in runs] for hyp, runs in by_hyp.items()}, args.plot)
     print(f"\n{'hyp':<24} runs  mAP50-95 +- sd    last +- sd        mAP50 +- sd       seconds")
-    for hyp in hyps:
-        columns = zip(*[found for name, _, found in results if name == hyp], strict=True)
-        best, best50, last, seconds = ([*column] for column in columns)
-        shown = "   ".join(
-            f"{statistics.mean(v):.4f} +- {statistics.stdev(v) if len(v) > 1 else 0:.4f}"
-            for v in (best, last, best50)
+    for hyp, runs in by_hyp.items():
+        best, best50, last, seconds = ([*column] for column in zip(*runs, strict=True))
+        columns = "   ".join(
+            f"{statistics.mean(values):.4f} +- {standard_deviation(values):.4f}"
+            for values in (best, last, best50)
         )
-        print(f"{Path(hyp).name:<24} {len(best):4}  {shown}   {statistics.median(seconds):.0f}")
+        print(f"{Path(hyp).name:<24} {len(best):4}  {columns}   {statistics.median(seconds):.0f}")
 
 
 if __name__ == "__main__":

@@ -73,14 +73,15 @@ def test_train_val_detect_export(clone):
     assert {entry.key: entry.value for entry in graph.metadata_props}["stride"] == "32"
 
     example = README[README.index("    from models import load") :].split("\n\n")[0]
-    code = "import torch\npicture = torch.zeros(3, 90, 120)\n" + "\n".join(
+    code = "import torch\nimage = torch.zeros(3, 90, 120)\n" + "\n".join(
         line[4:] for line in example.splitlines()
     )
     assert run(
-        clone, [sys.executable, "-c", code + "\nprint(model.names, found['boxes'].shape)"]
+        clone,
+        [sys.executable, "-c", code + "\nprint(model.class_names, detections['boxes'].shape)"],
     ).startswith("('disc', 'square'")
     hub = "torch.hub.load('.', 'custom', 'runs/train/exp/weights/best.pt', source='local')"
-    assert "disc" in run(clone, [sys.executable, "-c", f"import torch; print({hub}.names)"])
+    assert "disc" in run(clone, [sys.executable, "-c", f"import torch; print({hub}.class_names)"])
 
 
 def test_describe_and_convert(clone):
