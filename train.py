@@ -18,6 +18,7 @@ from data.dataset import TrainSet, ValSet, collate, preload_images
 from data.formats import images_in_both_splits, read_train_val
 from data.images import read_image
 from data.sampler import EpochBatchSampler
+from data.shapes import make_builtin
 from models import build_model, load_initial_weights
 from models.freezing import freeze
 from options import DEFAULTS, parse_args
@@ -103,12 +104,14 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
         find_file(args.data, ROOT / "data").resolve()
     )  # to be found again when resumed from elsewhere
     config = read_data_config(Path(args.data))
+    if make_builtin(config):
+        print(f"drew the built-in dataset into {config.path}")
     train_data, val_data = read_train_val(config, args.data)
-    names, content = train_data.names, {"train": train_data.summary(), "val": val_data.summary()}
+    names, content = train_data.names, {"train": train_data.fingerprint(), "val": val_data.fingerprint()}
     check_data_unchanged(state and state["content"], content, args.data)
     warn(
-        *train_data.report("train"),
-        *val_data.report("val"),
+        *train_data.messages("train"),
+        *val_data.messages("val"),
         *images_in_both_splits(train_data, val_data),
     )
     if args.strict_data and (faults := len(train_data.errors) + len(val_data.errors)):
@@ -154,7 +157,7 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
     model.to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer(model, hyp, dtype)
     scheduler, planned, notes = build_checked_scheduler(
-        hyp, hyp_file, optimizer, args.epochs, batches.sizes, args.batch_size
+        hyp, hyp_file, optimizer, args.epochs, batches.batch_sizes, args.batch_size
     )
     warn(*notes)
     ema = EMA(model, hyp.ema_decay)
@@ -189,7 +192,7 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
                 if key in ("epochs", "steps")
             }
             scheduler.load_state_dict(state["scheduler"] | length)
-            start, batches.start, ema.updates = (
+            start, batches.start_batch, ema.updates = (
                 int(state[k]) for k in ("epoch", "batch", "ema_updates")
             )
             spent, best, best_epoch = (
@@ -208,7 +211,7 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
                 torch.tensor([*state["losses"].values()], device=device),
             )
         say(
-            f"{path}: going on with epoch {start} of {args.epochs}, after {batches.start} of its {len(batches)} batches"
+            f"{path}: going on with epoch {start} of {args.epochs}, after {batches.start_batch} of its {len(batches)} batches"
         )
         if args.epochs != was["epochs"]:
             say(
@@ -267,22 +270,22 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
 
     began = time.monotonic() - spent
     save(
-        start, batches.start
+        start, batches.start_batch
     )  # whether there is room is told now, and a kill finds the run as it was asked for
     for epoch in range(start, 0 if stopped else args.epochs):
         began = time.monotonic() - spent
         seed_everything(args.seed, epoch)
         batches.epoch = epoch
-        if not batches.start:  # else the epoch goes on where it was left
+        if not batches.start_batch:  # else the epoch goes on where it was left
             scheduler.step(epoch)
             means = torch.zeros((), device=device)  # of each loss over the epoch so far
         trained.train()
         [part.eval() for part in still]
-        bar = tqdm(train_loader, f"{epoch}/{args.epochs - 1}", len(batches), initial=batches.start, unit="batch", leave=False,
+        bar = tqdm(train_loader, f"{epoch}/{args.epochs - 1}", len(batches), initial=batches.start_batch, unit="batch", leave=False,
                    disable=None if first else True)  # fmt: skip
-        for i, (images, targets) in enumerate(bar, batches.start):
+        for i, (images, targets) in enumerate(bar, batches.start_batch):
             seed_everything(args.seed, epoch, i, processes.rank)
-            scheduler.step_batch(batches.sizes[i])
+            scheduler.step_batch(batches.batch_sizes[i])
             window = (
                 i - i % hyp.accumulate
             )  # where the batches of this optimizer step begin; fewer at the epoch's end
@@ -310,7 +313,7 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
                     ema.restore_buffers(model)
                     skipped, in_a_row = skipped + 1, in_a_row + 1
                     warn(f"epoch {epoch}, batch {i}: the loss {total:.3g} or its gradient {norm:.3g} is not finite: step "
-                         f"skipped, {skipped} so far; with {train_data.image_names(batches.images(window, i))}")  # fmt: skip
+                         f"skipped, {skipped} so far; with {train_data.image_names(batches.source_images(window, i))}")  # fmt: skip
                     if in_a_row == MOST_SKIPPED:
                         raise UserError(f"{run.path}: {in_a_row} steps in a row were not finite, up to epoch {epoch}, batch {i}; "
                                         "last.pt is from before; --detect-anomaly says where it begins")  # fmt: skip
@@ -366,7 +369,7 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
         say(
             f"epoch {epoch}  {told}  lr {scheduler.get_last_lr()[0]:.2e}  {len(train_set) / seconds:.0f} images/s"
         )
-        batches.start, spent = 0, 0.0
+        batches.start_batch, spent = 0, 0.0
         save(epoch + 1, 0, improved)
         if stopped:
             say(f"stopped: no better mAP50-95 for {args.patience} epochs")
