@@ -16,8 +16,7 @@ from torchvision.ops import box_convert
 from torchvision.transforms.v2.functional import to_pil_image
 
 from data.augment import resize
-from data.formats import list_images, unique_stem
-from data.images import image_size, read_image
+from data.images import image_size, list_images, read_image, unique_stem
 from data.video import VIDEO_SUFFIXES, VideoWriter, read_video
 from models import YOLO, load
 from utils.atomic import atomic_write

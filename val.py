@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from data.config import read_data_config
 from data.dataset import ValSet, collate
 from data.formats import Annotations, original_ids, read_split
+from data.shapes import make_builtin
 from models import YOLO, load
 from utils.atomic import atomic_write
 from utils.cli import Parser, dir_name, imgsz_bounds, imgsz_warning, int_range, unit_interval
@@ -125,12 +126,14 @@ def evaluate_detector(args: argparse.Namespace) -> None:
     # Data.
     file = Path(find_file(args.data or model.data, ROOT / "data"))
     config = read_data_config(file)
+    if make_builtin(config):
+        print(f"drew the built-in dataset into {config.path}")
     data = read_split(config, args.split)
     if data.names != model.names:
         raise UserError(
             f"{file}: has the classes {list(data.names)}, but {args.weights} detects {list(model.names)}"
         )
-    for sentence in [*imgsz_warning(args.imgsz or model.imgsz), *data.report(args.split)]:
+    for sentence in [*imgsz_warning(args.imgsz or model.imgsz), *data.messages(args.split)]:
         print(sentence, file=sys.stderr)
     loader = DataLoader(ValSet(data, imgsz, stride=32), args.batch_size, num_workers=workers, collate_fn=collate,
                         pin_memory=device.type == "cuda")  # fmt: skip

@@ -33,8 +33,9 @@ def main() -> None:
     args = p.parse_args()
     sys.path.insert(0, str(ROOT))
     from data.config import read_data_config
+    from data.shapes import make_builtin
 
-    read_data_config(ROOT / "data" / "shapes.yaml")  # which draws it
+    make_builtin(read_data_config(ROOT / "data" / "shapes.yaml"))
     seconds: dict[str, list[float]] = {name: [] for name in SIDES}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(args.rounds):

@@ -1,1 +1,1 @@
-"""Data sets: reading them (`formats`), samples of them (`dataset`, `augment`, `sampler`), the built-in one (`shapes`)."""
+"""Datasets: data.yaml files, formats, images, augmented samples, their order."""

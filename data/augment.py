@@ -1,12 +1,13 @@
-"""What happens to a training sample: mosaic, scale and shift, flips, colour. Every number comes from the `rng` that is passed in.
+"""Augmentation of training samples: mosaic, scale and translation, flips, color.
 
-Pictures are only cut, resized and pasted, never warped: scale and shift are part of where a tile is pasted, so that each source
-pixel is touched once, and boxes follow the very same cut. Colour is a matrix for each picture, applied to a whole batch on the
-device that trains.
+Images are only cut, resized and pasted, never warped: scale and translation are part of where an
+image is pasted, so that each pixel is resampled once and boxes follow exactly. Color is a matrix
+per image, applied to a whole batch on the training device.
 """
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,64 +15,70 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.hyp import Hyp
+from utils.letterbox import GRAY
 
-GRAY = 114  # fills what no picture covers
-MIN_VISIBLE = 0.1  # a box of which less than this share is left after cutting is dropped
+MIN_VISIBLE = 0.1  # a box is dropped if less than this fraction of its area is left after clipping
 
-Sample = tuple[
-    Tensor, np.ndarray, np.ndarray
-]  # picture (3, h, w) uint8; boxes (n, 4) float32 xyxy in its pixels; labels (n,)
+
+class Sample(NamedTuple):
+    """An image and its boxes."""
+
+    image: Tensor  # (3, h, w) uint8
+    boxes: np.ndarray  # (n, 4) float32, xyxy in pixels of the image
+    labels: np.ndarray  # (n,) int64
 
 
 class Canvas:
-    """A grey picture of `height` x `width` pixels to paste others on, and the boxes that came with them.
+    """A gray image of `height` x `width` pixels to paste samples on.
 
-    Its pixels lie as a decoder writes them and a convolution reads them, colour by colour of each pixel (channels-last).
+    The memory layout is channels-last, as decoders write and convolutions read it.
     """
 
     def __init__(self, height: int, width: int) -> None:
         self.image = torch.full((height, width, 3), GRAY, dtype=torch.uint8).permute(2, 0, 1)
-        self.boxes = [np.zeros((0, 4), np.float32)]
-        self.labels = [np.zeros(0, np.int64)]
+        self._boxes = [np.zeros((0, 4), np.float32)]
+        self._labels = [np.zeros(0, np.int64)]
 
     def paste(
         self, sample: Sample, scale: float, left: float, top: float, clip: tuple[int, int, int, int]
     ) -> None:
-        """Draw the picture at `scale` with its corner at (left, top), and of it only what lies within `clip` (xyxy, pixels)."""
+        """Paste a sample, resized by `scale`, with its corner at (left, top).
+
+        Only what is within `clip` (xyxy, pixels of the canvas) is pasted, and boxes are clipped
+        to it.
+        """
         image, boxes, labels = sample
         height, width = image.shape[-2:]
         x = _overlap(left, scale * width, clip[0], clip[2], width)
         y = _overlap(top, scale * height, clip[1], clip[3], height)
         if x is None or y is None:
             return
-        (x0, x1, from_x0, from_x1), (y0, y1, from_y0, from_y1) = x, y
-        self.image[:, y0:y1, x0:x1] = resize(
-            image[:, from_y0:from_y1, from_x0:from_x1], y1 - y0, x1 - x0
-        )
+        (x0, x1, src_x0, src_x1), (y0, y1, src_y0, src_y1) = x, y
+        source = image[:, src_y0:src_y1, src_x0:src_x1]
+        self.image[:, y0:y1, x0:x1] = resize(source, y1 - y0, x1 - x0)
         if not len(boxes):
             return
-        zoom_x, zoom_y = (x1 - x0) / (from_x1 - from_x0), (y1 - y0) / (from_y1 - from_y0)
-        moved = boxes * np.float32([zoom_x, zoom_y, zoom_x, zoom_y])
-        moved += np.float32([x0 - from_x0 * zoom_x, y0 - from_y0 * zoom_y] * 2)
-        cut = np.minimum(
-            np.maximum(moved, np.float32([x0, y0, x0, y0])), np.float32([x1, y1, x1, y1])
-        )
-        keep = _areas(cut) > MIN_VISIBLE * _areas(moved)
-        self.boxes.append(cut[keep])
-        self.labels.append(labels[keep])
+        zoom_x, zoom_y = (x1 - x0) / (src_x1 - src_x0), (y1 - y0) / (src_y1 - src_y0)
+        boxes = boxes * np.float32([zoom_x, zoom_y, zoom_x, zoom_y])
+        boxes += np.float32([x0 - src_x0 * zoom_x, y0 - src_y0 * zoom_y] * 2)
+        low, high = np.float32([x0, y0, x0, y0]), np.float32([x1, y1, x1, y1])
+        clipped = np.minimum(np.maximum(boxes, low), high)
+        visible = _areas(clipped) > MIN_VISIBLE * _areas(boxes)
+        self._boxes.append(clipped[visible])
+        self._labels.append(labels[visible])
 
-    def finish(self) -> Sample:
-        """The picture with all boxes that were pasted."""
-        return self.image, np.concatenate(self.boxes), np.concatenate(self.labels)
+    def result(self) -> Sample:
+        """Return the image with the boxes of all samples pasted so far."""
+        return Sample(self.image, np.concatenate(self._boxes), np.concatenate(self._labels))
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """A picture (3, h, w) uint8, or a part of one, in another size; what gets smaller is averaged, not skipped."""
+    """Resize an image (3, h, w) uint8, bilinear with antialiasing."""
     if image.shape[1:] == (height, width):
         return image
-    # In one piece, and the colours of a pixel side by side: resized from a view it takes twice as long.
-    one = image[None].contiguous(memory_format=torch.channels_last)
-    return F.interpolate(one, (height, width), mode="bilinear", antialias=True)[0]
+    # Contiguous and channels-last: interpolating a view takes twice as long.
+    batch = image[None].contiguous(memory_format=torch.channels_last)
+    return F.interpolate(batch, (height, width), mode="bilinear", antialias=True)[0]
 
 
 def _areas(boxes: np.ndarray) -> np.ndarray:
@@ -79,82 +86,98 @@ def _areas(boxes: np.ndarray) -> np.ndarray:
 
 
 def _overlap(
-    start: float, length: float, low: int, high: int, source: int
+    start: float, length: float, low: int, high: int, source_length: int
 ) -> tuple[int, int, int, int] | None:
-    """Along one axis: the pixels to draw, and the source pixels to draw them from; None when nothing is left."""
+    """Intersect a source that covers [start, start + length) on one axis with [low, high).
+
+    Returns the range of canvas pixels and the range of source pixels that fill it, or None if
+    they do not overlap.
+    """
     first, last = max(low, round(start)), min(high, round(start + length))
     if last <= first:
         return None
-    from_first = min(source - 1, max(0, math.floor((first - start) / length * source)))
-    from_last = min(source, max(from_first + 1, math.ceil((last - start) / length * source)))
-    return first, last, from_first, from_last
+    source_first = math.floor((first - start) / length * source_length)
+    source_first = min(source_length - 1, max(0, source_first))
+    source_last = math.ceil((last - start) / length * source_length)
+    source_last = min(source_length, max(source_first + 1, source_last))
+    return first, last, source_first, source_last
 
 
-def random_scale_translate(sample: Sample, side: int, hyp: Hyp, rng: np.random.Generator) -> Sample:
-    """One picture, its longer side `side` pixels times a random scale, its middle shifted from the canvas's."""
-    image = sample[0]
-    height, width = image.shape[-2:]
-    scale = side / max(height, width) * rng.uniform(1 - hyp.scale, 1 + hyp.scale)
-    x, y = rng.uniform(0.5 - hyp.translate, 0.5 + hyp.translate, 2) * side
-    canvas = Canvas(side, side)
-    canvas.paste(sample, scale, x - scale * width / 2, y - scale * height / 2, (0, 0, side, side))
-    return canvas.finish()
+def random_scale_translate(
+    sample: Sample, imgsz: int, hyp: Hyp, rng: np.random.Generator
+) -> Sample:
+    """Paste a sample on a canvas of `imgsz` x `imgsz`, randomly scaled and shifted.
+
+    Its longer side becomes `imgsz` times a random factor, and its center is shifted from the
+    center of the canvas.
+    """
+    height, width = sample.image.shape[-2:]
+    scale = imgsz / max(height, width) * rng.uniform(1 - hyp.scale, 1 + hyp.scale)
+    x, y = rng.uniform(0.5 - hyp.translate, 0.5 + hyp.translate, 2) * imgsz
+    canvas = Canvas(imgsz, imgsz)
+    left, top = x - scale * width / 2, y - scale * height / 2
+    canvas.paste(sample, scale, left, top, (0, 0, imgsz, imgsz))
+    return canvas.result()
 
 
-def mosaic(samples: list[Sample], side: int, hyp: Hyp, rng: np.random.Generator) -> Sample:
-    """Four pictures around a random point, one in each quarter, at one random scale (Bochkovskiy et al., arXiv 2004.10934)."""
+def mosaic(samples: Sequence[Sample], imgsz: int, hyp: Hyp, rng: np.random.Generator) -> Sample:
+    """Paste four samples around a random point, one in each quarter, at one random scale.
+
+    Bochkovskiy et al., "YOLOv4", arXiv 2004.10934.
+    """
     zoom = rng.uniform(1 - hyp.scale, 1 + hyp.scale)
     reach = min(0.5 * zoom + hyp.translate, 0.5)
-    x, y = (round(value) for value in rng.uniform(0.5 - reach, 0.5 + reach, 2) * side)
-    canvas = Canvas(side, side)
-    quarters = ((0, 0, x, y), (x, 0, side, y), (0, y, x, side), (x, y, side, side))
+    x, y = (round(value) for value in rng.uniform(0.5 - reach, 0.5 + reach, 2) * imgsz)
+    canvas = Canvas(imgsz, imgsz)
+    quarters = ((0, 0, x, y), (x, 0, imgsz, y), (0, y, x, imgsz), (x, y, imgsz, imgsz))
     for quarter, sample in zip(quarters, samples, strict=True):
-        height, width = sample[0].shape[-2:]
-        scale = side / max(height, width) * zoom
+        height, width = sample.image.shape[-2:]
+        scale = imgsz / max(height, width) * zoom
         left = x if quarter[0] == x else x - scale * width
         top = y if quarter[1] == y else y - scale * height
         canvas.paste(sample, scale, left, top, quarter)
-    return canvas.finish()
+    return canvas.result()
 
 
 def flip(sample: Sample, hyp: Hyp, rng: np.random.Generator) -> Sample:
-    """Left to right, upside down, each with its probability."""
+    """Flip left to right and upside down, with the probabilities `fliplr` and `flipud`."""
     image, boxes, labels = sample
     height, width = image.shape[-2:]
-    across, down = rng.random(2) < (hyp.fliplr, hyp.flipud)
-    if across:
+    horizontal, vertical = rng.random(2) < (hyp.fliplr, hyp.flipud)
+    if horizontal:
         image = image.flip(-1)
-        boxes = np.stack(
-            (width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]), axis=1
-        )
-    if down:
+        x1, y1, x2, y2 = boxes.T
+        boxes = np.stack((width - x2, y1, width - x1, y2), axis=1)
+    if vertical:
         image = image.flip(-2)
-        boxes = np.stack(
-            (boxes[:, 0], height - boxes[:, 3], boxes[:, 2], height - boxes[:, 1]), axis=1
-        )
-    return image, boxes, labels
+        x1, y1, x2, y2 = boxes.T
+        boxes = np.stack((x1, height - y2, x2, height - y1), axis=1)
+    return Sample(image, boxes, labels)
 
 
 def color_matrix(hyp: Hyp, rng: np.random.Generator) -> np.ndarray:
-    """Brightness, saturation and hue at once: all three are linear in RGB, so together they are one matrix (3, 3) float32.
+    """Return a random change of brightness, saturation and hue as one matrix (3, 3) float32.
 
-    Saturation blends with the grey of the same luma (ITU-R BT.601's weights, as torchvision's); hue is a rotation about the grey
-    axis (Rodrigues' formula), which is cheaper than the way through HSV and differs little from it for small angles.
+    All three are linear in RGB. Saturation blends with the gray of the same luma (the weights of
+    ITU-R BT.601, as in torchvision). Hue is a rotation around the gray axis (Rodrigues' formula),
+    which is cheaper than a conversion to HSV and differs little from it for small angles.
     """
-    brightness, saturation = (rng.uniform(1 - r, 1 + r) for r in (hyp.brightness, hyp.saturation))
+    brightness, saturation = (
+        rng.uniform(1 - strength, 1 + strength) for strength in (hyp.brightness, hyp.saturation)
+    )
     angle = 2 * math.pi * rng.uniform(-hyp.hue, hyp.hue)
     luma = np.tile([0.299, 0.587, 0.114], (3, 1))
     cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
     rotation = math.cos(angle) * np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) / 3
-    return (brightness * (saturation * np.eye(3) + (1 - saturation) * luma) @ rotation).astype(
-        np.float32
-    )
+    saturate = saturation * np.eye(3) + (1 - saturation) * luma
+    return (brightness * saturate @ rotation).astype(np.float32)
 
 
 def apply_color_matrix(images: Tensor, matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """A batch (B, 3, h, w) uint8, each picture in the colours that its matrix (3, 3) makes of its own: `dtype`, 0..1.
+    """Multiply the pixels of each image by its matrix (3, 3).
 
-    It is done after the copy to the device, for the whole batch, where it costs next to nothing.
+    `images` (B, 3, h, w) uint8 become `dtype` in 0..1. Done after the copy to the training
+    device, for the whole batch, where it takes next to no time.
     """
     matrix = torch.stack([*matrices]).to(images.device, non_blocking=True) / 255
     pixels = images.permute(0, 2, 3, 1).flatten(1, 2).to(dtype)

@@ -1,7 +1,7 @@
-"""Keeps what the scan of a large data set found beside the data, so that the next run starts without it.
+"""Caches the result of a slow scan in the dataset's directory, so that the next run starts faster.
 
-A cache is taken only if it answers the same question and every file that the scan looked at has the size and time it had then.
-Where it cannot be written or read, the data are scanned.
+A cache is used only if its key is the same, and every file that the scan read still has its size
+and modification time. If the cache cannot be read or written, the dataset is scanned again.
 """
 
 import hashlib
@@ -14,59 +14,67 @@ from pathlib import Path
 
 import numpy as np
 
-WORTH_KEEPING = 1.0  # seconds; a quicker scan leaves no file behind
+MIN_SCAN_SECONDS = 1.0  # a faster scan is not cached
 Arrays = dict[str, np.ndarray]
 
 
-def cached(path: Path, question: str, scan: Callable[[], tuple[Arrays, Iterable[str]]]) -> Arrays:
-    """What `scan()` finds, or found when it was last asked `question`: arrays of numbers or text, and the files it looked at.
+def cached(path: Path, cache_key: str, scan: Callable[[], tuple[Arrays, Iterable[str]]]) -> Arrays:
+    """Return the arrays of `scan()`, from the cache file `path` if that is up to date.
 
-    `path` is the cache's file. Raises what `scan` raises.
+    `scan` returns arrays of numbers or strings, and the files and directories it has read;
+    `cache_key` is whatever else its result depends on. Raises what `scan` raises.
     """
-    if (kept := _read(path, question)) is not None:
-        return kept
-    began = time.monotonic()
+    arrays = _read(path, cache_key)
+    if arrays is not None:
+        return arrays
+    start = time.monotonic()
     arrays, inputs = scan()
-    if time.monotonic() - began > WORTH_KEEPING:
-        _write(path, question, arrays, list(inputs))
+    if time.monotonic() - start > MIN_SCAN_SECONDS:
+        _write(path, cache_key, arrays, list(inputs))
     return arrays
 
 
-def _state(question: str, inputs: Iterable[str]) -> np.ndarray:
-    """A fingerprint (32,) uint8 of the question and of each input's path, size and time; a missing file's is its absence."""
-    found = hashlib.blake2b(question.encode("utf-8", "surrogatepass"), digest_size=32)
+def _fingerprint(cache_key: str, inputs: Iterable[str]) -> np.ndarray:
+    """Return a hash (32,) uint8 of the key and the path, size and time of every input.
+
+    A missing input counts, too: the hash changes when it appears.
+    """
+    digest = hashlib.blake2b(cache_key.encode("utf-8", "surrogatepass"), digest_size=32)
     for name in inputs:
         try:
-            status = os.stat(name)  # noqa: PTH116 - quicker than by a Path, 200,000 times
+            status = os.stat(name)  # noqa: PTH116 - faster than Path, 200,000 times
             text = f"\n{name} {status.st_size} {status.st_mtime_ns}"
         except OSError:
             text = f"\n{name}"
-        found.update(text.encode("utf-8", "surrogatepass"))
-    return np.frombuffer(found.digest(), np.uint8)
+        digest.update(text.encode("utf-8", "surrogatepass"))
+    return np.frombuffer(digest.digest(), np.uint8)
 
 
-def _read(path: Path, question: str) -> Arrays | None:
+def _read(path: Path, cache_key: str) -> Arrays | None:
+    """Return the cached arrays, or None if there are none or they are outdated."""
     try:
         with np.load(path, allow_pickle=False) as file:
             inputs = file["inputs"].tobytes().decode("utf-8", "surrogatepass").split("\0")
-            if np.array_equal(file["state"], _state(question, inputs)):
-                return {name: file[name] for name in file.files if name not in ("inputs", "state")}
+            if np.array_equal(file["fingerprint"], _fingerprint(cache_key, inputs)):
+                names = set(file.files) - {"inputs", "fingerprint"}
+                return {name: file[name] for name in names}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass
     return None
 
 
-def _write(path: Path, question: str, arrays: Arrays, inputs: list[str]) -> None:
+def _write(path: Path, cache_key: str, arrays: Arrays, inputs: list[str]) -> None:
     names = np.frombuffer("\0".join(inputs).encode("utf-8", "surrogatepass"), np.uint8)
+    fingerprint = _fingerprint(cache_key, inputs)
     try:
-        # A name of its own: several processes may read the same data at the same time.
+        # A unique name, because several processes may scan the same dataset at once.
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
         try:
             with os.fdopen(handle, "wb") as file:
-                np.savez(file, **arrays, inputs=names, state=_state(question, inputs))
+                np.savez(file, **arrays, inputs=names, fingerprint=fingerprint)
             Path(temporary).replace(path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
     except OSError:
-        pass  # a folder that is not to be written, or a full disk: the next run scans again
+        pass  # a read-only directory or a full disk: the next run scans again

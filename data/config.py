@@ -1,13 +1,12 @@
-"""What a data.yaml says: where its splits come from, what its classes are called, here and in its sources."""
+"""The data.yaml: where each split's images and annotations are, and what the classes are called."""
 
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from data.shapes import make_shapes
-from utils.cli import MAX_IMGSZ
 from utils.errors import UserError
+from utils.letterbox import MAX_IMGSZ
 from utils.yamlfile import read_yaml
 
 SPLITS = ("train", "val", "test")
@@ -15,120 +14,129 @@ Names = dict[int, str] | list[str]
 
 
 class AnnotatedSource(BaseModel):
-    """A COCO json and the folder its `file_name`s are in, a folder of Pascal VOC xml and that of their pictures, or, without
-    `annotations`, pictures in the YOLO layout whose label files count classes by `names` of their own."""
+    """A source of images that is more than a path.
+
+    One of: a COCO json and the directory of its `file_name`s; a directory of Pascal VOC xml and the
+    directory of its images; or, without `annotations`, images in the YOLO layout whose label files
+    use class numbers of their own, named by `names`.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
     annotations: str | None = None
     images: str = "."
-    list: str | None = Field(
+    image_set: str | None = Field(
         None,
-        description="VOC: a text file with a picture's name (no suffix) a line; without it all are taken",
+        validation_alias=AliasChoices("image_set", "list"),
+        description="VOC: text file with one image name (no suffix) per line; all images if absent",
     )
     names: Names | None = Field(
-        None, description="YOLO layout: the classes that its label files number"
+        None, description="YOLO layout: names of the class numbers in its label files"
     )
 
     @property
-    def coco(self) -> bool:
-        """Whether it is COCO's."""
+    def is_coco(self) -> bool:
+        """Whether the annotations are a COCO json."""
         return self.annotations is not None and self.annotations.endswith(".json")
+
+    @property
+    def is_voc(self) -> bool:
+        """Whether the annotations are Pascal VOC xml."""
+        return self.annotations is not None and not self.is_coco
 
 
 Source = str | AnnotatedSource
 
 
 class DataConfig(BaseModel):
-    """What a data.yaml says. Keys of other tools (`nc`, `download`, ...) are ignored."""
+    """The content of a data.yaml. Keys of other tools (`nc`, `download`, ...) are ignored."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
     path: str = Field(
-        ".", description="folder that the other paths are relative to; itself relative to this file"
+        ".",
+        description="directory that the other paths are relative to; itself relative to the file",
     )
     train: Source | list[Source]
     val: Source | list[Source]
     test: Source | list[Source] | None = None
-    names: Names | None = Field(None, description="class names; COCO json brings its own")
+    names: Names | None = Field(None, description="class names; optional if all sources are COCO")
     remap: dict[str, str | None] = Field(
-        {}, description="what sources call a class: its name here, or null to leave it out"
+        {}, description="class name in a source -> class name here, or null to skip the class"
     )
     make: Literal["shapes"] | None = Field(
-        None, description="draw the built-in data set at `path` if it is not there"
+        None, description="draw the built-in dataset into `path` if it does not exist"
     )
-    imgsz: int = Field(
-        640,
-        ge=32,
-        le=MAX_IMGSZ,
-        description="--imgsz, if the command does not say; so for the next two",
-    )
-    epochs: int = Field(100, ge=1)
-    batch_size: int = Field(16, ge=1)
+    imgsz: int = Field(640, ge=32, le=MAX_IMGSZ, description="default of --imgsz for this dataset")
+    epochs: int = Field(100, ge=1, description="default of --epochs")
+    batch_size: int = Field(16, ge=1, description="default of --batch-size")
 
 
 def read_data_config(path: Path) -> DataConfig:
-    """The data.yaml at `path`, its `path` made absolute, its `names` a list, its `train`, `val` and `test` lists of sources.
+    """Read the data.yaml `path`.
 
-    A built-in data set that is not there yet is drawn. Raises UserError when it cannot be read or is wrong.
+    Returns the config with `path` absolute, `names` a list (None if every source is COCO and the
+    key is absent), and `train`, `val` and `test` lists of sources. Raises UserError if the file
+    cannot be read or is invalid.
     """
     config = read_yaml(path, DataConfig)
-    names = _names(config.names, path)
-    sources = {
-        split: _sources(getattr(config, split), path)
+    names = _names_list(config.names, path)
+    splits = {
+        split: _source_list(getattr(config, split), path)
         for split in SPLITS
         if getattr(config, split) is not None
     }
-    if names is None and (
-        config.remap
-        or any(isinstance(s, str) or not s.coco for listed in sources.values() for s in listed)
-    ):
+    all_sources = [source for sources in splits.values() for source in sources]
+    only_coco = all(isinstance(s, AnnotatedSource) and s.is_coco for s in all_sources)
+    if names is None and (config.remap or not only_coco):
         raise UserError(
-            f"{path}: key 'names' is missing; only COCO json brings its own class names"
+            f"{path}: key 'names' is missing (only COCO json comes with its own class names)"
         )
     for old, new in config.remap.items():
         if old in names:
             raise UserError(
-                f"{path}: remap: {old!r} is itself one of the names; allowed are what sources call other classes"
+                f"{path}: remap: {old!r} is one of the names (allowed: what sources call other "
+                "classes)"
             )
         if new is not None and new not in names:
             raise UserError(
-                f"{path}: remap: {old}: found {new!r}, allowed are null and the names {names}"
+                f"{path}: remap: {old}: found {new!r} (allowed: null and the names {names})"
             )
     root = (path.parent / config.path).resolve()
-    if config.make == "shapes" and make_shapes(root):
-        print(f"the built-in data set was drawn into {root}")
-    return config.model_copy(update={"path": str(root), "names": names, **sources})
+    return config.model_copy(update={"path": str(root), "names": names, **splits})
 
 
-def _names(names: Names | None, path: Path) -> list[str] | None:
-    """Class names as a list."""
+def _names_list(names: Names | None, path: Path) -> list[str] | None:
+    """Return class names as a list. Raises UserError for ids with a gap, no or duplicate names."""
     if isinstance(names, dict):
         if sorted(names) != list(range(len(names))):
             raise UserError(
-                f"{path}: names: found the ids {sorted(names)}, need 0 to {len(names) - 1} without a gap"
+                f"{path}: names: found the ids {sorted(names)} (need 0 to {len(names) - 1} "
+                "without a gap)"
             )
         names = [names[i] for i in range(len(names))]
-    if names is not None and not names:
-        raise UserError(f"{path}: names: found none, need at least one class")
-    if twice := [name for name in names or () if names.count(name) > 1]:
+    if names is None:
+        return None
+    if not names:
+        raise UserError(f"{path}: names: found none (need at least one class)")
+    if duplicates := [name for name in names if names.count(name) > 1]:
         raise UserError(
-            f"{path}: names: found {twice[0]!r} {names.count(twice[0])} times, need a name of its own for each class"
+            f"{path}: names: found {duplicates[0]!r} {names.count(duplicates[0])} times (class "
+            "names must be unique)"
         )
     return names
 
 
-def _sources(value: Source | list[Source], path: Path) -> list[Source]:
-    """A list of sources, those that name a .json file as COCO's, their names as lists."""
-    values = value if isinstance(value, list) else [value]
-    values = [
-        AnnotatedSource(annotations=v) if isinstance(v, str) and v.endswith(".json") else v
-        for v in values
-    ]
-    for source in values:
-        if isinstance(source, AnnotatedSource) and source.annotations and source.names:
-            raise UserError(
-                f"{path}: names of a source are for the YOLO layout; {source.annotations} has its own"
-            )
-    return [
-        v if isinstance(v, str) else v.model_copy(update={"names": _names(v.names, path)})
-        for v in values
-    ]
+def _source_list(value: Source | list[Source], path: Path) -> list[Source]:
+    """Return `value` as a list of sources: json paths as COCO sources, their `names` as lists."""
+    sources: list[Source] = []
+    for source in value if isinstance(value, list) else [value]:
+        if isinstance(source, str) and source.endswith(".json"):
+            source = AnnotatedSource(annotations=source)
+        if isinstance(source, AnnotatedSource):
+            if source.annotations and source.names:
+                raise UserError(
+                    f"{path}: names of a source are for the YOLO layout only "
+                    f"({source.annotations} has its own)"
+                )
+            source = source.model_copy(update={"names": _names_list(source.names, path)})
+        sources.append(source)
+    return sources

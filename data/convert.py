@@ -1,7 +1,7 @@
-"""Writes a data set in another format: `python -m data.convert voc|coco|yolo SRC.yaml DST`.
+"""Writes a dataset in another format: `python -m data.convert voc|coco|yolo SRC.yaml DST`.
 
-DST becomes a folder of its own, pictures included, with a data.yaml to train on. Boxes keep their place to a thousandth of a
-pixel.
+DST becomes a directory with copies of the images and a data.yaml to train on. Boxes are exact to
+a thousandth of a pixel.
 """
 
 import json
@@ -15,151 +15,150 @@ import numpy as np
 import yaml
 
 from data.config import read_data_config
-from data.formats import Annotations, read_all_splits, unique_stem
+from data.formats import Annotations, read_all_splits
+from data.images import unique_stem
+from data.shapes import make_builtin
 from utils.cli import Parser
 from utils.errors import UserError, run_cli
 
 Source = str | dict[str, str]
 
 
-def convert(kind: str, source: Path, target: Path) -> list[str]:
-    """Write the data set behind the data.yaml `source` into the folder `target` as `kind`; sentences on what was left out.
+def convert(format: str, source: Path, target: Path) -> list[str]:
+    """Write the dataset of the data.yaml `source` into the directory `target` as `format`.
 
-    Raises UserError where the source is wrong, or the target is there and not empty.
+    Returns messages about what was skipped. Raises UserError if the source is invalid, or the
+    target exists and is not empty.
     """
     config = read_data_config(source)
+    if make_builtin(config):
+        print(f"drew the built-in dataset into {config.path}")
     splits = read_all_splits(config)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target}: is there already; need a new folder, or an empty one")
-    said = [sentence for name, data in splits.items() for sentence in data.report(name)]
-    taken: set[str] = set()
-    described: dict[str, object] = {"path": "."}
-    for name, data in splits.items():
-        if kind != "coco" and data.crowd.any():
-            said.append(
-                f"{name}: {int(data.crowd.sum())} crowds left out, which {kind} does not know"
-            )
-        files = [unique_stem(file, taken) + Path(file).suffix for file in data.files.tolist()]
-        described[name] = WRITERS[kind](name, data, files, target)
-    described["names"] = list(splits["train"].names)
+        raise UserError(f"{target}: already exists (need a new or an empty directory)")
+    messages = [message for split, data in splits.items() for message in data.messages(split)]
+    used_stems: set[str] = set()
+    data_yaml: dict[str, object] = {"path": "."}
+    for split, data in splits.items():
+        if format != "coco" and data.crowd.any():
+            count = int(data.crowd.sum())
+            boxes = "crowd box" if count == 1 else "crowd boxes"
+            messages.append(f"{split}: skipped {count} {boxes}, which {format} does not support")
+        files = [unique_stem(file, used_stems) + Path(file).suffix for file in data.files.tolist()]
+        data_yaml[split] = WRITERS[format](split, data, files, target)
+    data_yaml["names"] = list(splits["train"].names)
     (target / "data.yaml").write_text(
-        yaml.safe_dump(described, sort_keys=False, allow_unicode=True), encoding="utf-8"
+        yaml.safe_dump(data_yaml, sort_keys=False, allow_unicode=True), encoding="utf-8"
     )
-    return said
+    return messages
 
 
-def _copy(data: Annotations, files: Sequence[str], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def _copy_images(data: Annotations, files: Sequence[str], directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
     for source, name in zip(data.files.tolist(), files, strict=True):
-        shutil.copyfile(source, folder / name)
+        shutil.copyfile(source, directory / name)
 
 
 def _boxes(data: Annotations, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of picture i: boxes (n, 4) xyxy in its pixels, labels (n,), and which are crowds (n,)."""
+    """Return image i's boxes (n, 4) xyxy in pixels, labels (n,) and which are crowds (n,)."""
     rows = slice(data.offsets[i], data.offsets[i + 1])
-    return (
-        data.boxes[rows].astype(float) * np.tile(data.sizes[i], 2),
-        data.labels[rows],
-        data.crowd[rows],
-    )
+    boxes = data.boxes[rows].astype(float) * np.tile(data.sizes[i], 2)
+    return boxes, data.labels[rows], data.crowd[rows]
 
 
 def _write_yolo(split: str, data: Annotations, files: Sequence[str], target: Path) -> Source:
-    _copy(data, files, target / "images" / split)
-    (target / "labels" / split).mkdir(parents=True)
+    _copy_images(data, files, target / "images" / split)
+    label_dir = target / "labels" / split
+    label_dir.mkdir(parents=True)
     for i, name in enumerate(files):
         boxes, labels, crowd = _boxes(data, i)
-        centers = (
-            np.concatenate((boxes[:, :2] + boxes[:, 2:], 2 * (boxes[:, 2:] - boxes[:, :2])), axis=1)
-            / 2
-        )
-        shares = np.clip(centers / np.tile(data.sizes[i], 2), 0, 1)
+        x1y1, x2y2 = boxes[:, :2], boxes[:, 2:]
+        cxcywh = np.concatenate((x1y1 + x2y2, 2 * (x2y2 - x1y1)), axis=1) / 2
+        fractions = np.clip(cxcywh / np.tile(data.sizes[i], 2), 0, 1)
         lines = [
-            f"{k} {' '.join(f'{v:.9f}' for v in row)}\n"
-            for k, row, c in zip(labels, shares, crowd, strict=True)
-            if not c
+            f"{label} {' '.join(f'{value:.9f}' for value in row)}\n"
+            for label, row in zip(labels[~crowd], fractions[~crowd], strict=True)
         ]
-        (target / "labels" / split / f"{Path(name).stem}.txt").write_text(
-            "".join(lines), encoding="utf-8"
-        )
+        path = label_dir / f"{Path(name).stem}.txt"
+        path.write_text("".join(lines), encoding="utf-8")
     return f"images/{split}"
 
 
 def _write_coco(split: str, data: Annotations, files: Sequence[str], target: Path) -> Source:
-    _copy(data, files, target / "images" / split)
-    content: dict[str, list[dict[str, object]]] = {
-        "images": [
-            {"id": i, "file_name": name, "width": int(w), "height": int(h)}
-            for i, (name, (w, h)) in enumerate(zip(files, data.sizes, strict=True))
-        ],
-        "categories": [{"id": k, "name": name} for k, name in enumerate(data.names)],
-        "annotations": [],
-    }
+    _copy_images(data, files, target / "images" / split)
+    annotations: list[dict[str, object]] = []
     for i in range(len(data)):
         for (x1, y1, x2, y2), label, crowd in zip(*_boxes(data, i), strict=True):
-            box = [round(float(v), 4) for v in (x1, y1, x2 - x1, y2 - y1)]
-            content["annotations"].append({
-                "id": len(content["annotations"]) + 1, "image_id": i, "category_id": int(label), "bbox": box,
-                "area": round(box[2] * box[3], 4), "iscrowd": int(crowd),
-            })  # fmt: skip
+            box = [round(float(value), 4) for value in (x1, y1, x2 - x1, y2 - y1)]
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": i,
+                    "category_id": int(label),
+                    "bbox": box,
+                    "area": round(box[2] * box[3], 4),
+                    "iscrowd": int(crowd),
+                }
+            )
+    content = {
+        "images": [
+            {"id": i, "file_name": name, "width": int(width), "height": int(height)}
+            for i, (name, (width, height)) in enumerate(zip(files, data.sizes, strict=True))
+        ],
+        "categories": [{"id": label, "name": name} for label, name in enumerate(data.names)],
+        "annotations": annotations,
+    }
     (target / "annotations").mkdir(exist_ok=True)
     (target / "annotations" / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
     return {"annotations": f"annotations/{split}.json", "images": f"images/{split}"}
 
 
 def _write_voc(split: str, data: Annotations, files: Sequence[str], target: Path) -> Source:
-    _copy(data, files, target / "JPEGImages")
-    for folder in ("Annotations", "ImageSets/Main"):
-        (target / folder).mkdir(parents=True, exist_ok=True)
+    _copy_images(data, files, target / "JPEGImages")
+    for directory in ("Annotations", "ImageSets/Main"):
+        (target / directory).mkdir(parents=True, exist_ok=True)
     for i, name in enumerate(files):
         root = ElementTree.Element("annotation")
         ElementTree.SubElement(root, "filename").text = name
         size = ElementTree.SubElement(root, "size")
         for key, value in zip(("width", "height", "depth"), (*data.sizes[i], 3), strict=True):
             ElementTree.SubElement(size, key).text = str(value)
-        for (x1, y1, x2, y2), label, crowd in zip(*_boxes(data, i), strict=True):
-            if crowd:
-                continue
-            thing = ElementTree.SubElement(root, "object")
-            ElementTree.SubElement(thing, "name").text = data.names[label]
-            box = ElementTree.SubElement(thing, "bndbox")
+        boxes, labels, crowd = _boxes(data, i)
+        for (x1, y1, x2, y2), label in zip(boxes[~crowd], labels[~crowd], strict=True):
+            obj = ElementTree.SubElement(root, "object")
+            ElementTree.SubElement(obj, "name").text = data.names[label]
+            bndbox = ElementTree.SubElement(obj, "bndbox")
             # VOC counts pixels from 1, and the last one belongs to the box.
-            for key, value in zip(
-                ("xmin", "ymin", "xmax", "ymax"), (x1 + 1, y1 + 1, x2, y2), strict=True
-            ):
-                ElementTree.SubElement(box, key).text = f"{value:.4f}".rstrip("0").rstrip(".")
+            corners = {"xmin": x1 + 1, "ymin": y1 + 1, "xmax": x2, "ymax": y2}
+            for key, value in corners.items():
+                ElementTree.SubElement(bndbox, key).text = f"{value:.4f}".rstrip("0").rstrip(".")
         ElementTree.indent(root)
-        ElementTree.ElementTree(root).write(
-            target / "Annotations" / f"{Path(name).stem}.xml", encoding="utf-8"
-        )
+        path = target / "Annotations" / f"{Path(name).stem}.xml"
+        ElementTree.ElementTree(root).write(path, encoding="utf-8")
+    image_set = f"ImageSets/Main/{split}.txt"
     stems = "".join(f"{Path(name).stem}\n" for name in files)
-    (target / "ImageSets" / "Main" / f"{split}.txt").write_text(stems, encoding="utf-8")
-    return {
-        "annotations": "Annotations",
-        "images": "JPEGImages",
-        "list": f"ImageSets/Main/{split}.txt",
-    }
+    (target / image_set).write_text(stems, encoding="utf-8")
+    return {"annotations": "Annotations", "images": "JPEGImages", "image_set": image_set}
 
 
-WRITERS: dict[str, Callable[[str, Annotations, Sequence[str], Path], Source]] = {
-    "voc": _write_voc, "coco": _write_coco, "yolo": _write_yolo,
-}  # fmt: skip
+Writer = Callable[[str, Annotations, Sequence[str], Path], Source]
+WRITERS: dict[str, Writer] = {"voc": _write_voc, "coco": _write_coco, "yolo": _write_yolo}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit status is that of `exit_status`."""
+    """Run the command; return the exit status of `run_cli`."""
 
-    def work() -> None:
-        p = Parser(prog="python -m data.convert", description="Write a data set in another format.")
-        p.add_argument("kind", choices=WRITERS, help="the format to write")
-        p.add_argument("source", type=Path, help="the data.yaml of the data set")
-        p.add_argument("target", type=Path, help="a folder that is not there, or empty")
+    def main_fn() -> None:
+        p = Parser(prog="python -m data.convert", description="Write a dataset in another format.")
+        p.add_argument("format", choices=WRITERS, help="format to write")
+        p.add_argument("source", type=Path, help="data.yaml of the dataset")
+        p.add_argument("target", type=Path, help="new or empty directory")
         args = p.parse_args(argv)
-        for sentence in convert(args.kind, args.source, args.target):
-            print(sentence, file=sys.stderr)
+        for message in convert(args.format, args.source, args.target):
+            print(message, file=sys.stderr)
         print(f"written to {args.target}; train on it with --data {args.target / 'data.yaml'}")
 
-    return run_cli("data.convert", work)
+    return run_cli("data.convert", main_fn)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""Samples out of annotations: `TrainSet` augments, `ValSet` letterboxes. What each gives depends on its key alone."""
+"""Augmented samples for training, letterboxed images for validation, and batches of both.
+
+What a dataset returns depends on the key alone, not on the worker that asks or on what was asked
+before.
+"""
 
 from collections.abc import Sequence
 
@@ -8,43 +12,43 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data import augment
+from data.augment import Sample
 from data.formats import Annotations
 from data.images import ImageStore
 from data.sampler import SampleKey, sample_rng
 from utils.distributed import DistributedContext
 from utils.hyp import Hyp
+from utils.letterbox import letterbox_size, round_up
 
 Target = dict[str, Tensor]
-MEMORY = (
-    1_000_000_000  # bytes of decoded training pictures that a process keeps, its loaders together
-)
+IMAGE_CACHE_BYTES = 1_000_000_000  # decoded training images in a process and its workers together
 
 
-class _Samples(Dataset):
-    def __init__(self, annotations: Annotations, memory: int, cache: str | None) -> None:
+class _AnnotatedImages(Dataset):
+    def __init__(self, annotations: Annotations, cache_bytes: int, cache: str | None) -> None:
         self.annotations = annotations
-        self.images = ImageStore(annotations.files, memory, beside=cache == "disk")
+        self.images = ImageStore(annotations.files, cache_bytes, on_disk=cache == "disk")
 
     def __len__(self) -> int:
         return len(self.annotations)
 
-    def _labelled(self, index: int) -> tuple[augment.Sample, np.ndarray]:
-        """Picture `index` with its boxes in its own pixels and its labels, and which of them stand for a crowd."""
-        a = self.annotations
+    def _load(self, index: int) -> tuple[Sample, np.ndarray]:
+        """Return an image with its boxes, and which of the boxes are crowds: (n,) bool."""
+        annotations = self.annotations
         image = self.images[index]
-        rows = slice(a.offsets[index], a.offsets[index + 1])
+        rows = slice(annotations.offsets[index], annotations.offsets[index + 1])
         height, width = image.shape[-2:]
-        return (image, a.boxes[rows] * np.float32([width, height] * 2), a.labels[rows]), a.crowd[
-            rows
-        ]
+        boxes = annotations.boxes[rows] * np.float32([width, height] * 2)
+        return Sample(image, boxes, annotations.labels[rows]), annotations.crowd[rows]
 
 
-class TrainSet(_Samples):
-    """Augmented samples (3, side, side) uint8; asked with a key of `EpochBatchSampler`, or with a batch of them.
+class TrainSet(_AnnotatedImages):
+    """Augmented samples (3, imgsz, imgsz) uint8 by key, or lists of keys, of `EpochBatchSampler`.
 
-    A target has `boxes` (n, 4), `labels` (n,) and `color` (3, 3), the matrix for `augment.recolored`. From epoch `mosaic_until`
-    on, pictures come one at a time. Of decoded pictures the first `MEMORY` bytes are kept; `cache` is None, or says that all are
-    to be: in `ram` or on `disk`, beside them.
+    A target has `boxes` (n, 4) xyxy in pixels, `labels` (n,) and `color` (3, 3), the matrix for
+    `augment.apply_color_matrix`. From epoch `mosaic_until` on there are no mosaics. `cache` is
+    "ram" or "disk" to keep all decoded images there, or None to keep the first
+    `IMAGE_CACHE_BYTES` of them in memory.
     """
 
     def __init__(
@@ -55,51 +59,52 @@ class TrainSet(_Samples):
         mosaic_until: int,
         cache: str | None = None,
     ) -> None:
-        super().__init__(annotations, MEMORY, cache)
+        super().__init__(annotations, IMAGE_CACHE_BYTES, cache)
         self.hyp, self.seed, self.mosaic_until = hyp, seed, mosaic_until
 
     def __getitem__(self, key: SampleKey) -> tuple[Tensor, Target]:
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> list[tuple[Tensor, Target]]:
-        """The samples of a batch. What several of them are made of is decoded once."""
-        rngs = [sample_rng(self.seed, epoch, place) for epoch, place, *_ in keys]
-        made_of = [
-            indices if epoch < self.mosaic_until and rng.random() < self.hyp.mosaic else indices[:1]
-            for (epoch, _, indices, _), rng in zip(keys, rngs, strict=True)
+        """Return the samples of a batch. An image that several samples use is decoded once."""
+        rngs = [sample_rng(self.seed, key.epoch, key.position) for key in keys]
+        source_indices = [
+            key.indices if self._is_mosaic(key, rng) else key.indices[:1]
+            for key, rng in zip(keys, rngs, strict=True)
         ]
-        wanted = sorted({index for indices in made_of for index in indices})
-        pictures = {index: self._trainable(index) for index in wanted}
+        unique = sorted({index for indices in source_indices for index in indices})
+        sources = {index: self._load_without_crowds(index) for index in unique}
         return [
-            self._sample([pictures[index] for index in indices], side, rng)
-            for indices, rng, (*_, side) in zip(made_of, rngs, keys, strict=True)
+            self._augment([sources[index] for index in indices], key.imgsz, rng)
+            for indices, rng, key in zip(source_indices, rngs, keys, strict=True)
         ]
 
-    def _sample(
-        self, tiles: list[augment.Sample], side: int, rng: np.random.Generator
+    def _is_mosaic(self, key: SampleKey, rng: np.random.Generator) -> bool:
+        return key.epoch < self.mosaic_until and rng.random() < self.hyp.mosaic
+
+    def _augment(
+        self, sources: list[Sample], imgsz: int, rng: np.random.Generator
     ) -> tuple[Tensor, Target]:
-        many = len(tiles) > 1
-        sample = (
-            augment.mosaic(tiles, side, self.hyp, rng)
-            if many
-            else augment.random_scale_translate(tiles[0], side, self.hyp, rng)
-        )
+        if len(sources) > 1:
+            sample = augment.mosaic(sources, imgsz, self.hyp, rng)
+        else:
+            sample = augment.random_scale_translate(sources[0], imgsz, self.hyp, rng)
         image, boxes, labels = augment.flip(sample, self.hyp, rng)
         arrays = {"boxes": boxes, "labels": labels, "color": augment.color_matrix(self.hyp, rng)}
         return image, {name: torch.from_numpy(array) for name, array in arrays.items()}
 
-    def _trainable(self, index: int) -> augment.Sample:
-        """Picture `index`, its boxes and labels but for crowds."""
-        (image, boxes, labels), crowd = self._labelled(index)
-        return image, boxes[~crowd], labels[~crowd]
+    def _load_without_crowds(self, index: int) -> Sample:
+        (image, boxes, labels), crowd = self._load(index)
+        return Sample(image, boxes[~crowd], labels[~crowd])
 
 
-class ValSet(_Samples):
-    """Letterboxed pictures: the longer side `imgsz`, the rest grey; asked with an index.
+class ValSet(_AnnotatedImages):
+    """Letterboxed images by index: the longer side is `imgsz` pixels, the rest gray.
 
-    Every picture of a split comes in one `shape`, the smallest with sides divisible by `stride` that holds them all, so that a
-    prediction does not depend on what else is in the batch. A target also has `image_id` and `scale` (2,): x and y pixels of the
-    sample for each of the picture's own.
+    All images of a split have the same `shape`, the smallest that holds each of them and is
+    divisible by `stride`, so that predictions do not depend on the other images of a batch. A
+    target has `boxes`, `labels`, `image_id` and `scale` (2,): x and y pixels of the sample per
+    pixel of the original image.
     """
 
     def __init__(
@@ -109,20 +114,18 @@ class ValSet(_Samples):
         self.imgsz = imgsz
         sizes = annotations.sizes
         longest = np.ceil(sizes * (imgsz / sizes.max(1, keepdims=True))).max(0)
-        width, height = (int(-(-side // stride) * stride) for side in longest)
+        width, height = (round_up(int(length), stride) for length in longest)
         self.shape = height, width
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
-        (image, boxes, labels), _ = self._labelled(index)
+        (image, boxes, labels), _ = self._load(index)
         height, width = image.shape[-2:]
-        ratio = self.imgsz / max(height, width)
-        size = [
-            min(self.shape[0], max(1, round(height * ratio))),
-            min(self.shape[1], max(1, round(width * ratio))),
-        ]
-        scale = np.float32([size[1] / width, size[0] / height])
+        # Not above `shape`, even if the file is another one now than when it was scanned.
+        fitted = letterbox_size(height, width, self.imgsz)
+        new_height, new_width = map(min, fitted, self.shape)
+        scale = np.float32([new_width / width, new_height / height])
         sample = augment.Canvas(*self.shape).image
-        sample[:, : size[0], : size[1]] = augment.resize(image, *size)
+        sample[:, :new_height, :new_width] = augment.resize(image, new_height, new_width)
         target = {
             "boxes": boxes * np.tile(scale, 2),
             "labels": labels,
@@ -133,36 +136,42 @@ class ValSet(_Samples):
 
 
 class Targets(list[Target]):
-    """A batch's targets, which travel from a loader's process in one piece: a tensor each would have a file each."""
+    """The targets of a batch, which a worker sends as one object.
+
+    Tensors would be sent as a shared-memory file each.
+    """
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _unpacked, (
-            [{name: tensor.numpy() for name, tensor in target.items()} for target in self],
-        )
+        arrays = [{name: tensor.numpy() for name, tensor in target.items()} for target in self]
+        return _unpickle_targets, (arrays,)
 
 
-def _unpacked(targets: list[dict[str, np.ndarray]]) -> Targets:
+def _unpickle_targets(targets: list[dict[str, np.ndarray]]) -> Targets:
     return Targets(
         {name: torch.from_numpy(array) for name, array in target.items()} for target in targets
     )
 
 
 def collate(samples: list[tuple[Tensor, Target]]) -> tuple[Tensor, Targets]:
-    """Samples of one size as a batch: pictures (B, 3, h, w) uint8, channels-last, and their targets."""
+    """Batch samples of one size: images (B, 3, h, w) uint8, channels-last, and their targets."""
     images, targets = zip(*samples, strict=True)
-    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2), Targets(
-        targets
-    )
+    batch = torch.stack([image.permute(1, 2, 0) for image in images])
+    return batch.permute(0, 3, 1, 2), Targets(targets)
 
 
-def preload_images(sets: Sequence[_Samples], cache: str | None, processes: DistributedContext) -> None:
-    """For the `cache` "ram" or "disk", decode the pictures of all `sets` now, as `Pictures.preload_images` does; for None nothing."""
+def preload_images(
+    datasets: Sequence[_AnnotatedImages], cache: str | None, context: DistributedContext
+) -> None:
+    """Decode all images of the datasets now, if `cache` is "ram" or "disk".
+
+    Raises UserError as `ImageStore.preload` does.
+    """
 
     def load() -> None:
-        for samples in sets:
-            samples.images.preload(samples.annotations.sizes, processes.local_world_size)
+        for dataset in datasets:
+            dataset.images.preload(dataset.annotations.sizes, context.local_world_size)
 
     if cache == "disk":
-        processes.on_main(load)  # the others find them there
+        context.on_main(load)  # the other processes read the files
     elif cache == "ram":
         load()

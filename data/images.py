@@ -1,5 +1,6 @@
-"""Pictures out of their files, and their sizes out of the headers; decoded ones are kept in memory, or as arrays beside them."""
+"""Image files: lists of them, their sizes, and decoded images, kept in memory or on disk."""
 
+import glob
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin  # noqa: F401 - two register formats
+from PIL import (  # noqa: F401 - the plugins register formats
+    Image,
+    ImageOps,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 from torch import Tensor
 from torch.utils.data import get_worker_info
 from torchvision.io import ImageReadMode, decode_image
@@ -19,150 +26,187 @@ from utils.atomic import atomic_write
 from utils.device import available_memory
 from utils.errors import DISK_ERRORS, UserError
 
-FORMATS = (
-    "JPEG",
-    "PNG",
-    "WEBP",
-    "GIF",
-    "BMP",
-    "TIFF",
-)  # of all that Pillow knows: it would have PostScript interpreted
-ENDS = {
-    "JPEG": b"\xff\xd9",
-    "MPO": b"\xff\xd9",
-    "PNG": b"IEND",
-}  # what stands at the end of a whole file
-ORIENTATION, QUARTER_TURNS = (
-    0x0112,
-    (5, 6, 7, 8),
-)  # EXIF: the tag, and its values that swap width and height
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+# Not all that Pillow knows: for an EPS file it would start Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# Bytes at the end of a complete file, of the formats that have such a mark.
+END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
+ORIENTATION_TAG = 0x0112  # of EXIF
+SWAPPED_ORIENTATIONS = (5, 6, 7, 8)  # values that swap width and height
+
+
+def list_images(path: Path) -> list[str] | None:
+    """List the image files that `path` names: a directory, a .txt list, an image, or a glob.
+
+    A directory is searched recursively; a list has one path per line, relative to the list.
+    Returns sorted files, those of a list in its order, or None if `path` is none of these.
+    """
+    if path.is_dir():
+        return sorted(
+            os.path.join(directory, name)  # noqa: PTH118 - a Path is slow, for 100,000 names
+            for directory, _, names in os.walk(path)
+            for name in names
+            if _is_image(name)
+        )
+    if path.is_file() and path.suffix == ".txt":
+        lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+        return [str(path.parent / line) for line in lines if line]
+    if path.is_file() and _is_image(path.name):
+        return [str(path)]
+    if any(char in str(path) for char in "*?["):
+        files = glob.glob(str(path), recursive=True)  # noqa: PTH207 - the pattern may be absolute
+        return sorted(filter(_is_image, files))
+    return None
+
+
+def _is_image(name: str) -> bool:
+    suffix = os.path.splitext(name)[1]  # noqa: PTH122 - a Path is slow, for 100,000 names
+    return suffix.lower() in IMAGE_SUFFIXES
+
+
+def unique_stem(file: str, used_stems: set[str]) -> str:
+    """Return the name of `file` without directory and suffix, made unique, and add it to the set.
+
+    If it is in `used_stems` it gets a number: image, image_2, image_3.
+    """
+    stem = unique = Path(file).stem
+    number = 1
+    while unique in used_stems:
+        number += 1
+        unique = f"{stem}_{number}"
+    used_stems.add(unique)
+    return unique
 
 
 def image_size(file: str) -> tuple[int, int] | str:
-    """Width and height as shown, read from the header, or a sentence about what is wrong with the file.
+    """Return width and height, with the EXIF rotation applied, or a message if the file is invalid.
 
-    A small file whose picture no memory holds is told by its header, without decoding it. Whether a JPEG or PNG is whole
-    is told by the mark at its end; one without, to which a phone may have added a film, and other formats are decoded.
+    Only the header and the end of the file are read: an image too large for any memory is
+    recognized without decoding it. Files without an end marker are decoded to see whether they
+    are complete: other formats, and those to which a phone has appended a video.
     """
     try:
         with Path(file).open("rb") as raw, Image.open(raw, formats=FORMATS) as image:
             width, height = image.size
-            # Not by getexif: a PNG's EXIF may lie behind its pixels, which that would decode.
+            # Not image.getexif(): it decodes a PNG whose EXIF block is behind the pixels.
             exif = Image.Exif()
             exif.load(image.info.get("exif", b""))
-            turned = exif.get(ORIENTATION) in QUARTER_TURNS
+            swapped = exif.get(ORIENTATION_TAG) in SWAPPED_ORIENTATIONS
             raw.seek(max(0, os.fstat(raw.fileno()).st_size - 4096))
-            if image.format not in ENDS or ENDS[image.format] not in raw.read():
+            if image.format not in END_MARKERS or END_MARKERS[image.format] not in raw.read():
                 image.load()
     except UnidentifiedImageError:
-        return f"{file}: is no picture that can be read; left out"
+        return f"{file}: not an image in a supported format; skipped"
     except Image.DecompressionBombError:
-        return f"{file}: is too large to decode; left out"
-    except Exception as error:  # damaged bytes make a decoder fail in whatever way they happen to
-        what = (
-            getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        )
-        return f"{file}: cannot be read: {what}; left out"
-    return (height, width) if turned else (width, height)
+        return f"{file}: too large to decode; skipped"
+    except Exception as error:  # corrupted bytes raise exceptions of any type in a decoder
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        return f"{file}: cannot be read: {reason or type(error).__name__}; skipped"
+    return (height, width) if swapped else (width, height)
 
 
 def read_image(path: str) -> Tensor:
-    """The picture as shown: (3, h, w) uint8 RGB, EXIF rotation applied, alpha dropped, the first frame of several.
+    """Decode an image to (3, h, w) uint8 RGB.
 
-    Raises UserError when it cannot be decoded.
+    The EXIF rotation is applied, alpha dropped, and of an animation the first frame taken. Raises
+    UserError if the file cannot be decoded.
     """
     try:
-        return _decoded(path)
+        return _decode(path)
     except MemoryError:
         raise
-    except Exception as error:  # damaged bytes make a decoder fail in whatever way they happen to
-        raise UserError(
-            f"{path}: cannot be decoded: {str(error) or type(error).__name__}"
-        ) from None
+    except Exception as error:  # corrupted bytes raise exceptions of any type in a decoder
+        reason = str(error) or type(error).__name__
+        raise UserError(f"{path}: cannot be decoded: {reason}") from None
 
 
-def _decoded(path: str) -> Tensor:
-    """torchvision is quick at JPEGs. Of the other formats, which Pillow decodes, damaged bytes can end its process."""
+def _decode(path: str) -> Tensor:
+    """Decode JPEGs with torchvision, which is faster, and all other formats with Pillow.
+
+    On corrupted files of other formats torchvision's decoders can crash the process.
+    """
     with Path(path).open("rb") as file:
         if file.read(2) == b"\xff\xd8":
-            with suppress(RuntimeError):  # a colour space that torchvision does not decode
+            with suppress(RuntimeError):  # a color space that torchvision does not support
                 return decode_image(path, ImageReadMode.RGB, apply_exif_orientation=True)
         file.seek(0)
-        with Image.open(file, formats=FORMATS) as picture:
-            image = ImageOps.exif_transpose(picture) if "exif" in picture.info else picture
+        with Image.open(file, formats=FORMATS) as original:
+            image = ImageOps.exif_transpose(original) if "exif" in original.info else original
             if image.mode.startswith("I;16"):
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             return F.pil_to_tensor(image.convert("RGB"))
 
 
 class ImageStore:
-    """The decoded pictures `files`, each (3, h, w) uint8, by their place in it.
+    """Decoded images by index in `files`, each (3, h, w) uint8.
 
-    The first to be asked for stay in memory, up to `memory` bytes in all loaders together. With `beside` each is also kept as
-    `NAME.npy` beside its file, which is taken as long as the picture has the time it had, and costs the disk h * w * 3 bytes.
+    The first images to be read stay in memory, up to `cache_bytes` in all DataLoader workers
+    together. With `on_disk`, images are also saved as `FILE.npy` next to their files (h * w * 3
+    bytes each), valid as long as the image file's modification time does not change.
     """
 
-    def __init__(self, files: Sequence[str], memory: int = 0, beside: bool = False) -> None:
-        self.files, self.memory, self.beside = files, memory, beside
-        self._kept: dict[int, Tensor] = {}
-        self._held = 0  # bytes of them
+    def __init__(self, files: Sequence[str], cache_bytes: int = 0, on_disk: bool = False) -> None:
+        self.files = files
+        self.cache_bytes = cache_bytes
+        self.on_disk = on_disk
+        self._cache: dict[int, Tensor] = {}
+        self._cached_bytes = 0
 
     def __getitem__(self, index: int) -> Tensor:
-        """Picture `index`. Raises UserError when it cannot be decoded."""
-        if index in self._kept:
-            return self._kept[index]
+        """Return image `index`. Raises UserError if it cannot be decoded."""
+        if index in self._cache:
+            return self._cache[index]
         file = str(self.files[index])
-        image = self._from_beside(file) if self.beside else read_image(file)
-        worker = (
-            get_worker_info()
-        )  # asked each time: a loader begins with what its trainer had kept
-        if self._held + image.nbytes <= self.memory // (worker.num_workers if worker else 1):
-            self._held += image.nbytes
-            self._kept[index] = image
+        image = self._load_npy(file) if self.on_disk else read_image(file)
+        # Asked every time, because a worker starts with a copy of the main process's store.
+        worker = get_worker_info()
+        limit = self.cache_bytes // (worker.num_workers if worker else 1)
+        if self._cached_bytes + image.nbytes <= limit:
+            self._cached_bytes += image.nbytes
+            self._cache[index] = image
         return image
 
-    def preload(self, sizes: np.ndarray, processes: int = 1) -> None:
-        """Decode every picture now, so that loaders, which begin later, share them; `sizes` (n, 2) holds their width and height.
+    def preload(self, sizes: np.ndarray, num_processes: int = 1) -> None:
+        """Decode every image now, into memory that DataLoader workers share, or onto the disk.
 
-        With `beside` they go to the disk only. Raises UserError when this machine has no room for what each of its `processes`
-        keeps, when one cannot be written, or cannot be decoded.
+        `sizes` (n, 2) are the images' widths and heights. Raises UserError if this machine does
+        not have the memory for `num_processes` stores, or an image cannot be decoded or written.
         """
-        if not self.beside:
-            self.memory = int(sizes.astype(np.int64).prod(1).sum()) * 3
-            free = available_memory()
-            if self.memory * processes > free:
-                needed = f"takes {self.memory * processes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
-                raise UserError(f"--cache ram: {needed}; --cache disk needs no memory")
+        if not self.on_disk:
+            self.cache_bytes = int(sizes.astype(np.int64).prod(1).sum()) * 3
+            required, available = self.cache_bytes * num_processes, available_memory()
+            if required > available:
+                raise UserError(
+                    f"--cache ram: needs {required / 1e9:.1f} GB of memory, and "
+                    f"{available / 1e9:.1f} GB are available (use --cache disk)"
+                )
+        load = self._write_npy if self.on_disk else self.__getitem__
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            work = pool.map(
-                self._to_beside if self.beside else self._to_memory, range(len(self.files))
-            )
+            results = pool.map(load, range(len(self.files)))
             for _ in tqdm(
-                work, "decoding", len(self.files), unit="picture", leave=False, disable=None
+                results, "decoding", len(self.files), unit="image", leave=False, disable=None
             ):
                 pass
 
-    def _to_memory(self, index: int) -> None:
-        self[index]
+    def _write_npy(self, index: int) -> None:
+        self._load_npy(str(self.files[index]), require_write=True)
 
-    def _to_beside(self, index: int) -> None:
-        self._from_beside(str(self.files[index]), must_be_kept=True)
-
-    def _from_beside(self, file: str, must_be_kept: bool = False) -> Tensor:
+    def _load_npy(self, file: str, require_write: bool = False) -> Tensor:
+        """Return an image from its .npy file, which is written first if missing or outdated."""
         path = Path(f"{file}.npy")
         try:
-            time = os.stat(file).st_mtime_ns  # noqa: PTH116 - as quick as it gets
-            if path.stat().st_mtime_ns == time:
+            mtime = os.stat(file).st_mtime_ns  # noqa: PTH116 - faster than Path
+            if path.stat().st_mtime_ns == mtime:
                 return torch.from_numpy(np.load(path, allow_pickle=False)).permute(2, 0, 1)
         except (OSError, ValueError, EOFError, RuntimeError, TypeError):
-            pass  # it is not there, or is no array: the picture itself says what is wrong, if something is
+            pass  # missing or corrupted; if the image is, too, decoding it says what is wrong
         image = read_image(file)
         try:
             with atomic_write(path) as output:
                 np.save(output, image.permute(1, 2, 0).contiguous().numpy())
-            os.utime(path, ns=(time, time))
+            os.utime(path, ns=(mtime, mtime))
         except OSError as error:
-            if must_be_kept and error.errno in DISK_ERRORS:
+            if require_write and error.errno in DISK_ERRORS:
                 raise UserError(
                     f"--cache disk: {path}: cannot be written: {error.strerror}"
                 ) from None

@@ -1,89 +1,100 @@
-"""The order of the samples: a function of (seed, epoch) alone, which can be entered at any batch."""
+"""The order of training samples: a function of (seed, epoch) that can be entered at any batch."""
 
+import math
 from collections.abc import Iterator
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from utils.errors import UserError
 
-SampleKey = tuple[
-    int, int, tuple[int, ...], int
-]  # epoch, place in it, indices of the picture there and at the next 3 places, side
-MOSAIC_SIZE = 4  # pictures of a mosaic
+MOSAIC_SIZE = 4  # images in a mosaic
+
+
+class SampleKey(NamedTuple):
+    """What a training sample depends on, besides the seed and the hyperparameters."""
+
+    epoch: int
+    position: int  # of the sample in the epoch's order
+    indices: tuple[int, ...]  # of the image there and of those at the next positions
+    imgsz: int  # height and width of the sample, pixels
 
 
 class EpochBatchSampler(Sampler[list[SampleKey]]):
-    """Batches of keys for one epoch, every picture once, in the order that (seed, epoch) gives.
+    """Yields the batches of one epoch: every image once, in an order set by (seed, epoch).
 
-    There are ceil(samples / batch_size) batches in an epoch, as even as can be (sizes differ by at most one), so that the last
-    one is never a handful whose gradient would count as much as a full one's; `sizes` holds the samples of each. Set `epoch`, and
-    `start` to begin at a later batch, before iterating.
+    An epoch has ceil(num_samples / batch_size) batches whose sizes, `batch_sizes`, differ by at
+    most one, so that the gradient of a small last batch does not count as much as a full one's.
+    Batch i has the positions bounds[i] to bounds[i + 1]. Set `epoch`, and `start_batch` to begin
+    in the middle of it, before iterating.
 
-    `imgsz` is the side of the samples in pixels, from the lowest to the highest in steps of 32, a batch has one of them.
+    `imgsz` is the smallest and largest sample size in pixels, multiples of `stride`; each batch
+    gets one of the multiples in between.
 
-    With several `processes` each takes its share of every batch: those of all ranks together are what one process has. Raises
-    UserError when a batch would be too small for everyone to have one.
+    With several processes, each gets its fraction of every batch; together they are the batches
+    of a single process. Raises UserError if a batch is too small to be divided.
     """
 
     def __init__(
         self,
-        samples: int,
+        num_samples: int,
         batch_size: int,
         imgsz: tuple[int, int],
         seed: int,
         rank: int = 0,
-        processes: int = 1,
+        world_size: int = 1,
+        stride: int = 32,
     ) -> None:
-        self.samples, self.batch_size, self.imgsz, self.seed = samples, batch_size, imgsz, seed
-        self.rank, self.processes = rank, processes
+        self.num_samples, self.batch_size = num_samples, batch_size
+        self.imgsz, self.stride, self.seed = imgsz, stride, seed
+        self.rank, self.world_size = rank, world_size
         self.epoch = 0
-        self.start = 0
-        self.bounds = np.linspace(0, samples, len(self) + 1).round().astype(int)
-        self.sizes: list[int] = np.diff(self.bounds).tolist()
-        if min(self.sizes) < processes:
+        self.start_batch = 0
+        self.bounds = np.linspace(0, num_samples, len(self) + 1).round().astype(int)
+        self.batch_sizes: list[int] = np.diff(self.bounds).tolist()
+        if min(self.batch_sizes) < world_size:
             raise UserError(
-                f"--batch-size {batch_size}: gives a batch of {min(self.sizes)}, fewer than the {processes} processes"
+                f"--batch-size {batch_size}: the smallest batch has {min(self.batch_sizes)} of the "
+                f"{num_samples} images (need one for each of the {world_size} processes)"
             )
 
     def __len__(self) -> int:
-        return -(-self.samples // self.batch_size)
+        return math.ceil(self.num_samples / self.batch_size)
 
-    def images(self, first: int, last: int) -> list[int]:
-        """The pictures that batches `first` to `last` of this epoch are made of, as all processes together see them, sorted."""
-        every = EpochBatchSampler(self.samples, self.batch_size, self.imgsz, self.seed)
-        every.epoch, every.start = self.epoch, first
-        return sorted(
-            {
-                index
-                for batch in islice(every, last + 1 - first)
-                for _, _, indices, _ in batch
-                for index in indices
-            }
-        )
+    def source_images(self, first_batch: int, last_batch: int) -> list[int]:
+        """Return the sorted indices of the images that these batches of the epoch may use.
+
+        The batches `first_batch` to `last_batch`, inclusive, of all processes together.
+        """
+        batches = EpochBatchSampler(self.num_samples, self.batch_size, self.imgsz, self.seed)
+        batches.epoch, batches.start_batch = self.epoch, first_batch
+        keys = (key for batch in islice(batches, last_batch + 1 - first_batch) for key in batch)
+        return sorted({index for key in keys for index in key.indices})
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        # 0 in third place is the order's own random stream, with a fourth number that of a batch's side; the samples' begin at 1
-        # (see `sample_rng`).
-        order = np.random.default_rng((self.seed, self.epoch, 0)).permutation(self.samples)
-        # A mosaic is made of neighbours in this order: each picture is in as many, and a batch decodes little more than its own.
-        tiles = np.stack([np.roll(order, -i) for i in range(MOSAIC_SIZE)], axis=1).tolist()
-        low, high = self.imgsz
-        for i in range(self.start, len(self)):
-            first, size = self.bounds[i], self.sizes[i]
-            side = 32 * int(
-                np.random.default_rng((self.seed, self.epoch, 0, i + 1)).integers(
-                    low // 32, high // 32 + 1
-                )
+        # Random streams: (seed, epoch, 0) is the order's, (seed, epoch, 0, i + 1) the image size's
+        # of batch i, and (seed, epoch, position + 1) a sample's (`sample_rng`).
+        order = np.random.default_rng((self.seed, self.epoch, 0)).permutation(self.num_samples)
+        # A mosaic takes the next images in this order: every image is in equally many mosaics,
+        # and a batch decodes few images besides its own.
+        indices = np.stack([np.roll(order, -i) for i in range(MOSAIC_SIZE)], axis=1).tolist()
+        for batch in range(self.start_batch, len(self)):
+            first, size = self.bounds[batch], self.batch_sizes[batch]
+            positions = range(
+                first + size * self.rank // self.world_size,
+                first + size * (self.rank + 1) // self.world_size,
             )
-            share = range(
-                first + size * self.rank // self.processes,
-                first + size * (self.rank + 1) // self.processes,
-            )
-            yield [(self.epoch, place, tuple(tiles[place]), side) for place in share]
+            imgsz = self._batch_imgsz(batch)
+            yield [SampleKey(self.epoch, p, tuple(indices[p]), imgsz) for p in positions]
+
+    def _batch_imgsz(self, batch: int) -> int:
+        low, high = (size // self.stride for size in self.imgsz)
+        rng = np.random.default_rng((self.seed, self.epoch, 0, batch + 1))
+        return self.stride * int(rng.integers(low, high + 1))
 
 
-def sample_rng(seed: int, epoch: int, place: int) -> np.random.Generator:
-    """The random numbers of the sample at `place` of `epoch`: the same whichever process draws them, and after whatever."""
-    return np.random.default_rng((seed, epoch, place + 1))
+def sample_rng(seed: int, epoch: int, position: int) -> np.random.Generator:
+    """Return the random stream of a sample, which does not depend on process or history."""
+    return np.random.default_rng((seed, epoch, position + 1))

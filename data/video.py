@@ -1,4 +1,7 @@
-"""Films and cameras, frame by frame, by OpenCV, which nothing else here needs: `pip install opencv-python-headless`."""
+"""Videos and cameras, frame by frame, with OpenCV: `pip install opencv-python-headless`.
+
+OpenCV is needed for nothing else, so it is imported only when a video is read or written.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,60 +14,64 @@ from torch import Tensor
 from utils.errors import UserError
 
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"}
+DEFAULT_FPS = 25.0  # of a camera that does not report its own
 
 
-def _opencv(source: str) -> ModuleType:
+def _import_cv2(source: str) -> ModuleType:
     try:
         import cv2
     except ImportError:
         raise UserError(
-            f"--source {source}: films and cameras need OpenCV: pip install opencv-python-headless"
+            f"--source {source}: videos and cameras need OpenCV (pip install "
+            "opencv-python-headless)"
         ) from None
     return cv2
 
 
 def read_video(source: str) -> Iterator[tuple[Tensor, float]]:
-    """Each frame (3, h, w) uint8 RGB of a film's file, or of the camera with the number `source`, and the frames a second.
+    """Yield the frames (3, h, w) uint8 RGB of a video, each with the frames per second.
 
-    Raises UserError when OpenCV is not installed, or gets no frame from the source.
+    `source` is a file, or the index of a camera. Raises UserError if OpenCV is not installed or
+    cannot read a frame.
     """
     if not source.isdecimal() and not Path(source).is_file():
-        raise UserError(f"--source {source}: is not there")
-    cv2 = _opencv(source)
+        raise UserError(f"--source {source}: not found")
+    cv2 = _import_cv2(source)
     capture = cv2.VideoCapture(int(source) if source.isdecimal() else source)
     try:
-        rate = capture.get(cv2.CAP_PROP_FPS) or 25.0  # a camera may not say
-        there, frame = capture.read()
-        if not there:
+        fps = capture.get(cv2.CAP_PROP_FPS) or DEFAULT_FPS
+        success, frame = capture.read()
+        if not success:
             raise UserError(
-                f"--source {source}: gives no frame; it is no film or camera that OpenCV can read"
+                f"--source {source}: no frame could be read (need a video or camera that OpenCV "
+                "supports)"
             )
-        while there:
-            yield torch.from_numpy(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)).permute(2, 0, 1), rate
-            there, frame = capture.read()
+        while success:
+            yield torch.from_numpy(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)).permute(2, 0, 1), fps
+            success, frame = capture.read()
     finally:
         capture.release()
 
 
 class VideoWriter:
-    """Writes a film, MPEG-4 in the file `path`, whose size and frames a second are those of its first frame."""
+    """Writes a video (MPEG-4) to the file `path`, with the size and rate of its first frame."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._writer: Any = None
 
-    def write(self, image: Tensor, rate: float) -> None:
-        """Add the frame (3, h, w) uint8 RGB. Raises UserError when the file cannot be written."""
-        cv2 = _opencv(str(self.path))
+    def write(self, image: Tensor, fps: float) -> None:
+        """Append a frame (3, h, w) uint8 RGB. Raises UserError if the file cannot be written."""
+        cv2 = _import_cv2(str(self.path))
         if self._writer is None:
-            self._writer = cv2.VideoWriter(
-                str(self.path), cv2.VideoWriter_fourcc(*"mp4v"), rate, tuple(image.shape[:0:-1])
-            )
+            codec = cv2.VideoWriter_fourcc(*"mp4v")
+            height, width = image.shape[1:]
+            self._writer = cv2.VideoWriter(str(self.path), codec, fps, (width, height))
             if not self._writer.isOpened():
-                raise UserError(f"{self.path}: cannot be written as a film")
+                raise UserError(f"{self.path}: cannot be written as a video")
         self._writer.write(cv2.cvtColor(image.permute(1, 2, 0).numpy(), cv2.COLOR_RGB2BGR))
 
     def close(self) -> None:
-        """Write what the file needs at its end."""
+        """Finish the file."""
         if self._writer is not None:
             self._writer.release()

@@ -58,9 +58,11 @@ def write_tiny(folder: Path, train: int = 12, val: int = 5, classes: int = 2) ->
 def few_shapes(folder: Path, train: int, val: int) -> Path:
     """The first pictures of the built-in data set's splits, which is drawn if it is not there; returns their data.yaml."""
     from data.config import read_data_config
-    from data.formats import list_images
+    from data.images import list_images
+    from data.shapes import make_builtin
 
     config = read_data_config(ROOT / "data" / "shapes.yaml")
+    make_builtin(config)
     for split, count in (("train", train), ("val", val)):
         files = list_images(Path(config.path) / "images" / split)[:count]
         (folder / f"{split}.txt").write_text("\n".join(files))

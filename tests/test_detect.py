@@ -114,7 +114,7 @@ def test_a_broken_picture_is_said_and_the_others_go_on(trained, tmp_path, capsys
     (tmp_path / "pictures" / "1.png").write_bytes(b"no picture")
     folder = run(trained, tmp_path / "pictures", tmp_path / "runs")
     out, err = capsys.readouterr()
-    assert f"{tmp_path / 'pictures' / '1.png'}: is no picture that can be read; left out" in err
+    assert f"{tmp_path / 'pictures' / '1.png'}: not an image in a supported format; skipped" in err
     assert "4 pictures" in out and "1 more could not be decoded" in out
     assert {p.name for p in folder.iterdir()} == {"0.png", "2.png", "3.png", "4.png"}
 
@@ -153,7 +153,7 @@ def test_a_film(trained, tmp_path, monkeypatch, capsys):
     ]
     assert detect.main([*map(str, command)]) == 2
     assert capsys.readouterr().err == (
-        f"detect.py: --source {film}: films and cameras need OpenCV: pip install opencv-python-headless\n"
+        f"detect.py: --source {film}: videos and cameras need OpenCV (pip install opencv-python-headless)\n"
     )
     assert not (tmp_path / "none").exists()
 
@@ -162,7 +162,7 @@ def test_a_film(trained, tmp_path, monkeypatch, capsys):
     ("options", "message"),
     [
         (["--source", "nowhere"], "--source nowhere: is not there; allowed are a picture"),
-        (["--source", "nowhere.mp4"], "--source nowhere.mp4: is not there"),
+        (["--source", "nowhere.mp4"], "--source nowhere.mp4: not found"),
         (["--source", "text.mp4"], "--source text.mp4: gives no frame"),
         (["--source", "empty"], "--source empty: has no picture"),
         (

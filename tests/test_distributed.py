@@ -90,18 +90,18 @@ def test_processes_compute_what_one_would(processes, tmp_path):
 def test_the_order_of_the_samples_does_not_depend_on_the_processes(processes):
     shares = [EpochBatchSampler(50, 8, (64, 640), 1, rank, processes) for rank in range(processes)]
     for batches in shares:
-        batches.epoch, batches.start = 2, 3
+        batches.epoch, batches.start_batch = 2, 3
     alone = EpochBatchSampler(50, 8, (64, 640), 1)
-    alone.epoch, alone.start = 2, 3
+    alone.epoch, alone.start_batch = 2, 3
     for batch, parts in zip(alone, zip(*shares, strict=True), strict=True):
         assert sorted(key for part in parts for key in part) == sorted(batch)
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
-    assert all(batches.sizes == alone.sizes for batches in shares)
+    assert all(batches.batch_sizes == alone.batch_sizes for batches in shares)
 
 
 def test_a_batch_too_small_for_its_processes_is_refused():
     with pytest.raises(UserError, match="--batch-size 4"):
-        EpochBatchSampler(5, 4, (64, 64), 0, rank=0, processes=3)  # batches of 2 and 3
+        EpochBatchSampler(5, 4, (64, 64), 0, rank=0, world_size=3)  # batches of 2 and 3
 
 
 def test_each_process_has_a_device_of_its_own():

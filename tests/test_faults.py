@@ -226,7 +226,7 @@ def test_a_picture_that_vanishes_within_an_epoch(whole, tmp_path, monkeypatch, c
     assert weights(tmp_path / "exp")["epoch"] == 1
     # Without it, it goes on neither; with it, to the same end.
     assert run("--resume", tmp_path / "exp") == 2
-    assert "train has 11 pictures" in capsys.readouterr().err
+    assert "train has 11 images" in capsys.readouterr().err
     (tmp_path / "7.png").rename(picture)
     assert run("--resume", tmp_path / "exp") == 0
     assert_same_end(whole[1], tmp_path / "exp")

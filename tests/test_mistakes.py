@@ -82,7 +82,7 @@ def faulty(prepare: Callable[[Path], object], *says: str) -> Mistake:
     return Mistake(
         prepare,
         ("--strict-data",),
-        (*says, "1 faults in all", "1 faults, --strict-data allows none"),
+        (*says, "skipped 1 invalid image or annotation", "1 faults, --strict-data allows none"),
     )
 
 
@@ -247,42 +247,42 @@ MISTAKES = {
     "data: no YAML": data("train: images/train\n  val: x\n", "{}/data.yaml: line 2, column "),
     "data: no names": data("train: images/train\nval: images/val\n", "key 'names' is missing"),
     "data: names with a gap": data(
-        YAML.replace("[a, b]", "{0: a, 2: b}"), "found the ids [0, 2], need 0 to 1 without a gap"
+        YAML.replace("[a, b]", "{0: a, 2: b}"), "found the ids [0, 2] (need 0 to 1 without a gap)"
     ),
     "data: no name": data(YAML.replace("[a, b]", "[]"), "names: found none"),
     "data: a name twice": data(YAML.replace("[a, b]", "[a, b, a]"), "names: found 'a' 2 times"),
     "data: names that are numbers": data(YAML.replace("[a, b]", "[1, 2]"), "{}/data.yaml: names"),
     "data: no val": data("train: images/train\nnames: [a, b]\n", "key 'val' is missing"),
     "data: a folder that is not there": data(
-        YAML.replace("images/val", "images/none"), "val: {}/images/none: is not there"
+        YAML.replace("images/val", "images/none"), "val: {}/images/none: not found"
     ),
     "data: a folder without pictures": data(
-        YAML.replace("images/train", "labels"), "train: no picture found"
+        YAML.replace("images/train", "labels"), "train: no images found"
     ),
     "data: a list of pictures that is not there": data(
-        YAML.replace("images/train", "train.txt"), "{}/train.txt: is not there"
+        YAML.replace("images/train", "train.txt"), "{}/train.txt: not found"
     ),
     "data: epochs 0": data(YAML + "epochs: 0\n", "{}/data.yaml: epochs: found 0"),
     "data: imgsz huge": data(YAML + "imgsz: 1000000000\n", "{}/data.yaml: imgsz: found 1000000000"),
     "data: remap to an unknown name": data(YAML + "remap: {c: d}\n", "remap: c: found 'd'"),
     "no box in train": Mistake(
-        emptied("labels/train"), (), ("train: no box found for the 12 pictures",)
+        emptied("labels/train"), (), ("train: no boxes found for the 12 images",)
     ),
-    "no box in val": Mistake(emptied("labels/val"), (), ("val: no box found for the 5 pictures",)),
+    "no box in val": Mistake(emptied("labels/val"), (), ("val: no boxes found for the 5 images",)),
     "no picture that can be read": Mistake(
-        emptied("images/val"), (), ("val: no picture found", "first of 5 faults")
+        emptied("images/val"), (), ("val: no images found", "first of 5 errors")
     ),
     # What lies in the data: with --strict-data the run does not begin.
-    "labels: 4 fields": labels("0 .5 .5 .2\n", "line 1: found 4 fields, need 5"),
+    "labels: 4 fields": labels("0 .5 .5 .2\n", "line 1: found 4 fields (need 5"),
     "labels: 6 fields": labels("0 .5 .5 .2 .2\n0 .5 .5 .2 .2 .9\n", "line 2: found 6 fields"),
-    "labels: letters": labels("0 .5 x .2 .2\n", "line 1: found '0 .5 x .2 .2', need five numbers"),
-    "labels: class -1": labels("-1 .5 .5 .2 .2\n", "line 1: found class -1, allowed are 0 to 1"),
+    "labels: letters": labels("0 .5 x .2 .2\n", "line 1: found '0 .5 x .2 .2' (need five numbers"),
+    "labels: class -1": labels("-1 .5 .5 .2 .2\n", "line 1: found class -1 (allowed: 0 to 1)"),
     "labels: class 1.5": labels("1.5 .5 .5 .2 .2\n", "line 1: found class 1.5"),
     "labels: more classes than names": labels(
-        "2 .5 .5 .2 .2\n", "line 1: found class 2, allowed are 0 to 1"
+        "2 .5 .5 .2 .2\n", "line 1: found class 2 (allowed: 0 to 1)"
     ),
     "labels: beyond 1": labels(
-        "\n\n0 1.5 .5 .2 .2\n", "line 3: found the box 1.5 .5 .2 .2, allowed is 0..1"
+        "\n\n0 1.5 .5 .2 .2\n", "line 3: found the box 1.5 .5 .2 .2 (allowed: 0 to 1"
     ),
     "labels: below 0": labels("0 .5 -.1 .2 .2\n", "line 1: found the box .5 -.1 .2 .2"),
     "labels: no width": labels("0 .5 .5 0 .2\n", "line 1: ", "width and height above 0"),
@@ -299,13 +299,13 @@ MISTAKES = {
     ),
     "labels without a picture": faulty(
         written("labels/train/cat.txt", "0 .5 .5 .2 .2\n"),
-        "train: {}/labels/train/cat.txt: there is no picture",
+        "train: {}/labels/train/cat.txt: no image for these labels; skipped",
     ),
     "a picture of 0 bytes": faulty(
-        written("images/train/3.png", b""), "{}/images/train/3.png: is no picture"
+        written("images/train/3.png", b""), "{}/images/train/3.png: not an image"
     ),
     "a text called .jpg": faulty(
-        written("images/train/x.jpg", "<html>"), "{}/images/train/x.jpg: is no picture"
+        written("images/train/x.jpg", "<html>"), "{}/images/train/x.jpg: not an image"
     ),
     "half a JPEG": faulty(
         truncated("images/train/x.jpg", "JPEG"),
@@ -320,9 +320,9 @@ MISTAKES = {
     ),
     "a picture that no memory holds": faulty(
         lambda folder: png_bomb(folder / "images/train/x.png"),
-        "{}/images/train/x.png: is too large to decode",
+        "{}/images/train/x.png: too large to decode",
     ),
-    "coco: no JSON": coco("{", "is no COCO json"),
+    "coco: no JSON": coco("{", "not a COCO json"),
     "coco: no categories": coco(
         {"images": IMAGES, "annotations": [BOX]}, "'categories' is missing"
     ),
@@ -336,7 +336,7 @@ MISTAKES = {
     )._replace(arguments=("--strict-data",)),
     "coco: unknown picture": coco(
         {"images": IMAGES, "annotations": [BOX, BOX | {"image_id": 9}], "categories": KINDS},
-        "annotation 1: its image_id 9",
+        "annotation 1: image_id 9",
     )._replace(arguments=("--strict-data",)),
     "coco: a box outside": coco(
         {
@@ -356,9 +356,9 @@ MISTAKES = {
         arguments=("--strict-data",),
         says=("{}/images/train/cat.png: cannot be read: No such file",),
     ),
-    "voc: no XML": voc("<annotation>", "is no VOC xml"),
+    "voc: no XML": voc("<annotation>", "not a VOC xml"),
     "voc: unknown name": voc(
-        XML.format(name="z", xmax=40), "object 0: found the name 'z', known are ['a', 'b']"
+        XML.format(name="z", xmax=40), "object 0: found the name 'z' (known: ['a', 'b'])"
     ),
     "voc: letters": voc(XML.format(name="a", xmax="far"), "need four numbers"),
     # Going on.
@@ -493,9 +493,9 @@ def test_the_first_faults_are_shown_and_all_are_counted(tmp_path, capsys):
     lines = error.splitlines()
     assert len(lines) == 21 and all(line.startswith("train: ") for line in lines)
     assert lines[19].startswith(
-        f"train: {tmp_path}/labels/train/3.txt: line 20: found class 9, allowed are 0 to 1"
+        f"train: {tmp_path}/labels/train/3.txt: line 20: found class 9 (allowed: 0 to 1)"
     )
-    assert lines[20] == "train: 31 faults in all; what they name is left out"
+    assert lines[20] == "train: skipped 31 invalid images or annotations"
     assert "12 + 5 pictures" in out
 
 
@@ -547,7 +547,7 @@ def test_what_is_unusual_but_no_mistake(tmp_path, capsys):
     )
     out, error = capsys.readouterr()
     assert error.splitlines() == [
-        "val: 22 of its 27 pictures are in train, too; metrics say little of pictures that a model has learned",
+        "val: 22 of 27 images are in train, too; metrics on images that the model was trained on say little",
         "imgsz 50: a side is a multiple of 32, so it is 64",
         "--batch-size 99: there are 22 pictures to train on, so a batch has 22",
     ]

@@ -86,7 +86,7 @@ def test_train_val_detect_export(clone):
 
 def test_describe_and_convert(clone):
     tiny = write_tiny(clone / "mine", train=4, val=2)
-    assert "train: 4 pictures" in run(clone, command("python -m data.describe"))
+    assert "train: 4 images" in run(clone, command("python -m data.describe"))
     assert (clone / "page.jpg").stat().st_size > 0
     words = command("python -m data.convert voc|coco|yolo mine/data.yaml new")
     run(clone, [word.replace("voc|coco|yolo", "coco") for word in words])

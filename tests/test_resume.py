@@ -483,9 +483,9 @@ def test_what_is_as_it_was_is_no_contradiction(mine):
     [
         (
             lambda data: (data / "labels" / "train" / "3.txt").write_text("0 0.5 0.5 0.2 0.2\n"),
-            "train has 12 pictures",
+            "train has 12 images",
         ),
-        (lambda data: (data / "images" / "val" / "4.png").unlink(), "val has 4 pictures"),
+        (lambda data: (data / "images" / "val" / "4.png").unlink(), "val has 4 images"),
         (
             lambda data: (data / "images" / "train" / "3.png").rename(
                 data / "images" / "train" / "30.png"

@@ -1,0 +1,176 @@
+"""Reads the splits of a dataset: YOLO layout, COCO json or Pascal VOC xml, into the same arrays.
+
+A new format is a module next to these that fills a `Scan`, and a branch in `_scan_split`.
+Invalid images and annotations are found here, before training; each is skipped with a message
+that names the file and the line.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from data.cache import Arrays, cached
+from data.config import SPLITS, AnnotatedSource, DataConfig, Source
+from data.formats.coco import read_coco
+from data.formats.scan import Annotations, Scan, label_table, unknown_class
+from data.formats.voc import read_voc
+from data.formats.yolo import find_orphan_labels, label_file, read_yolo
+from data.images import list_images
+from utils.errors import UserError
+
+__all__ = [
+    "Annotations",
+    "images_in_both_splits",
+    "original_ids",
+    "read_all_splits",
+    "read_split",
+    "read_train_val",
+]
+
+
+def read_train_val(config: DataConfig, path: str) -> tuple[Annotations, Annotations]:
+    """Read `train` and `val` of the dataset whose `config` was read from the file `path`.
+
+    Raises UserError as `read_split` does, and if their classes differ.
+    """
+    train, val = read_split(config, "train"), read_split(config, "val")
+    if train.names != val.names:
+        raise UserError(
+            f"{path}: train has the classes {list(train.names)}, val has {list(val.names)} "
+            "(they must be the same)"
+        )
+    return train, val
+
+
+def images_in_both_splits(train: Annotations, val: Annotations) -> list[str]:
+    """Return a warning if images of `val` are in `train`, too, as a list of at most one message.
+
+    Files are compared by their paths; links are not followed.
+    """
+    count = len({*map(os.path.normpath, train.files)} & {*map(os.path.normpath, val.files)})
+    if not count:
+        return []
+    verb = "is" if count == 1 else "are"
+    return [
+        f"val: {count} of {len(val)} images {verb} in train, too; metrics on images that the model "
+        "was trained on say little"
+    ]
+
+
+def read_all_splits(config: DataConfig) -> dict[str, Annotations]:
+    """Read `train`, `val` and, if the dataset has one, `test`. Raises UserError as `read_split`."""
+    return {
+        split: read_split(config, split) for split in SPLITS if getattr(config, split) is not None
+    }
+
+
+def read_split(config: DataConfig, split: str) -> Annotations:
+    """Read the split `train`, `val` or `test` of the dataset `config` from `read_data_config`.
+
+    The result of a slow scan is cached in the dataset's directory (see `data.cache`). Raises
+    UserError if a source is missing or invalid, or no image or no box is left.
+    """
+    root = Path(config.path)
+    sources = getattr(config, split)
+    if sources is None:
+        raise UserError(f"{split}: the data.yaml has no key {split!r}")
+    images = _list_yolo_images(split, root, sources)
+    source_hash = hashlib.blake2b(repr(sources).encode(), digest_size=4).hexdigest()
+    arrays = cached(
+        root / f"{split}-{source_hash}.cache.npz",
+        repr((config.names, config.remap, sources, images)),
+        lambda: _scan_split(config, split, images),
+    )
+    strings = {key: tuple(arrays[key].tolist()) for key in ("names", "errors")}
+    annotations = Annotations(**arrays | strings)
+    if not len(annotations):
+        raise UserError(f"{split}: no images found in {root}{_first_error(annotations)}")
+    if not len(annotations.boxes):
+        count = f"{len(annotations)} image{'s' if len(annotations) > 1 else ''}"
+        raise UserError(
+            f"{split}: no boxes found for the {count} in {root}{_first_error(annotations)}"
+        )
+    return annotations
+
+
+def _first_error(annotations: Annotations) -> str:
+    errors = annotations.errors
+    if not errors:
+        return ""
+    return f" (first of {len(errors)} error{'s' if len(errors) > 1 else ''}: {errors[0]})"
+
+
+def _list_yolo_images(split: str, root: Path, sources: list[Source]) -> dict[str, list[str]]:
+    """Return the images of each source in the YOLO layout. Raises UserError if one is missing."""
+    images = {}
+    for source in sources:
+        if isinstance(source, AnnotatedSource) and source.annotations:
+            continue
+        where = source if isinstance(source, str) else source.images
+        files = list_images(root / where)
+        if files is None:
+            raise UserError(
+                f"{split}: {root / where}: not found (need a directory, a .txt list, a glob, or a "
+                "COCO .json)"
+            )
+        images[where] = files
+    return images
+
+
+def _scan_split(
+    config: DataConfig, split: str, images: dict[str, list[str]]
+) -> tuple[Arrays, list[str]]:
+    """Read all sources of a split; return its arrays and the files and directories read."""
+    root, scan, names = Path(config.path), Scan(), config.names
+    inputs: list[str] = []
+    labels = label_table(names or [], config.remap)
+    for source in getattr(config, split):
+        first = len(scan.files)
+        if isinstance(source, AnnotatedSource) and source.is_coco:
+            path = root / source.annotations
+            names = read_coco(scan, path, root / source.images, names, labels)
+            # Without `names` in the data.yaml, the first json's categories are the classes.
+            labels = labels or label_table(names, {})
+            inputs += [str(path), *scan.files[first:]]
+        elif isinstance(source, AnnotatedSource) and source.is_voc:
+            inputs += [*read_voc(scan, root, source, labels), *scan.files[first:]]
+        else:
+            where = source if isinstance(source, str) else source.images
+            source_names = names if isinstance(source, str) else source.names or names
+            for name in source_names:
+                if name not in labels:
+                    raise UserError(f"{split}: {root / where}: {unknown_class(name, labels)}")
+            read_yolo(scan, images[where], [labels[name] for name in source_names])
+            inputs += [*images[where], *map(label_file, images[where])]
+            if (root / where).is_dir():
+                inputs += find_orphan_labels(scan, images[where])
+    return scan.finish(names or ()), inputs
+
+
+def original_ids(
+    config: DataConfig, split: str, annotations: Annotations
+) -> tuple[list[int | str], list[int]]:
+    """Return the ids of a split's images and of its classes, for tools that compare by them.
+
+    Ids come from the COCO json where there is one. Otherwise the id of an image is its file name
+    without the suffix, as an int if it is one, and the id of a class is its index.
+    """
+    image_ids: dict[str, int | str] = {}
+    category_ids = {name: label for label, name in enumerate(annotations.names)}
+    for source in getattr(config, split):
+        if isinstance(source, AnnotatedSource) and source.is_coco:
+            root = Path(config.path)
+            content = json.loads((root / source.annotations).read_text(encoding="utf-8"))
+            for image in content["images"]:
+                image_ids[str(root / source.images / image["file_name"])] = image["id"]
+            for category in content["categories"]:
+                if category["name"] in category_ids:
+                    category_ids[category["name"]] = category["id"]
+    for file in annotations.files.tolist():
+        stem = Path(file).stem
+        image_ids.setdefault(file, int(stem) if stem.isdecimal() else stem)
+    return (
+        [image_ids[file] for file in annotations.files.tolist()],
+        [category_ids[name] for name in annotations.names],
+    )

@@ -1,0 +1,138 @@
+"""What the readers share: the arrays of a split, and the collector that they fill."""
+
+import hashlib
+import os
+from array import array
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.cache import Arrays
+from data.images import image_size
+
+Labels = dict[str, int | None]  # class name in a source -> label, None for a class to skip
+Box = tuple[float, float, float, float]  # xyxy as fractions of the image's width and height
+MAX_SHOWN_ERRORS = 20
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """One split: n images with N boxes; rows offsets[i] to offsets[i + 1] belong to image i.
+
+    Arrays instead of an object per box, so that DataLoader workers share their memory.
+    """
+
+    names: tuple[str, ...]
+    files: np.ndarray  # (n,) str
+    sizes: np.ndarray  # (n, 2) int32: width, height, with the EXIF rotation applied
+    offsets: np.ndarray  # (n + 1,) int64
+    boxes: np.ndarray  # (N, 4) float32: xyxy as fractions of the image's width and height
+    labels: np.ndarray  # (N,) int64, 0-based
+    crowd: np.ndarray  # (N,) bool: COCO's iscrowd; not trained on, ignored in evaluation
+    errors: tuple[str, ...]  # one message for each skipped image or annotation
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def fingerprint(self) -> str:
+        """Return the numbers of images and boxes and a hash, equal for the same data anywhere.
+
+        The hash covers the file names and their order, sizes, boxes, labels and class names, but
+        neither directories nor pixels.
+        """
+        text = "\n".join([*self.names, *map(os.path.basename, self.files)])
+        digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6)
+        for numbers in (self.sizes, self.offsets, self.boxes, self.labels, self.crowd):
+            digest.update(np.ascontiguousarray(numbers))
+        return f"{len(self)} images with {len(self.labels)} boxes ({digest.hexdigest()})"
+
+    def image_names(self, indices: Sequence[int]) -> str:
+        """Return the file names, without directories, of the images at `indices`."""
+        return ", ".join(os.path.basename(self.files[i]) for i in indices)  # noqa: PTH119
+
+    def messages(self, split: str, limit: int = MAX_SHOWN_ERRORS) -> list[str]:
+        """Return the first `limit` errors and a count, each beginning with `split`; [] if none."""
+        if not self.errors:
+            return []
+        count = len(self.errors)
+        skipped = "image or annotation" if count == 1 else "images or annotations"
+        shown = [*self.errors[:limit], f"skipped {count} invalid {skipped}"]
+        return [f"{split}: {message}" for message in shown]
+
+
+def label_table(names: Sequence[str], remap: dict[str, str | None]) -> Labels:
+    """Return the label of every class name that a source may use: `names`, and keys of `remap`."""
+    labels: Labels = {name: label for label, name in enumerate(names)}
+    return labels | {old: None if new is None else names.index(new) for old, new in remap.items()}
+
+
+def unknown_class(name: str, labels: Labels) -> str:
+    """Return the message for a source's class `name` that is not in `labels`."""
+    return (
+        f"found the class {name!r} (known: {[*labels]}; use `remap` to map it to one of the names, "
+        "or to null to skip it)"
+    )
+
+
+class Scan:
+    """Collects the images, boxes and errors of a split as flat arrays, without an object per box.
+
+    A reader appends to `files`, calls `add_box` with the index of an image in `files`, and
+    appends (image index, message) to `errors` for everything that it skips.
+    """
+
+    def __init__(self) -> None:
+        self.files: list[str] = []
+        self.errors: list[tuple[int, str]] = []
+        self._image_indices = array("q")  # of each box: index into `files`
+        self._boxes = array("f")  # four numbers each
+        self._labels = array("q")
+        self._crowd = array("b")
+
+    def add_box(
+        self, image_index: int, label: int | None, box: Iterable[float], crowd: bool = False
+    ) -> None:
+        """Add a box (xyxy, fractions of the image size) to an image; a label of None skips it."""
+        if label is None:
+            return
+        self._image_indices.append(image_index)
+        self._labels.append(label)
+        self._boxes.extend(box)
+        self._crowd.append(crowd)
+
+    def finish(self, names: Sequence[str]) -> Arrays:
+        """Return the fields of `Annotations`, with boxes in the order of their images.
+
+        Reads the header of every image, and skips images that cannot be used.
+        """
+        sizes = self._read_sizes()
+        usable = sizes[:, 0] > 0
+        image_indices = np.frombuffer(self._image_indices, np.int64)
+        order = image_indices.argsort(kind="stable")
+        order = order[usable[image_indices[order]]]
+        counts = np.bincount(image_indices[order], minlength=len(usable))[usable]
+        errors = [message for _, message in sorted(self.errors, key=lambda error: error[0])]
+        return {
+            "names": np.array(names, dtype=str),
+            "files": np.array(self.files, dtype=str)[usable],
+            "sizes": sizes[usable],
+            "offsets": np.concatenate(([0], np.cumsum(counts, dtype=np.int64))),
+            "boxes": np.frombuffer(self._boxes, np.float32).reshape(-1, 4)[order],
+            "labels": np.frombuffer(self._labels, np.int64)[order],
+            "crowd": np.frombuffer(self._crowd, np.int8)[order].astype(bool),
+            "errors": np.array(errors, dtype=str),
+        }
+
+    def _read_sizes(self) -> np.ndarray:
+        """Return the width and height (n, 2) int32 of every file, 0 and an error if unusable."""
+        sizes = np.zeros((len(self.files), 2), np.int32)
+        # Threads, because on a network file system most of this is waiting.
+        with ThreadPoolExecutor(8) as pool:
+            for i, size in enumerate(pool.map(image_size, self.files)):
+                if isinstance(size, str):
+                    self.errors.append((i, size))
+                else:
+                    sizes[i] = size
+        return sizes
