@@ -24,25 +24,26 @@ from options import DEFAULTS, parse_args
 from utils.anomaly import detect_anomaly
 from utils.auto_batch import largest_batch
 from utils.checkpoint import checkpoint_errors, load_checkpoint
-from utils.cli import command_line, imgsz_bounds, imgsz_warning, round_imgsz
+from utils.cli import run_cli
 from utils.device import (
     default_workers,
-    disable_malloc_trim,
-    peak_memory_gb,
     prefers_bf16,
     select_device,
     set_deterministic,
 )
 from utils.distributed import DistributedContext, convert_sync_batchnorm
 from utils.ema import EMA
-from utils.errors import UserError, run_cli
+from utils.errors import UserError
 from utils.hyp import Hyp, load_hyp
-from utils.interrupt import Interrupted, StopSignals, worker_init
-from utils.metrics import METRICS, Result, evaluate, format_table, run_inference, to_coco_gt
+from utils.inference import run_inference
+from utils.interrupt import Interrupted, StopSignals, kill_workers_at_exit, worker_init
+from utils.letterbox import imgsz_bounds, imgsz_warning, round_imgsz
+from utils.memory import disable_malloc_trim, peak_memory_gb
+from utils.metrics import METRICS, Result, evaluate, format_table, to_coco_gt
 from utils.optimizers import build_optimizer
 from utils.plan import build_checked_scheduler
-from utils.plots import draw_batch, draw_predictions, draw_results
-from utils.report import SCORE, write_report
+from utils.plots import draw_batch, draw_plan, draw_predictions, draw_results
+from utils.report import REPORT_CONF, RunSummary, command_line, write_report
 from utils.resume import (
     check_data_unchanged,
     checkpoint_to_resume,
@@ -51,7 +52,6 @@ from utils.resume import (
     resume_args,
 )
 from utils.run_dir import RunDir, new_run_dir, run_dir_of
-from utils.schedulers import draw_plan
 from utils.seeds import seed_everything
 from utils.tensorboard import TensorBoardLogger
 from utils.yamlfile import find_file
@@ -63,7 +63,7 @@ MOST_SKIPPED = 10  # steps in a row that are not finite, until a run stops
 def train(given: dict[str, Any], stop: StopSignals) -> None:
     args = argparse.Namespace(**DEFAULTS | given)
     processes = DistributedContext()
-    first = processes.first  # the one of the processes that prints and writes
+    first = processes.is_main  # the one of the processes that prints and writes
     say = print if first else lambda *_, **__: None
     warn = (
         (lambda *sentences: [print(sentence, file=sys.stderr) for sentence in sentences])
@@ -83,7 +83,7 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
                 state["finished"] and args.epochs == was["epochs"]
             ):  # and `auto` asked for no more than that
                 say(f"{path}: this run is finished, after {state['epoch']} epochs")
-                return processes.leave()
+                return processes.shutdown()
     else:
         hyp = load_hyp(hyp_file := find_file(args.hyp, ROOT / "hyp"))
     device = select_device(args.device, processes.local_rank)
@@ -123,7 +123,7 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
     model = build_model(args.model, len(names), args.backbone, gains=(hyp.box, hyp.cls, hyp.dfl))
     if args.batch_size == "auto":
         args.batch_size = (
-            processes.on_main(largest_batch, model, sides[1], device, bf16) * processes.count
+            processes.on_main(largest_batch, model, sides[1], device, bf16) * processes.world_size
         )
     train_set = TrainSet(
         train_data, hyp, args.seed, mosaic_until=args.epochs - hyp.close_mosaic, cache=args.cache
@@ -135,13 +135,13 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
             f"--batch-size {args.batch_size}: there are {len(train_set)} pictures to train on, so a batch has {len(train_set)}"
         )
     batches = EpochBatchSampler(
-        len(train_set), args.batch_size, sides, args.seed, processes.rank, processes.count
+        len(train_set), args.batch_size, sides, args.seed, processes.rank, processes.world_size
     )
     loading = {"num_workers": workers, "persistent_workers": workers > 0, "worker_init_fn": worker_init,
                "collate_fn": collate, "pin_memory": device.type == "cuda"}  # fmt: skip
     train_loader = DataLoader(train_set, batch_sampler=batches, **loading)
-    share = Subset(val_set, range(processes.rank, len(val_set), processes.count))
-    val_loader = DataLoader(share, batch_size=-(-args.batch_size // processes.count), **loading)
+    share = Subset(val_set, range(processes.rank, len(val_set), processes.world_size))
+    val_loader = DataLoader(share, batch_size=-(-args.batch_size // processes.world_size), **loading)
     truth = to_coco_gt(
         val_data.sizes, val_data.offsets, val_data.boxes, val_data.labels, val_data.crowd, names
     )
@@ -175,8 +175,8 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
     )  # optimizer steps that were not taken, for their numbers were not finite
 
     # Resume, or make the run folder: from here on a signal is answered after the batch under way.
-    stop.deferred = True
-    about = numerics_environment(device, bf16, processes.count)
+    stop.defer()
+    about = numerics_environment(device, bf16, processes.world_size)
     if state is not None:
         run = RunDir(run_dir_of(path))
         with checkpoint_errors(path):
@@ -239,9 +239,9 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
     torch.autograd.set_detect_anomaly(args.detect_anomaly)
     if args.detect_anomaly:
         detect_anomaly(model)
-    trained = processes.parallel(model, same_order=exact)
+    trained = processes.wrap_ddp(model, same_order=exact)
     say(f"{args.model}, {len(names)} classes, {len(train_set)} + {len(val_set)} pictures at {args.imgsz} px, on {device}"
-        f"{' in bf16' if bf16 else ''}, processes: {processes.count}, into {run.path}")  # fmt: skip
+        f"{' in bf16' if bf16 else ''}, processes: {processes.world_size}, into {run.path}")  # fmt: skip
 
     def save(epoch: int, batch: int, improved: bool = False, finished: bool = False) -> bool:
         """Write down all that the run needs to go on with batch `batch` of epoch `epoch`; False if that fails, and says why."""
@@ -259,9 +259,9 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
         return not problem
 
     def stop_if_asked(epoch: int, batch: int) -> None:
-        if number := processes.all_reduce_max(stop.received):
+        if number := processes.all_reduce_max(stop.pending):
             goes_on = "there" if save(epoch, batch) else "after the last checkpoint"
-            processes.leave()  # not before the first one has written
+            processes.shutdown()  # not before the first one has written
             where = f"after {batch} of the {len(batches)} batches of epoch {epoch}; --resume goes on {goes_on}"
             raise Interrupted(number, where if first else "")
 
@@ -297,7 +297,7 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
                 losses = trained(images, targets)
             loss = sum(losses.values()) / (min(window + hyp.accumulate, len(batches)) - window)
             loss.backward()
-            latest = processes.mean(torch.stack([*losses.values()]).detach())
+            latest = processes.all_reduce_mean(torch.stack([*losses.values()]).detach())
             means = means + (torch.where(latest.isfinite(), latest, means) - means) / (i + 1)
             total = latest.sum() + (total if i > window else 0.0)  # noqa: F821 - of this optimizer step's batches
             if steps:
@@ -341,11 +341,11 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
             processes.broadcast_buffers(ema.model)
             found = run_inference(ema.model, stop.stop_on_signal(val_loader), device, bf16)
             stop_if_asked(epoch, len(batches))
-            found = processes.gather(found)
+            found = processes.gather_rows(found)
             latest = processes.on_main(evaluate, truth, found)
             if improved := latest.overall["mAP50-95"] > best:
                 best, best_epoch, result = latest.overall["mAP50-95"], epoch, latest
-                sure = torch.from_numpy(found[found[:, 5] > SCORE]).float()  # for the report
+                sure = torch.from_numpy(found[found[:, 5] > REPORT_CONF]).float()  # for the report
         stopped = (
             validated and not last and args.patience > 0 and epoch - best_epoch >= args.patience
         )
@@ -358,7 +358,7 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
         row |= {f"metrics/{k}": round(latest.overall[k], 5) if validated else None for k in METRICS}
         row |= {f"lr/{g}": lr for g, lr in enumerate(scheduler.get_last_lr())}
         rows.append(row | {"seconds": round(time.monotonic() - began, 2)})
-        board.row(rows[-1])
+        board.log_epoch(rows[-1])
         told = dict(zip(losses, means.tolist(), strict=True)) | (
             latest.overall if validated else {}
         )
@@ -388,20 +388,20 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
                 images, targets, ema.model(images.to(device)), names, run.path / "val_batch.jpg"
             )
         command = command_line("train.py", vars(args), DEFAULTS)
-        write_report(
-            run.path,
-            command,
-            about,
-            hyp,
-            rows,
-            planned,
-            len(batches),
-            result,
-            truth,
-            sure,
-            val_data.files,
-            read_image,
+        summary = RunSummary(
+            command=command,
+            environment=about,
+            hyp=hyp,
+            rows=rows,
+            planned=planned,
+            batches_per_epoch=len(batches),
+            result=result,
+            coco_gt=truth,
+            detections=sure,
+            files=val_data.files,
+            read_image=read_image,
         )
+        write_report(run.path, summary)
     board.close(run.path, len(rows) - 1)
     if not processes.on_main(save, len(rows), 0, False, True):
         raise UserError(
@@ -410,16 +410,17 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
     say(
         f"best epoch {best_epoch}, written to {run.path / 'weights' / 'best.pt'}\n{format_table(result)}"
     )
-    processes.leave()
+    processes.shutdown()
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; its exit status: 0, 2 after one sentence on stderr for a user's mistake, 128 + a signal's number."""
+    kill_workers_at_exit()
     try:
         with StopSignals() as stop:
             return run_cli("train.py", lambda: train(parse_args(argv), stop))
     except Interrupted as error:
-        if str(error):
+        if error.message:
             print(f"train.py: {error}", file=sys.stderr)
         return 128 + error.number
 

@@ -30,8 +30,9 @@ from data.dataset import TrainSet, collate
 from data.formats import read_split
 from data.sampler import EpochBatchSampler
 from models import build_model
-from utils.device import disable_malloc_trim, prefers_bf16
+from utils.device import prefers_bf16
 from utils.hyp import Hyp
+from utils.memory import disable_malloc_trim
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -6,8 +6,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from data.shapes import make_shapes
-from utils.cli import MAX_IMGSZ
 from utils.errors import UserError
+from utils.letterbox import MAX_IMGSZ
 from utils.yamlfile import read_yaml
 
 SPLITS = ("train", "val", "test")

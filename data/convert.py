@@ -16,8 +16,8 @@ import yaml
 
 from data.config import read_data_config
 from data.formats import Annotations, read_all_splits, unique_stem
-from utils.cli import Parser
-from utils.errors import UserError, run_cli
+from utils.cli import Parser, run_cli
+from utils.errors import UserError
 
 Source = str | dict[str, str]
 

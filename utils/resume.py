@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from utils.cli import imgsz_bounds
 from utils.errors import UserError
 from utils.hyp import Hyp, load_hyp
+from utils.letterbox import imgsz_bounds
 from utils.run_dir import latest_checkpoint, run_dir_of
 from utils.yamlfile import find_file
 
