@@ -20,9 +20,10 @@ from data.images import image_size, list_images, read_image, unique_stem
 from data.video import VIDEO_SUFFIXES, VideoWriter, read_video
 from models import YOLO, load
 from utils.atomic import atomic_write
-from utils.cli import Parser, dir_name, int_range, unit_interval
-from utils.device import disable_malloc_trim, prefers_bf16, select_device
-from utils.errors import UserError, run_cli
+from utils.cli import Parser, dir_name, int_range, run_cli, unit_interval
+from utils.device import prefers_bf16, select_device
+from utils.errors import UserError
+from utils.memory import disable_malloc_trim
 from utils.plots import draw_boxes
 from utils.run_dir import new_dir
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from models import YOLO, load
 from models.export_wrappers import ExportModel, ExportModelWithNMS
-from utils.cli import Parser, int_range, unit_interval
-from utils.errors import UserError, run_cli
+from utils.cli import Parser, int_range, run_cli, unit_interval
+from utils.errors import UserError
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".torchscript", "torch_export": ".pt2"}
 INPUT, OUTPUTS = "images", ("boxes", "scores", "labels")

@@ -3,6 +3,8 @@
 import argparse
 import json
 import sys
+import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,20 +19,21 @@ from data.formats import Annotations, original_ids, read_split
 from data.shapes import make_builtin
 from models import YOLO, load
 from utils.atomic import atomic_write
-from utils.cli import Parser, dir_name, imgsz_bounds, imgsz_warning, int_range, unit_interval
+from utils.cli import Parser, dir_name, int_range, run_cli, unit_interval
 from utils.confusion import confusion_matrix
 from utils.device import (
     default_workers,
-    disable_malloc_trim,
     prefers_bf16,
     select_device,
     set_deterministic,
 )
-from utils.errors import UserError, run_cli
-from utils.metrics import evaluate_with_curves, format_table, run_inference, to_coco_gt
+from utils.errors import UserError
+from utils.inference import run_inference
+from utils.letterbox import imgsz_bounds, imgsz_warning
+from utils.memory import disable_malloc_trim
+from utils.metrics import evaluate_with_curves, format_table, to_coco_gt
 from utils.plots import draw_confusion, draw_curves
 from utils.run_dir import new_dir
-from utils.stopwatch import Timer
 from utils.yamlfile import find_file
 
 ROOT = Path(__file__).resolve().parent
@@ -177,6 +180,23 @@ def evaluate_detector(args: argparse.Namespace) -> None:
             confusion_matrix(truth, detections), data.names, folder / "confusion_matrix.png"
         )
     print(f"written to {folder}")
+
+
+class Timer:
+    """Adds up the seconds of consecutive stages; each `lap` waits for pending work of the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._since = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """Count the time since the last call as `stage`."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        self.seconds[stage] += now - self._since
+        self._since = now
 
 
 def _timed(batches: Iterable[Any], watch: Timer) -> Iterator[Any]:

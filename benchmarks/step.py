@@ -17,9 +17,10 @@ from torch.profiler import profile
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models import build_model
 from models.loss import detection_loss
-from utils.device import disable_malloc_trim, prefers_bf16
+from utils.device import prefers_bf16
 from utils.ema import EMA
 from utils.hyp import Hyp
+from utils.memory import disable_malloc_trim
 from utils.optimizers import build_optimizer
 
 BOXES = 13  # as many as BCCD has in a picture

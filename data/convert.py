@@ -18,8 +18,8 @@ from data.config import read_data_config
 from data.formats import Annotations, read_all_splits
 from data.images import unique_stem
 from data.shapes import make_builtin
-from utils.cli import Parser
-from utils.errors import UserError, run_cli
+from utils.cli import Parser, run_cli
+from utils.errors import UserError
 
 Source = str | dict[str, str]
 

@@ -14,8 +14,7 @@ from data.config import read_data_config
 from data.dataset import ValSet, collate
 from data.formats import Annotations, read_all_splits
 from data.shapes import make_builtin
-from utils.cli import Parser
-from utils.errors import run_cli
+from utils.cli import Parser, run_cli
 from utils.plots import draw_batch
 from utils.yamlfile import find_file
 

@@ -23,8 +23,8 @@ from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from utils.atomic import atomic_write
-from utils.device import available_memory
 from utils.errors import DISK_ERRORS, UserError
+from utils.memory import available_memory
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 # Not all that Pillow knows: for an EPS file it would start Ghostscript.

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from models.yolo import SIZES, YOLO
 from utils.checkpoint import load_checkpoint, load_checkpoint_weights
-from utils.cli import imgsz_bounds
 from utils.errors import UserError
+from utils.letterbox import imgsz_bounds
 
 if (
     TYPE_CHECKING

@@ -7,6 +7,7 @@ from torchvision.models import detection, get_model, get_model_weights, list_mod
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from models.weights import fetch_state_dict
+from models.yolo import YOLO
 from utils.checkpoint import load_matching_weights
 
 PREFIX = "torchvision/"
@@ -57,6 +58,8 @@ class TorchvisionDetector(nn.Module):
         last = getattr(self.detector, "roi_heads", self.detector)  # of two stages the second
         last.score_thresh = last.score_thresh if score is None else score
         last.nms_thresh = last.nms_thresh if iou is None else iou
+
+    param_groups = YOLO.param_groups
 
     def forward(
         self, images: Tensor | Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None

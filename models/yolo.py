@@ -138,6 +138,15 @@ class YOLO(nn.Module):
         self.score_thresh = self.score_thresh if score is None else score
         self.nms_thresh = self.nms_thresh if iou is None else iou
 
+    def param_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return the trainable parameters: `matrices` (hidden convolutions), `weights`, `no_decay`."""
+        hidden = {m.weight for m in self.modules() if isinstance(m, nn.Conv2d) and m.bias is None and m.groups == 1}
+        groups: dict[str, list[nn.Parameter]] = {"matrices": [], "weights": [], "no_decay": []}
+        for p in self.parameters():
+            if p.requires_grad:
+                groups["no_decay" if p.ndim <= 1 else "matrices" if p in hidden else "weights"].append(p)
+        return groups
+
     def forward(
         self, images: Tensor | Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are replaced completely or not at all."""
 
 import os
 from collections.abc import Iterator
@@ -9,9 +9,10 @@ from typing import BinaryIO
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes the place of `path` once all that was written is on the disk.
+    """Open a temporary file for writing, which replaces `path` once it is completely on disk.
 
-    Whatever fails before that (OSError with its `filename`, or anything the caller raises), `path` still holds what it held.
+    If anything fails before that (an OSError, which then has a `filename`, or any exception of the
+    caller), the old content of `path` is left unchanged.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -25,9 +26,9 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)
         raise
-    if os.name == "posix":  # the rename itself must survive a power cut, too
-        folder = os.open(path.parent, os.O_RDONLY)
+    if os.name == "posix":  # without this a power failure can undo the rename
+        directory = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            os.fsync(directory)
         finally:
-            os.close(folder)
+            os.close(directory)

@@ -1,131 +1,127 @@
-"""Command lines: a parser whose mistakes are one sentence, and the kinds of arguments that the commands share."""
+"""What the commands share: a parser with one-line errors, argument types, exit statuses."""
 
 import argparse
 import math
 import os
-import shlex
-from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+import signal
+import sys
+from collections.abc import Callable
+from typing import NoReturn
 
-from utils.errors import UserError
-
-MAX_IMGSZ = 16384  # of a side; one sample takes 0.8 GB then
+from utils.errors import UserError, environment_error
+from utils.letterbox import MAX_IMGSZ, imgsz_bounds
 
 
 class Parser(argparse.ArgumentParser):
-    """`argparse.ArgumentParser` that raises UserError for a mistake in place of printing its usage and exiting."""
+    """`argparse.ArgumentParser` that raises UserError instead of printing its usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError with `message`."""
         raise UserError(message)
 
 
-def int_range(lowest: int, highest: int = 10**9) -> Callable[[str], int]:
-    """An argument's type: a whole number from `lowest` to `highest`."""
+def run_cli(command: str, main_fn: Callable[[], None]) -> int:
+    """Run `main_fn` and return the exit status of `command`.
+
+    0 on success, 130 after Ctrl-C, and 2, after one line on stderr, for a UserError or an
+    `environment_error`.
+    """
+    try:
+        main_fn()
+    except UserError as error:
+        # From a DataLoader worker the message arrives after the worker's traceback.
+        message = str(error).rstrip().rpartition("UserError: ")[2]
+        print(f"{command}: {message}", file=sys.stderr)
+        return 2
+    except (OSError, MemoryError, RuntimeError) as error:
+        message = environment_error(error)
+        if not message:
+            raise
+        print(f"{command}: {message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    return 0
+
+
+# ----------------------------------------------------------------------------------------------
+# Argument types: each converts the text of an argument or raises argparse.ArgumentTypeError.
+
+
+def int_range(low: int, high: int = 10**9) -> Callable[[str], int]:
+    """Return an argument type: an integer from `low` to `high`."""
 
     def integer(text: str) -> int:
-        if not (
-            text.removeprefix("-").isdecimal() and len(text) < 20 and lowest <= int(text) <= highest
-        ):
+        # int() refuses very long texts with an error of its own, and accepts "1_000" and " 1".
+        is_integer = text.removeprefix("-").isdecimal() and len(text) < 20
+        if not is_integer or not low <= int(text) <= high:
             raise argparse.ArgumentTypeError(
-                f"found {text[:40]!r}, need a whole number from {lowest} to {highest}"
+                f"found {text[:40]!r}, need an integer from {low} to {high}"
             )
         return int(text)
 
     return integer
 
 
-imgsz_pixels = int_range(32, MAX_IMGSZ)  # an argument's type: of a sample, in pixels
-
-
-def imgsz_range(text: str) -> int | str:
-    """An argument's type: pixels, or LOW-HIGH for a range of them, from 32 on; `span` rounds them up to steps of 32."""
-    low, dash, high = text.partition("-")
-    if not dash:
-        return imgsz_pixels(text)
-    sides = f"{imgsz_pixels(low)}-{imgsz_pixels(high)}"
-    if imgsz_bounds(sides)[0] >= imgsz_bounds(sides)[1]:
-        raise argparse.ArgumentTypeError(
-            f"found {text!r}, need a lower side before a higher one, 32 apart"
-        )
-    return sides
-
-
-def imgsz_bounds(imgsz: int | str) -> tuple[int, int]:
-    """The lowest and the highest side that `imgsz` means, pixels or LOW-HIGH, rounded up to steps of 32."""
-    sides = [-(-int(imgsz_pixels) // 32) * 32 for imgsz_pixels in str(imgsz).split("-")]
-    return sides[0], sides[-1]
-
-
-def round_imgsz(imgsz: int | str) -> int | str:
-    """`imgsz`, pixels or LOW-HIGH, with the sides that `span` takes it for."""
-    low, high = imgsz_bounds(imgsz)
-    return high if low == high else f"{low}-{high}"
-
-
-def imgsz_warning(imgsz: int | str) -> list[str]:
-    """A sentence if `rounded` is not what `imgsz` says."""
-    taken = round_imgsz(imgsz)
-    return (
-        [f"imgsz {imgsz}: a side is a multiple of 32, so it is {taken}"]
-        if str(taken) != str(imgsz)
-        else []
-    )
-
-
-def freeze_spec(text: str) -> str:
-    """An argument's type: backbone, or a number of layers from 1."""
-    return text if text == "backbone" else str(int_range(1)(text))
-
-
-def dir_name(text: str) -> str:
-    """An argument's type: the name of a folder to be made, or folders in one another."""
-    if not all(part.strip(".") for part in text.split("/")) or "\0" in text:
-        raise argparse.ArgumentTypeError(f"found {text!r}, need the name of a folder")
-    return text
-
-
-def batch_size(text: str) -> int | str:
-    """An argument's type: a whole number from 1, or auto."""
-    return text if text == "auto" else int_range(1)(text)
-
-
-def command_line(program: str, arguments: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
-    """The command that gives a program these arguments, those left out that have their defaults."""
-    words = ["python", program]
-    for key, value in arguments.items():
-        if value != defaults[key] and key != "resume":
-            words += [f"--{key.replace('_', '-')}", *([] if value is True else [str(value)])]
-    return shlex.join(words)
-
-
-def non_negative_float(text: str) -> float:
-    """An argument's type: a number of minutes from 0, with or without a fraction."""
+def _float_range(text: str, high: float, expected: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"found {text!r}, need a number of minutes from 0")
+    if not 0 <= value <= high:  # false for nan, too
+        raise argparse.ArgumentTypeError(f"found {text!r}, need {expected}")
     return value
 
 
 def unit_interval(text: str) -> float:
-    """An argument's type: a number from 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}, need a number from 0 to 1")
-    return value
+    """Argument type: a number from 0 to 1."""
+    return _float_range(text, 1, "a number from 0 to 1")
+
+
+def non_negative_float(text: str) -> float:
+    """Argument type: a finite number from 0."""
+    return _float_range(text, sys.float_info.max, "a finite number from 0")
+
+
+def batch_size(text: str) -> int | str:
+    """Argument type: an integer from 1, or auto."""
+    return text if text == "auto" else int_range(1)(text)
+
+
+_imgsz = int_range(32, MAX_IMGSZ)
+
+
+def imgsz_range(text: str) -> int | str:
+    """Argument type: an image size in pixels, or MIN-MAX; not yet rounded to the stride."""
+    low, dash, high = text.partition("-")
+    if not dash:
+        return _imgsz(text)
+    sizes = f"{_imgsz(low)}-{_imgsz(high)}"
+    minimum, maximum = imgsz_bounds(sizes)
+    if minimum >= maximum:
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}, need MIN-MAX with MAX at least 32 above MIN"
+        )
+    return sizes
+
+
+def freeze_spec(text: str) -> str:
+    """Argument type: backbone, or a number of layers from 1."""
+    return text if text == "backbone" else str(int_range(1)(text))
+
+
+def dir_name(text: str) -> str:
+    """Argument type: a directory name, or a relative path of nested ones without `.` and `..`."""
+    if not all(part.strip(".") for part in text.split("/")) or "\0" in text:
+        raise argparse.ArgumentTypeError(f"found {text!r}, need a directory name")
+    return text
 
 
 def weights_path(text: str) -> str:
-    """An argument's type: DEFAULT, or a path, made absolute."""
+    """Argument type: DEFAULT, or a path, made absolute."""
     return text if text == "DEFAULT" else abs_path(text)
 
 
 def abs_path(text: str) -> str:
-    """A path, made absolute, so that it names the same file from another folder."""
-    return os.path.abspath(text)  # noqa: PTH100 - a link stays what it is called
+    """Argument type: a path, made absolute so that it is valid in any working directory."""
+    return os.path.abspath(text)  # noqa: PTH100 - Path.resolve() would also follow symbolic links

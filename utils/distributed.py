@@ -1,6 +1,7 @@
-"""The processes of a run, as torchrun starts them. A process that was started without torchrun is alone, and waits for nobody.
+"""Several processes as one run, started with torchrun: ranks, collectives and DDP.
 
-Every process takes the same steps; what only one may do (search, write, print) the first one does, rank 0.
+All processes take the same steps. What only one may do (evaluate, write, print) is done by rank 0,
+the main process. In a run of one process nothing is communicated.
 """
 
 import importlib
@@ -13,122 +14,140 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from utils import compat
 from utils.errors import UserError
 
 
 class DistributedContext:
-    """Joins the run's processes on creation: `rank` of `count`; on this machine, `local_rank` of `local_count`.
+    """The processes of a run; creating it joins them.
 
-    torchrun says who is who in the environment; a process that is alone has the local rank None. Tensors on the CPU travel by
-    gloo, those on GPUs by NCCL.
+    gloo communicates tensors on the CPU, NCCL those on GPUs. `rank` of `world_size` processes, on
+    this machine `local_rank` of `local_world_size`, as torchrun sets them in the environment;
+    `local_rank` is None in a run of one process. `is_main` is true in rank 0. Raises UserError when
+    the environment asks for several processes but was not set by torchrun.
     """
 
     def __init__(self) -> None:
-        self.rank, self.count, self.local_rank, self.local_world_size = 0, 1, None, 1
-        if os.environ.get("WORLD_SIZE", "1") != "1":
+        self.rank = 0
+        self.world_size = 1
+        self.local_rank: int | None = None
+        self.local_world_size = 1
+        self._ddp_model: nn.parallel.DistributedDataParallel | None = None
+        world_size = os.environ.get("WORLD_SIZE", "1")
+        if world_size != "1":
             if "TORCHELASTIC_RUN_ID" not in os.environ:
                 raise UserError(
-                    f"WORLD_SIZE={os.environ['WORLD_SIZE']}: several processes are for torchrun to start"
+                    f"WORLD_SIZE={world_size}: not set by torchrun "
+                    "(start several processes with torchrun)"
                 )
-            names = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"
-            self.rank, self.count, self.local_rank, self.local_world_size = (
-                int(os.environ[name]) for name in names
-            )
-        self.first = self.rank == 0
-        self._parallel: nn.Module | None = None
-        if self.count > 1:
-            # DDP imports this module, whose functions then hold the group of all as a default; as early as here there is none.
+            self.rank = int(os.environ["RANK"])
+            self.world_size = int(world_size)
+            self.local_rank = int(os.environ["LOCAL_RANK"])
+            self.local_world_size = int(os.environ["LOCAL_WORLD_SIZE"])
+        self.is_main = self.rank == 0
+        if self.world_size > 1:
+            # DDP imports this module, whose functions have the default process group as the default
+            # of an argument. Imported before there is a group, they hold None; imported later, they
+            # would keep the group alive (see `shutdown`).
             importlib.import_module("torch.distributed.nn.functional")
-            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, store=_store(), rank=self.rank, world_size=self.count)
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+                store=_store(),
+                rank=self.rank,
+                world_size=self.world_size,
+            )
 
-    def on_main(self, function: Callable[..., Any], *arguments: object) -> Any:
-        """What `function(*arguments)` returns in the first process, in every process; the others do not call it."""
-        results = [function(*arguments) if self.first else None]
-        if self.count > 1:
+    def on_main(self, fn: Callable[..., Any], *args: object) -> Any:
+        """Call `fn(*args)` in the main process only, and return its result in every process."""
+        results = [fn(*args) if self.is_main else None]
+        if self.world_size > 1:
             dist.broadcast_object_list(results)
         return results[0]
 
     def all_reduce_max(self, number: int) -> int:
-        """The largest of the processes' numbers. It waits for no GPU."""
-        if self.count == 1:
+        """Return the maximum of `number` over all processes, without waiting for a GPU."""
+        if self.world_size == 1:
             return number
         tensor = torch.tensor(number)
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return int(tensor)
 
-    def mean(self, tensor: Tensor) -> Tensor:
-        """The mean of the processes' tensors, on their device."""
-        if self.count > 1:
+    def all_reduce_mean(self, tensor: Tensor) -> Tensor:
+        """Return the mean of `tensor` over all processes; with several, `tensor` is overwritten."""
+        if self.world_size > 1:
             dist.all_reduce(tensor)
-            tensor /= self.count
+            tensor /= self.world_size
         return tensor
 
-    def gather(self, rows: np.ndarray) -> np.ndarray:
-        """In the first process the rows of all, ordered by their first column; in the others their own."""
-        if self.count == 1:
+    def gather_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Return the rows (n, columns) of all processes in the main process.
+
+        They are sorted by their first column (stable). The other processes get their own rows back.
+        """
+        if self.world_size == 1:
             return rows
-        parts: list[Any] | None = [None] * self.count if self.first else None
+        parts: list[Any] | None = [None] * self.world_size if self.is_main else None
         dist.gather_object(rows, parts)
-        rows = np.concatenate(parts) if parts else rows
+        if parts is not None:
+            rows = np.concatenate(parts)
         return rows[rows[:, 0].argsort(kind="stable")]
 
-    def parallel(self, model: nn.Module, same_order: bool) -> nn.Module:
-        """`model` with gradients that are the mean over the processes; a process alone gets `model` itself.
+    def wrap_ddp(self, model: nn.Module, same_order: bool) -> nn.Module:
+        """Return `model` in DDP, which averages gradients; in a run of one process `model` itself.
 
-        With `same_order` a resumed run adds up gradients in the order of an uninterrupted one. Otherwise DDP packs them anew
-        after its first step, to overlap better with the backward pass, and where a number lies decides in which order three or
-        more processes add it up.
+        With `same_order` a resumed run sums gradients in the same order as an uninterrupted one. By
+        default DDP rebuilds its buckets after the first step, to overlap better with the backward
+        pass, and the position of a gradient in its bucket decides in which order three or more
+        processes sum it.
         """
-        if self.count == 1:
+        if self.world_size == 1:
             return model
-        # A search for unused parameters is what keeps DDP from packing anew; it says on stderr that it has found none.
-        self._parallel = nn.parallel.DistributedDataParallel(
-            model, find_unused_parameters=same_order and self.count > 2
+        # DDP does not rebuild buckets when it searches for unused parameters; it warns that it
+        # found none.
+        find_unused = same_order and self.world_size > 2
+        self._ddp_model = nn.parallel.DistributedDataParallel(
+            model, find_unused_parameters=find_unused
         )
-        return self._parallel
+        return self._ddp_model
 
     def broadcast_buffers(self, model: nn.Module) -> None:
-        """Give every process the first one's buffers: the statistics of its batch norms, which differ from process to process."""
-        if self.count > 1:
+        """Copy the main process's buffers (BatchNorm statistics) of `model` to all processes."""
+        if self.world_size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
 
-    def leave(self) -> None:
-        """Wait for all, then part; nothing may be exchanged afterwards, and what `parallel` gave is empty.
+    def shutdown(self) -> None:
+        """Wait for all processes, then destroy the process group.
 
-        The threads of the group end with the last reference to it. One that outlives the interpreter aborts the process, which
-        then has failed after all its work (pytorch issue 190489): so nothing may hold the group any longer.
+        The model from `wrap_ddp` cannot be used afterwards. The group's threads end with the last
+        reference to it, so nothing may refer to it any longer: a thread that outlives the
+        interpreter aborts the process, which then reports failure after all its work.
         """
-        if self.count > 1:
+        if self.world_size > 1:
             dist.barrier()
-            if self._parallel is not None:
-                vars(self._parallel).clear()
+            if self._ddp_model is not None:
+                compat.drop_ddp_references(self._ddp_model)
             dist.destroy_process_group()
 
 
 def convert_sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model` with batch norms over the pictures of all processes, not each process's own. Raises UserError on the CPU."""
+    """Return `model` with BatchNorm over all processes' images. Raises UserError on the CPU."""
     if device.type == "cpu":
         raise UserError(
-            "--sync-bn: needs CUDA; on the CPU each process normalizes its own share of a batch"
+            "--sync-bn: requires CUDA (on the CPU each process normalizes its own shard of a batch)"
         )
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 def _store() -> dist.Store | None:
-    """Where the processes find each other: torchrun's store, or None for torch to decide.
+    """Return the store through which processes find each other, or None to let torch choose.
 
-    On one machine torchrun keeps its store over restarts, and with it the addresses of processes that are gone, which the new
-    ones would try (pytorch issue 135712). A name of its own for each start keeps them apart.
+    On one machine torchrun keeps its store over restarts, including the addresses of processes that
+    have ended, which new processes would try to reach
+    (https://github.com/pytorch/pytorch/issues/135712). A prefix for each start separates them.
     """
-    environment = os.environ
-    if (
-        environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        or environment.get("GROUP_WORLD_SIZE") != "1"
-    ):
+    env = os.environ
+    if env.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or env.get("GROUP_WORLD_SIZE") != "1":
         return None
-    store = dist.TCPStore(
-        environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), is_master=False
-    )
-    return dist.PrefixStore(f"start {environment['TORCHELASTIC_RESTART_COUNT']}", store)
+    store = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False)
+    return dist.PrefixStore(f"start {env['TORCHELASTIC_RESTART_COUNT']}", store)

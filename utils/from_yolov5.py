@@ -7,7 +7,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from utils.hyp import Hyp
-from utils.yamlfile import read_yaml, validated
+from utils.yamlfile import read_yaml, validate
 
 Number = Annotated[
     float, BeforeValidator(lambda value: float(value) if type(value) in (int, float) else value)
@@ -70,7 +70,7 @@ def from_yolov5(path: Path) -> str:
         for key, ours in SAME.items()
         if key in given
     }
-    validated(found, Hyp, str(path))
+    validate(found, Hyp, str(path))
     lines = [
         f"# From {path.name} of YOLOv5; what is not here is as in hyp.yaml.",
         yaml.safe_dump(found, sort_keys=False).rstrip(),

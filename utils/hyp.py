@@ -18,8 +18,7 @@ from pydantic import (
     create_model,
 )
 
-from utils.cli import Parser
-from utils.errors import run_cli
+from utils.cli import Parser, run_cli
 from utils.schedulers import (
     SCHEDULES,
     parse_lf,

@@ -1,95 +1,113 @@
-"""The signals that ask a run to stop: from a batch system (SIGTERM, SIGUSR1), the keyboard, a terminal that is gone, torchrun."""
+"""Signals that ask a run to stop, and how DataLoader workers end.
+
+They come from a batch system (SIGTERM, SIGUSR1), the keyboard, a closed terminal or torchrun.
+"""
 
 import atexit
 import multiprocessing
-import multiprocessing.queues
 import os
 import signal
 from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import TypeVar
 
+from utils import compat
+
 SIGNALS = tuple(
     getattr(signal, name)
     for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
-    if hasattr(signal, name)
-)  # Windows lacks the last two
+    if hasattr(signal, name)  # Windows lacks the last two
+)
 
 T = TypeVar("T")
 
 
-class Interrupted(
-    BaseException
-):  # as KeyboardInterrupt: nobody's `except Exception` may swallow it
-    """The run ends because of the signal `number`. `where` says where it stands; "" if that is for another process to say."""
+class Interrupted(BaseException):
+    """The run ends because of the signal `number`.
 
-    def __init__(self, number: int, where: str) -> None:
-        super().__init__(where and f"stopped by {signal.Signals(number).name} {where}")
+    `message` says where it stopped; it is "" in a process that leaves this to the main process. A
+    BaseException, like KeyboardInterrupt, so that no `except Exception` catches it.
+    """
+
+    def __init__(self, number: int, detail: str) -> None:
         self.number = number
+        self.message = f"stopped by {signal.Signals(number).name} {detail}" if detail else ""
+        super().__init__(self.message)
 
 
 class StopSignals:
-    """While entered, one of `SIGNALS` raises Interrupted; once `noted` is set, its number is kept in `received` instead.
+    """Context in which one of `SIGNALS` raises Interrupted or, after `defer()`, sets `pending`.
 
-    So a run that has nothing to lose ends at once, and one that has can end where it likes. A signal that the process ignores
-    when this is entered stays ignored, but for SIGINT.
+    A run that has nothing to lose ends at once, and one that has ends where its state is complete.
+    A signal that the process ignores on entering the context stays ignored, except SIGINT.
     """
 
     def __init__(self) -> None:
-        self.received = 0
+        self.pending = 0  # number of the first signal since `defer()`, or 0
         self.deferred = False
 
+    def defer(self) -> None:
+        """From now on store a signal in `pending` instead of raising Interrupted."""
+        self.deferred = True
+
     def __enter__(self) -> "StopSignals":
-        # What nohup wants of SIGHUP is kept. SIGINT is ignored by whatever a script starts in the background, and is answered.
-        ignored = {number for number in SIGNALS if signal.getsignal(number) == signal.SIG_IGN} - {
-            signal.SIGINT
-        }
-        self._before = {
-            number: signal.signal(number, self._arrived)
-            for number in SIGNALS
-            if number not in ignored
-        }
+        self._previous = {}
+        for number in SIGNALS:
+            # nohup ignores SIGHUP, which is respected. A shell script ignores SIGINT in all it
+            # starts in the background; there a run should stop on it all the same.
+            ignored = signal.getsignal(number) == signal.SIG_IGN
+            if number == signal.SIGINT or not ignored:
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _arrived(self, number: int, _: FrameType | None) -> None:
+    def _handle(self, number: int, _: FrameType | None) -> None:
         if not self.deferred:
-            raise Interrupted(number, "before training went on; there is nothing new to save")
-        self.received = self.received or number
+            raise Interrupted(number, "before the first batch; nothing new to save")
+        self.pending = self.pending or number
 
     def stop_on_signal(self, batches: Iterable[T]) -> Iterator[T]:
-        """The `batches`, up to the one during which a signal arrives."""
+        """Yield from `batches`, ending after the one during which a signal arrives."""
         for batch in batches:
             yield batch
-            if self.received:
+            if self.pending:
                 return
 
 
-def worker_init(_: int = 0) -> None:
-    """In a process that loads data: leave the signals to the one that trains, which still wants the batches under way.
+def worker_init(worker_id: int = 0) -> None:
+    """Prepare a DataLoader worker (`worker_init_fn`): ignore signals, exit if it is orphaned.
 
-    Ctrl-C and batch systems signal every process of a run. A loader ends some seconds after its trainer; one whose trainer was
-    killed before this call ends here, for torch, which looks only later who the trainer is, would keep it for ever. One that
-    cannot hand over a batch, for want of memory, ends too: its queue would drop the batch, and the trainer wait for it for ever.
+    Ctrl-C and batch systems signal every process of a run, but the main process still needs the
+    batches in flight. A worker exits some seconds after its main process has ended. If that was
+    killed before this call, the worker exits here: torch looks up who its parent is only later, and
+    would keep the orphan forever. A worker that cannot send a batch, for lack of memory, exits too:
+    otherwise the queue's feeder thread drops the batch and the main process hangs.
     """
-    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(
-        lambda error, batch: os._exit(1)
-    )
+    compat.exit_on_queue_feeder_error()
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    trainer = multiprocessing.parent_process()
-    if trainer and multiprocessing.get_start_method() == "fork" and os.getppid() != trainer.pid:
+    parent = multiprocessing.parent_process()
+    if parent and multiprocessing.get_start_method() == "fork" and os.getppid() != parent.pid:
         os._exit(1)
 
 
-@atexit.register
-def _end_loaders() -> None:
-    """When a trainer ends by an error, whose traceback keeps its loaders: they ignore the SIGTERM that multiprocessing sends them
-    before it waits for them, and have nothing to lose."""
+def kill_workers_at_exit() -> None:
+    """When this process exits, kill the multiprocessing children it still has.
+
+    For commands only: in a notebook it would kill other children, too. After an error the traceback
+    keeps the DataLoader alive. multiprocessing then sends the workers SIGTERM, which they ignore
+    (`worker_init`), and waits for them. They have nothing to lose.
+    """
+    atexit.unregister(_kill_workers)  # when called twice
+    atexit.register(_kill_workers)
+
+
+def _kill_workers() -> None:
     if hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise another error for each
-    for loader in multiprocessing.active_children():
-        loader.kill()
+        # torch's handler raises an error for each worker that was killed.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in multiprocessing.active_children():
+        worker.kill()

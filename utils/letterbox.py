@@ -12,19 +12,22 @@ def round_up(value: int, multiple: int) -> int:
 
 
 def imgsz_bounds(imgsz: int | str, stride: int = 32) -> tuple[int, int]:
-    """Return the lowest and highest image size of `imgsz`, pixels or "MIN-MAX", rounded up to multiples of `stride`."""
+    """Return the lowest and highest size of `imgsz`, rounded up to multiples of `stride`.
+
+    `imgsz` is a number of pixels or "MIN-MAX".
+    """
     sizes = [round_up(int(size), stride) for size in str(imgsz).split("-")]
     return sizes[0], sizes[-1]
 
 
 def round_imgsz(imgsz: int | str, stride: int = 32) -> int | str:
-    """Return `imgsz`, pixels or "MIN-MAX", with every size rounded up to a multiple of `stride`."""
+    """Return `imgsz`, pixels or "MIN-MAX", with sizes rounded up to multiples of `stride`."""
     low, high = imgsz_bounds(imgsz, stride)
     return high if low == high else f"{low}-{high}"
 
 
 def imgsz_warning(imgsz: int | str, stride: int = 32) -> list[str]:
-    """Return a warning if `imgsz` is not a multiple of `stride`, as a list of at most one message."""
+    """Return a list with a warning if a size in `imgsz` is not a multiple of `stride`, else []."""
     rounded = round_imgsz(imgsz, stride)
     if str(rounded) == str(imgsz):
         return []
@@ -32,6 +35,6 @@ def imgsz_warning(imgsz: int | str, stride: int = 32) -> list[str]:
 
 
 def letterbox_size(height: int, width: int, imgsz: int) -> tuple[int, int]:
-    """Return the height and width, at least 1 pixel each, of an image whose longer side becomes `imgsz` pixels."""
+    """Return the height and width (>= 1) of an image whose longer side becomes `imgsz`."""
     ratio = imgsz / max(height, width)
     return max(1, round(height * ratio)), max(1, round(width * ratio))

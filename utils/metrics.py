@@ -1,32 +1,35 @@
-"""COCO metrics of detections: precision, recall, mAP50, mAP75 and mAP50-95, overall and for each class, by faster-coco-eval."""
+"""COCO metrics, overall and per class, computed by faster-coco-eval."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 METRICS = ("precision", "recall", "mAP50", "mAP75", "mAP50-95")
 
 
 @dataclass(frozen=True)
 class Result:
-    """What an evaluation found. `overall` has the keys of `METRICS`; `classes` one dict a class, with `class`, `images`,
-    `boxes` and the same keys, nan where a class has no box to find."""
+    """The metrics of one evaluation.
+
+    `overall` has the keys of `METRICS`. `classes` has a dict for each class with `class` (its
+    name), `images`, `boxes` and the keys of `METRICS`, which are nan for a class without
+    ground-truth boxes.
+    """
 
     overall: dict[str, float]
     classes: list[dict[str, Any]]
 
 
 class Curves(NamedTuple):
-    """For K classes at IoU 0.5, along recalls 0, 0.01, ..., 1; nan for a class that has no box to find."""
+    """Curves (K, 101) of K classes at IoU 0.5 over recalls 0, 0.01, ..., 1.
 
-    precision: np.ndarray  # (K, 101): the best at this recall or a higher one
-    scores: (
-        np.ndarray
-    )  # (K, 101): the lowest score of the detections that it takes to get there; 0 beyond the last
+    They are nan for a class without ground-truth boxes.
+    """
+
+    precision: np.ndarray  # the best at this recall or a higher one
+    scores: np.ndarray  # lowest score of the detections needed for this recall; 0 if not reached
 
 
 def to_coco_gt(
@@ -35,92 +38,94 @@ def to_coco_gt(
     boxes: np.ndarray,
     labels: np.ndarray,
     crowd: np.ndarray,
-    names: Sequence[str],
+    class_names: Sequence[str],
 ) -> dict[str, Any]:
-    """A split's arrays as a COCO data set, in each picture's own pixels; picture i gets the id i, class k the category id k.
+    """Convert the annotations of a split to a COCO dataset in image pixels.
 
-    sizes (n, 2): width, height; offsets (n + 1,); boxes (N, 4): xyxy, 0..1; labels, crowd (N,).
+    Image i has id i, class k category id k.
+    sizes (n, 2): width and height; offsets (n + 1,): image i has the boxes from offsets[i] to
+    offsets[i + 1]; boxes (N, 4): xyxy in 0..1; labels and crowd (N,).
     """
-    image = np.repeat(np.arange(len(sizes)), np.diff(offsets))
-    corners = boxes.astype(np.float64) * np.tile(sizes[image], 2)
+    image_ids = np.repeat(np.arange(len(sizes)), np.diff(offsets))
+    corners = boxes.astype(np.float64) * np.tile(sizes[image_ids], 2)
     widths, heights = (corners[:, 2:] - corners[:, :2]).T
+    areas = widths * heights
+    xywh = np.column_stack((corners[:, :2], widths, heights))
+    annotations = [
+        {
+            "id": i + 1,
+            "image_id": int(image_ids[i]),
+            "category_id": int(labels[i]),
+            "bbox": xywh[i].tolist(),
+            "area": float(areas[i]),
+            "iscrowd": int(crowd[i]),
+        }
+        for i in range(len(labels))
+    ]
     return {
         "images": [{"id": i, "width": int(w), "height": int(h)} for i, (w, h) in enumerate(sizes)],
-        "categories": [{"id": k, "name": name} for k, name in enumerate(names)],
-        "annotations": [
-            {
-                "id": i + 1,
-                "image_id": int(image[i]),
-                "category_id": int(labels[i]),
-                "bbox": [
-                    float(corners[i, 0]),
-                    float(corners[i, 1]),
-                    float(widths[i]),
-                    float(heights[i]),
-                ],
-                "area": float(widths[i] * heights[i]),
-                "iscrowd": int(crowd[i]),
-            }
-            for i in range(len(labels))
-        ],
+        "categories": [{"id": k, "name": name} for k, name in enumerate(class_names)],
+        "annotations": annotations,
     }
 
 
-def evaluate(truth: dict[str, Any], detections: np.ndarray) -> Result:
-    """Compare detections (k, 7) - image id, x, y, width, height in the picture's pixels, score, category id - with a COCO truth.
+def evaluate(coco_gt: dict[str, Any], detections: np.ndarray) -> Result:
+    """Compare detections with a COCO ground truth.
 
-    The averages are COCO's: over IoU 0.50 to 0.95, 101 recall points, at most 100 detections a picture. Precision and recall
-    are those at the recall point where a class's F1 at IoU 0.5 is best, averaged over the classes.
+    `detections` (k, 7) has the columns image id, x, y, width, height (pixels of the image), score,
+    category id. Average precision is COCO's: over IoU 0.50 to 0.95, 101 recall
+    points, at most 100 detections per image. Precision and recall are taken where the F1 of a class
+    at IoU 0.5 is best, then averaged over the classes.
     """
-    return evaluate_with_curves(truth, detections)[0]
+    return evaluate_with_curves(coco_gt, detections)[0]
 
 
-def evaluate_with_curves(truth: dict[str, Any], detections: np.ndarray) -> tuple[Result, Curves]:
-    """What `evaluate` finds, and the curves behind precision, recall and F1."""
-    from faster_coco_eval import (  # imported here: a run need not wait for it to start
-        COCO,
-        COCOeval_faster,
-    )
+def evaluate_with_curves(coco_gt: dict[str, Any], detections: np.ndarray) -> tuple[Result, Curves]:
+    """Return the result of `evaluate`, and the curves behind its precision, recall and F1."""
+    # Imported here because it takes time that the start of a run need not wait for.
+    from faster_coco_eval import COCO, COCOeval_faster
 
-    coco = COCO(truth)
+    coco = COCO(coco_gt)
     evaluation = COCOeval_faster(
         coco, coco.loadRes(detections), "bbox", print_function=lambda *_: None
     )
-    # Only what is asked for: boxes of all sizes, and as many detections as COCO admits.
-    evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
-    evaluation.params.maxDets = evaluation.params.maxDets[-1:]
+    # Only what is reported: boxes of all sizes, with the highest number of detections per image.
+    params = evaluation.params
+    params.areaRng, params.areaRngLbl = params.areaRng[:1], ["all"]
+    params.maxDets = params.maxDets[-1:]
     evaluation.evaluate()
     evaluation.accumulate()
-    # [IoU, recall, class, area, detections a picture], -1 where there is no truth
+    # [IoU, recall, class, area, detections per image], -1 where there is no ground truth.
     precision = evaluation.eval["precision"][:, :, :, 0, 0]
     present = [k for k in range(precision.shape[2]) if (precision[:, :, k] > -1).all()]
     classes = []
-    for k, category in enumerate(truth["categories"]):
-        boxes = [a for a in truth["annotations"] if a["category_id"] == k and not a["iscrowd"]]
+    for k, category in enumerate(coco_gt["categories"]):
+        boxes = [a for a in coco_gt["annotations"] if a["category_id"] == k and not a["iscrowd"]]
         row = {
             "class": category["name"],
             "images": len({a["image_id"] for a in boxes}),
             "boxes": len(boxes),
         }
-        values = (
-            _class_metrics(precision[:, :, k])
-            if k in present
-            else dict.fromkeys(METRICS, float("nan"))
-        )
-        classes.append(row | values)
+        if k in present:
+            row |= _class_metrics(precision[:, :, k])
+        else:
+            row |= dict.fromkeys(METRICS, float("nan"))
+        classes.append(row)
     overall = {
         name: float(np.mean([classes[k][name] for k in present])) if present else 0.0
         for name in METRICS
     }
-    shown = [evaluation.eval[key][0, :, :, 0, 0].T.astype(float) for key in ("precision", "scores")]
+    curves = Curves(
+        *(evaluation.eval[key][0, :, :, 0, 0].T.astype(float) for key in ("precision", "scores"))
+    )
     absent = ~np.isin(np.arange(len(classes)), present)
-    for values in shown:
+    for values in curves:
         values[absent] = np.nan
-    return Result(overall, classes), Curves(*shown)
+    return Result(overall, classes), curves
 
 
 def _class_metrics(precision: np.ndarray) -> dict[str, float]:
-    """The metrics of one class from its precision at 10 IoUs (0.50 to 0.95) and 101 recalls."""
+    """Return the metrics of a class from its precision at 10 IoUs (0.50 to 0.95), 101 recalls."""
     recall = np.linspace(0, 1, 101)
     f1 = 2 * precision[0] * recall / np.maximum(precision[0] + recall, 1e-12)
     best = int(f1.argmax())
@@ -134,50 +139,18 @@ def _class_metrics(precision: np.ndarray) -> dict[str, float]:
     return dict(zip(METRICS, map(float, values), strict=True))
 
 
-@torch.no_grad()
-def run_inference(
-    model: nn.Module,
-    batches: Iterable[tuple[Tensor, list[dict[str, Tensor]]]],
-    device: torch.device,
-    bf16: bool,
-) -> np.ndarray:
-    """Run `model` over validation batches; its detections (k, 7) as `evaluate` takes them.
-
-    A target's `scale` (2,) takes the sample's pixels back to the picture's, `image_id` says which picture it is.
-    """
-    model.eval()
-    rows = [np.zeros((0, 7))]
-    for images, targets in batches:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            found = model(images.to(device, non_blocking=True))
-        for target, result in zip(targets, found, strict=True):
-            boxes = result["boxes"].float().cpu() / target["scale"].repeat(2)
-            image = torch.full((len(boxes), 1), float(target["image_id"]))
-            columns = (
-                image,
-                boxes[:, :2],
-                boxes[:, 2:] - boxes[:, :2],
-                result["scores"].cpu()[:, None].float(),
-            )
-            rows.append(
-                torch.cat((*columns, result["labels"].cpu()[:, None].float()), dim=1)
-                .double()
-                .numpy()
-            )
-    return np.concatenate(rows)
+def table_rows(result: Result) -> list[dict[str, Any]]:
+    """Return a row for all classes together, with `class` "all", and the row of each class."""
+    total = {"class": "all", "images": "", "boxes": sum(row["boxes"] for row in result.classes)}
+    return [total | result.overall, *result.classes]
 
 
 def format_table(result: Result) -> str:
-    """The result as text: one line for all classes, one for each."""
-    width = max(len("all"), *(len(row["class"]) for row in result.classes))
+    """Format a result as text: a header, a line for all classes together, a line per class."""
+    rows = table_rows(result)
+    width = max(len(row["class"]) for row in rows)
     lines = [f"{'class':<{width}}  images   boxes" + "".join(f"{name:>11}" for name in METRICS)]
-    total = {
-        "class": "all",
-        "images": "",
-        "boxes": sum(row["boxes"] for row in result.classes),
-        **result.overall,
-    }
-    for row in [total, *result.classes]:
+    for row in rows:
         values = "".join(f"{row[name]:11.3f}" for name in METRICS)
         lines.append(f"{row['class']:<{width}}  {row['images']:>6}  {row['boxes']:>6}{values}")
     return "\n".join(lines)

@@ -14,7 +14,8 @@ from typing import Any
 from utils.cli import Parser, int_range
 from utils.errors import UserError
 from utils.hyp import Hyp, load_hyp
-from utils.schedulers import BatchWarmup, build_scheduler, draw_plan, plan
+from utils.plots import draw_plan
+from utils.schedulers import BatchWarmup, build_scheduler, plan
 from utils.yamlfile import find_file
 
 HYP = Path(__file__).resolve().parents[1] / "hyp"

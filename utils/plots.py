@@ -1,14 +1,23 @@
-"""The pictures of a run folder: batches with their boxes, the curves of results.csv, and what an evaluation found."""
+"""The images in a run directory: boxes, curves over epochs, learning rates, evaluation.
 
+Matplotlib is imported where it is used, so that a run without plots does not wait for it, and
+always as `matplotlib.figure.Figure`: unlike pyplot it needs no display and has no global state.
+"""
+
+import math
+from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_dtype, to_pil_image
 from torchvision.utils import draw_bounding_boxes, make_grid
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLORS = [
     "#e6194b",
@@ -22,193 +31,265 @@ COLORS = [
     "#fabebe",
     "#008080",
 ]
-LIMIT = 16  # pictures in one grid
-SMALLEST = 320  # pixels; smaller pictures are enlarged, so that the class names can be read
+MAX_IMAGES = 16  # in one grid
+MIN_SIZE = 320  # pixels; smaller images are enlarged so that class names are legible
+MAX_CURVES = 20  # of single classes in one plot; more would hide each other
+MAX_POINTS = 20000  # of a learning-rate curve; far more than the plot has pixels
+MAX_COUNTS = 30  # classes of a confusion matrix whose counts are still legible
+
+Targets = Sequence[dict[str, Tensor]]
+
+# ----------------------------------------------------------------------------------------------
+# Images with boxes
 
 
-def _drawn(
-    images: Tensor, targets: Sequence[dict[str, Tensor]], names: Sequence[str]
-) -> list[Tensor]:
-    """Each picture (3, h, w), uint8 or 0..1, with its boxes, their class names and, where there are any, scores.
+def draw_boxes(image: Tensor, target: dict[str, Tensor], class_names: Sequence[str]) -> Tensor:
+    """Return the image (3, h, w) uint8 with labeled boxes; lines and font grow with the image.
 
-    Small ones are enlarged.
+    `target` has `boxes` (k, 4), xyxy in pixels, `labels` (k,) and optionally `scores` (k,).
     """
-    times = max(1, SMALLEST // max(images.shape[-2:]))
-    drawn = []
-    images = images[:LIMIT].cpu()
-    images = (
-        to_dtype(images.float(), torch.uint8, scale=True) if images.is_floating_point() else images
-    )
-    images = images.repeat_interleave(times, 2).repeat_interleave(times, 3)
-    for image, target in zip(images, targets[:LIMIT], strict=True):
-        drawn.append(draw_boxes(image, target | {"boxes": target["boxes"] * times}, names))
-    return drawn
-
-
-def draw_boxes(image: Tensor, target: dict[str, Tensor], names: Sequence[str]) -> Tensor:
-    """The picture (3, h, w) uint8 with the `boxes` (k, 4) of `target`, xyxy in its pixels, the names of their `labels` (k,) and,
-    where there are any, their `scores` (k,); lines and letters grow with the picture."""
     from matplotlib import get_data_path  # it brings a font
 
     if not len(target["boxes"]):
         return image
     labels = target["labels"].tolist()
-    scores = target["scores"].tolist() if "scores" in target else [None] * len(labels)
-    texts = [
-        names[k] if s is None else f"{names[k]} {s:.2f}"
-        for k, s in zip(labels, scores, strict=True)
-    ]
-    colors = [COLORS[k % len(COLORS)] for k in labels]
-    side = max(image.shape)
-    font = f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf"
-    boxes = target["boxes"].cpu()
+    texts = [class_names[k] for k in labels]
+    if "scores" in target:
+        scores = target["scores"].tolist()
+        texts = [f"{text} {score:.2f}" for text, score in zip(texts, scores, strict=True)]
+    size = max(image.shape)
     return draw_bounding_boxes(
         image,
-        boxes,
+        target["boxes"].cpu(),
         texts,
-        colors,
-        width=max(2, side // 400),
-        font=font,
-        font_size=max(11, side // 60),
+        [COLORS[k % len(COLORS)] for k in labels],
+        width=max(2, size // 400),
+        font=f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf",
+        font_size=max(11, size // 60),
     )
 
 
-def draw_batch(
-    images: Tensor, targets: Sequence[dict[str, Tensor]], names: Sequence[str], path: Path
-) -> None:
-    """Write a grid of the batch's first pictures, with their boxes, to the JPEG `path`."""
-    to_pil_image(make_grid(_drawn(images, targets, names), nrow=4)).save(path)
+def _draw_each(images: Tensor, targets: Targets, class_names: Sequence[str]) -> list[Tensor]:
+    """Return the first `MAX_IMAGES` images with their boxes, small ones enlarged.
+
+    images (B, 3, h, w): uint8, or float in 0..1.
+    """
+    zoom = max(1, MIN_SIZE // max(images.shape[-2:]))
+    images = images[:MAX_IMAGES].cpu()
+    if images.is_floating_point():
+        images = to_dtype(images.float(), torch.uint8, scale=True)
+    images = images.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
+    return [
+        draw_boxes(image, target | {"boxes": target["boxes"] * zoom}, class_names)
+        for image, target in zip(images, targets[:MAX_IMAGES], strict=True)
+    ]
+
+
+def draw_batch(images: Tensor, targets: Targets, class_names: Sequence[str], path: Path) -> None:
+    """Write a grid of the first images of a batch (B, 3, h, w), with boxes, to the JPEG `path`."""
+    to_pil_image(make_grid(_draw_each(images, targets, class_names), nrow=4)).save(path)
 
 
 def draw_predictions(
     images: Tensor,
-    targets: Sequence[dict[str, Tensor]],
-    predictions: Sequence[dict[str, Tensor]],
-    names: Sequence[str],
+    targets: Targets,
+    predictions: Targets,
+    class_names: Sequence[str],
     path: Path,
-    score: float = 0.25,
+    conf: float = 0.25,
 ) -> None:
-    """Write pairs to the JPEG `path`: each picture with its labels, and beside it with what scores above `score`."""
-    kept = [{key: value[p["scores"] > score] for key, value in p.items()} for p in predictions]
-    pairs = zip(_drawn(images, targets, names), _drawn(images, kept, names), strict=True)
-    to_pil_image(make_grid([picture for pair in pairs for picture in pair], nrow=4)).save(path)
+    """Write pairs to the JPEG `path`: an image with its ground truth, and with its predictions.
+
+    Predictions with a score of at most `conf` are skipped.
+    """
+    confident = [{key: value[p["scores"] > conf] for key, value in p.items()} for p in predictions]
+    pairs = zip(
+        _draw_each(images, targets, class_names),
+        _draw_each(images, confident, class_names),
+        strict=True,
+    )
+    to_pil_image(make_grid([image for pair in pairs for image in pair], nrow=4)).save(path)
+
+
+# ----------------------------------------------------------------------------------------------
+# Curves over the run
 
 
 def draw_results(rows: Sequence[Mapping[str, Any]], path: Path | BinaryIO) -> None:
-    """Draw every column of results.csv over the epochs, one small plot each, to the picture `path`."""
-    from matplotlib.figure import (
-        Figure,  # not pyplot: a picture needs no window and no global state
-    )
+    """Draw every column of results.csv over the epochs; a row may lack columns that others have."""
+    from matplotlib.figure import Figure
 
-    names = [name for name in rows[0] if name != "epoch"]
-    lines = -(-len(names) // 4)
-    figure = Figure(figsize=(14, 3 * lines), layout="constrained")
-    grid = figure.subplots(lines, 4)
-    for axes, name in zip(grid.flat, names, strict=False):
+    columns = dict.fromkeys(key for row in rows for key in row if key != "epoch")
+    num_lines = math.ceil(len(columns) / 4)
+    figure = Figure(figsize=(14, 3 * num_lines), layout="constrained")
+    grid = figure.subplots(num_lines, 4)
+    for axes, name in zip(grid.flat, columns, strict=False):
         points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
         axes.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else None)
         axes.set_title(name)
         axes.grid(alpha=0.3)
-    for axes in grid.flat[len(names) :]:
+    for axes in grid.flat[len(columns) :]:
         axes.remove()
     figure.savefig(path, dpi=100)
 
 
+def draw_plan(
+    curves: Sequence[array],
+    batches_per_epoch: int,
+    path: Path | BinaryIO | str,
+    labels: Sequence[str] = (),
+) -> None:
+    """Draw planned learning rates over the epochs; equal curves share one line.
+
+    Each curve has the learning rate of every batch of a run; `labels` names them (default: group 0,
+    1, ...).
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    for group in _equal_curves(curves):
+        if labels:
+            label = ", ".join(labels[i] for i in group)
+        else:
+            label = "group " + ", ".join(map(str, group))
+        _plot_lr(axes, curves[group[0]], batches_per_epoch, label)
+    _finish_lr_axes(axes)
+    figure.savefig(path, dpi=150)
+
+
 def draw_schedule(
-    planned: Sequence[Sequence[float]],
-    batches: int,
+    planned: Sequence[array],
+    batches_per_epoch: int,
     rows: Sequence[Mapping[str, Any]],
     path: Path | BinaryIO,
 ) -> None:
-    """Draw each group's planned rate in every batch, `batches` an epoch, and over it a dot for what each of the `rows` of
-    results.csv ended with, to the picture `path`."""
+    """Draw planned learning rates, and as dots the actual ones at the end of each epoch.
+
+    The latter are the columns lr/0, lr/1, ... of `rows`, which are those of results.csv. `planned`
+    has for each parameter group the learning rate of every batch of the run.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
-    epochs = [row["epoch"] + 1 - 1 / batches for row in rows]  # where an epoch's last batch begins
-    for group, curve in enumerate(planned):
-        if any(curve == other for other in planned[:group]):
-            continue
-        shown = range(
-            0, len(curve), 1 + len(curve) // 20000
-        )  # far more than the picture has pixels
-        axes.plot(
-            [i / batches for i in shown],
-            [curve[i] for i in shown],
-            linewidth=1.2,
-            label=f"group {group}, planned",
-        )
-        axes.plot(
-            epochs, [row[f"lr/{group}"] for row in rows], ".", label=f"group {group}, followed"
-        )
-    axes.set(xlabel="epoch", ylabel="learning rate", xlim=(0, None), ylim=(0, None))
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    for group in _equal_curves(planned):
+        label = "group " + ", ".join(map(str, group))
+        _plot_lr(axes, planned[group[0]], batches_per_epoch, f"{label}: planned")
+        column = f"lr/{group[0]}"
+        # A row has the learning rate of the last batch of its epoch; draw it where that begins.
+        last_batch = 1 - 1 / batches_per_epoch
+        known = [row for row in rows if row.get(column) is not None]
+        epochs = [row["epoch"] + last_batch for row in known]
+        axes.plot(epochs, [row[column] for row in known], ".", label=f"{label}: actual")
+    _finish_lr_axes(axes)
     figure.savefig(path, dpi=100)
 
 
-def draw_curves(
-    precision: np.ndarray, scores: np.ndarray, names: Sequence[str], folder: Path
-) -> None:
-    """Write PR_curve.png and F1_curve.png: for each class, precision over recall and F1 over the score that is asked for.
+def _equal_curves(curves: Sequence[array]) -> list[list[int]]:
+    """Return the indices of `curves` in groups of bitwise identical ones."""
+    groups: dict[bytes, list[int]] = {}
+    for i, curve in enumerate(curves):
+        groups.setdefault(curve.tobytes(), []).append(i)
+    return [*groups.values()]
 
-    `precision` and `scores` are those of `utils.metrics.Curves`.
+
+def _plot_lr(axes: "Axes", curve: array, batches_per_epoch: int, label: str) -> None:
+    batches = range(0, len(curve), 1 + len(curve) // MAX_POINTS)
+    epochs = [i / batches_per_epoch for i in batches]
+    axes.plot(epochs, [curve[i] for i in batches], linewidth=1.2, label=label)
+
+
+def _finish_lr_axes(axes: "Axes") -> None:
+    axes.set(xlabel="epoch", ylabel="learning rate", xlim=(0, None), ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+
+
+# ----------------------------------------------------------------------------------------------
+# An evaluation
+
+
+def draw_curves(
+    precision: np.ndarray, scores: np.ndarray, class_names: Sequence[str], out_dir: Path
+) -> None:
+    """Write PR_curve.png (precision over recall) and F1_curve.png (F1 over confidence threshold).
+
+    `precision` and `scores` (K, 101) are those of `utils.metrics.Curves`.
+    """
+    recall = np.linspace(0, 1, precision.shape[1])
+    thresholds = np.linspace(0, 1, 1001)
+    f1 = _f1_at_thresholds(precision, scores, recall, thresholds)
+    _draw_class_curves(
+        recall, precision, class_names, "recall", "precision", out_dir / "PR_curve.png"
+    )
+    _draw_class_curves(thresholds, f1, class_names, "confidence", "F1", out_dir / "F1_curve.png")
+
+
+def _f1_at_thresholds(
+    precision: np.ndarray, scores: np.ndarray, recall: np.ndarray, thresholds: np.ndarray
+) -> np.ndarray:
+    """Return the F1 of each class at each confidence threshold; nan for a class without curves."""
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    f1_at_threshold = np.full((len(precision), len(thresholds)), np.nan)
+    for k in np.flatnonzero(~np.isnan(precision).all(1)):
+        # Recalls that are reached. Below the lowest score nothing changes, above the highest there
+        # are no detections.
+        reached = precision[k] > 0
+        if not reached.any():
+            f1_at_threshold[k] = 0.0
+            continue
+        x, y = scores[k, reached][::-1], f1[k, reached][::-1]
+        f1_at_threshold[k] = np.interp(thresholds, x, y, right=0.0)
+    return f1_at_threshold
+
+
+def _draw_class_curves(
+    x: np.ndarray,
+    curves: np.ndarray,
+    class_names: Sequence[str],
+    xlabel: str,
+    ylabel: str,
+    path: Path,
+) -> None:
+    """Draw the first `MAX_CURVES` curves (K, len(x)) and the mean of all; skip rows of nan."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axes = figure.subplots()
+    has_gt = ~np.isnan(curves).all(1)
+    names = np.asarray(class_names)[has_gt]
+    for name, curve in zip(names[:MAX_CURVES], curves[has_gt], strict=False):
+        axes.plot(x, curve, linewidth=1, label=name)
+    if has_gt.any():
+        axes.plot(x, curves[has_gt].mean(0), linewidth=3, color="black", label="all classes")
+    axes.set(xlabel=xlabel, ylabel=f"{ylabel} at IoU 0.5", xlim=(0, 1), ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=100)
+
+
+def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path | BinaryIO) -> None:
+    """Draw the confusion matrix (K + 1, K + 1) of `utils.confusion`.
+
+    Colors are fractions of a column, numbers are counts.
     """
     from matplotlib.figure import Figure
 
-    recall = np.linspace(0, 1, precision.shape[1])
-    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-    asked = np.linspace(0, 1, 1001)
-    reached = np.full((len(names), len(asked)), np.nan)
-    for k in np.flatnonzero(~np.isnan(precision).all(1)):
-        # Recalls that some score gives: below the lowest score nothing changes, above the highest nothing is left.
-        got = precision[k] > 0
-        x, y = scores[k, got][::-1], f1[k, got][::-1]
-        reached[k] = np.interp(asked, x, y, right=0.0) if got.any() else 0.0
-    for file, x, curves, label, axis in (
-        ("PR_curve.png", recall, precision, "precision", "recall"),
-        ("F1_curve.png", asked, reached, "F1", "score"),
-    ):
-        figure = Figure(figsize=(9, 6), layout="constrained")
-        axes = figure.subplots()
-        there = ~np.isnan(curves).all(1)
-        for name, curve in zip(
-            np.asarray(names)[there][:20], curves[there], strict=False
-        ):  # more would hide each other
-            axes.plot(x, curve, linewidth=1, label=name)
-        if there.any():
-            axes.plot(x, curves[there].mean(0), linewidth=3, color="black", label="all classes")
-        axes.set(xlabel=axis, ylabel=f"{label} at IoU 0.5", xlim=(0, 1), ylim=(0, 1.02))
-        axes.grid(alpha=0.3)
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-        figure.savefig(folder / file, dpi=100)
-
-
-def draw_confusion(counts: np.ndarray, names: Sequence[str], path: Path | BinaryIO) -> None:
-    """Draw the confusion matrix (K + 1, K + 1) of K classes to the picture `path`: shares of what is there, and the counts."""
-    from matplotlib.figure import Figure
-
-    shares = counts / np.maximum(counts.sum(0), 1)
-    side = max(5.0, min(30.0, 2 + 0.6 * len(counts)))
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    fractions = matrix / np.maximum(matrix.sum(0), 1)
+    inches = max(5.0, min(30.0, 2 + 0.6 * len(matrix)))
+    figure = Figure(figsize=(inches + 1, inches), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(image, label="share of the column")
-    ticks = range(len(counts))
-    axes.set_xticks(ticks, [*names, "nothing"], rotation=90)
-    axes.set_yticks(ticks, [*names, "nothing"])
-    axes.set(xlabel="what is there", ylabel="what was detected")
-    if len(counts) <= 30:  # more would not be legible
-        for row, column in np.argwhere(counts):
-            color = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(
-                column,
-                row,
-                f"{counts[row, column]}",
-                ha="center",
-                va="center",
-                color=color,
-                fontsize=8,
-            )
+    heatmap = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(heatmap, label="fraction of the column")
+    ticks = range(len(matrix))
+    names = [*class_names, "background"]
+    axes.set_xticks(ticks, names, rotation=90)
+    axes.set_yticks(ticks, names)
+    axes.set(xlabel="true class", ylabel="predicted class")
+    if len(matrix) <= MAX_COUNTS:
+        for row, column in np.argwhere(matrix):
+            color = "white" if fractions[row, column] > 0.5 else "black"
+            text = str(matrix[row, column])
+            axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
     figure.savefig(path, dpi=100)

@@ -5,7 +5,10 @@ import html
 import io
 import os
 import platform
+import shlex
+from array import array
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,163 +21,216 @@ from torchvision.transforms.v2.functional import to_pil_image
 from utils.atomic import atomic_write
 from utils.confusion import per_image_confusion, per_image_f1
 from utils.hyp import Hyp
-from utils.metrics import METRICS, Result
+from utils.metrics import METRICS, Result, table_rows
 from utils.plots import draw_boxes, draw_confusion, draw_results, draw_schedule
 
-SHOWN = 4  # best pictures, and as many of the worst
-SCORE = 0.25  # lowest of a detection that is drawn or counted
-SIDE = 480  # pixels of the pictures on the page
+GALLERY_SIZE = 4  # best images, and as many of the worst
+REPORT_CONF = 0.25  # score above which a detection is drawn and counted
+IMAGE_SIZE = 480  # pixels, longer side of an image on the page
 PACKAGES = ("torch", "torchvision", "faster-coco-eval", "numpy")
 STYLE = """
-:root { color-scheme: light; } body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: auto;
-padding: 2em 1em; }
-h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; border-bottom: 1px solid #ccc; } code { background: #f3f3f3; }
-pre { background: #f3f3f3; padding: .8em; overflow-x: auto; white-space: pre-wrap; } img { max-width: 100%; height: auto; }
-table { border-collapse: collapse; } td, th { padding: .15em .8em; text-align: right; border-bottom: 1px solid #e4e4e4; }
-td:first-child, th:first-child, .facts td { text-align: left; } .pictures { display: grid; gap: 1em;
-grid-template-columns: repeat(auto-fill, minmax(250px, 1fr)); } figure { margin: 0; } figcaption { font-size: .85em; }
+:root { color-scheme: light; } img { max-width: 100%; height: auto; } figure { margin: 0; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: auto; padding: 2em 1em; }
+h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; border-bottom: 1px solid #ccc; }
+pre { background: #f3f3f3; padding: .8em; overflow-x: auto; white-space: pre-wrap; }
+code { background: #f3f3f3; } figcaption { font-size: .85em; } table { border-collapse: collapse; }
+td, th { padding: .15em .8em; text-align: right; border-bottom: 1px solid #e4e4e4; }
+td:first-child, th:first-child, .environment td { text-align: left; }
+.gallery { display: grid; gap: 1em; grid-template-columns: repeat(auto-fill, minmax(250px, 1fr)); }
 """
 
 
-def write_report(
-    folder: Path,
-    command: str,
-    facts: Mapping[str, object],
-    hyp: Hyp,
-    rows: Sequence[Mapping[str, Any]],
-    planned: Sequence[Sequence[float]],
-    batches: int,
-    result: Result,
-    truth: Mapping[str, Any],
-    found: Tensor,
-    files: Sequence[str],
-    picture: Callable[[str], Tensor],
-) -> None:
-    """Write report.html into the run's `folder`.
+@dataclass(frozen=True)
+class RunSummary:
+    """What the report says about a run."""
 
-    `facts` are lines for the head of the page; `planned` is each group's rate in every batch, `batches` an epoch, and the rows of
-    results.csv have those that were followed; `result` is the best epoch's, `found` (k, 7) the detections of `best.pt`, as
-    `utils.metrics.evaluate` takes them, from a score of `SCORE` on; `picture` reads one of `files` as (3, h, w) uint8. Raises
-    OSError when it cannot be written.
+    command: str
+    """The command line that starts the run again, as `command_line` returns it."""
+    environment: Mapping[str, object]
+    """What results depend on besides the command, by name: device, precision, processes."""
+    hyp: Hyp
+    """The hyperparameters."""
+    rows: Sequence[Mapping[str, Any]]
+    """The rows of results.csv, one for each epoch."""
+    planned: Sequence[array]
+    """For each parameter group the planned learning rate of every batch of the run."""
+    batches_per_epoch: int
+    """Number of batches in an epoch, to which `planned` refers."""
+    result: Result
+    """The metrics of the best epoch."""
+    coco_gt: Mapping[str, Any]
+    """Ground truth of the validation set, as `utils.metrics.to_coco_gt` returns it."""
+    detections: Tensor
+    """The best epoch's detections (k, 7), as `utils.inference.run_inference` returns them.
+
+    Those with a score of at most `REPORT_CONF` may be missing.
     """
-    detections = found.numpy()
-    names = [category["name"] for category in truth["categories"]]
-    matrices = per_image_confusion(truth, detections, SCORE)
-    ranked = per_image_f1(matrices)
-    order = sorted((i for i in ranked if not np.isnan(ranked[i])), key=lambda i: (-ranked[i], i))
-    best, worst = order[:SHOWN], order[max(SHOWN, len(order) - SHOWN) :][::-1]
-    shown = {
-        i: _picture(picture(str(files[i])), detections[detections[:, 0] == i], truth, i, names)
-        for i in (*best, *worst)
-    }
-    facts = {
-        **facts,
-        "Python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
-    }
-    facts["system"] = f"{platform.platform()}, {os.cpu_count()} cores"
-    counts = sum(matrices.values())
+    files: Sequence[str]
+    """The image file of each image id."""
+    read_image: Callable[[str], Tensor]
+    """Reads one of `files` as (3, h, w) uint8."""
+
+
+def command_line(program: str, args: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    """Return the command that runs `program` with `args`, without defaults and --resume."""
+    words = ["python", program]
+    for key, value in args.items():
+        if value != defaults[key] and key != "resume":
+            words.append(f"--{key.replace('_', '-')}")
+            if value is not True:
+                words.append(str(value))
+    return shlex.join(words)
+
+
+def write_report(run_dir: Path, summary: RunSummary) -> None:
+    """Write report.html to `run_dir`. Raises OSError when it cannot be written."""
+    detections = summary.detections.numpy()
+    class_names = [category["name"] for category in summary.coco_gt["categories"]]
+    matrices = per_image_confusion(summary.coco_gt, detections, REPORT_CONF)
+    f1 = per_image_f1(matrices)
+    ranking = sorted((i for i in f1 if not np.isnan(f1[i])), key=lambda i: (-f1[i], i))
+    best = ranking[:GALLERY_SIZE]
+    worst = ranking[max(GALLERY_SIZE, len(ranking) - GALLERY_SIZE) :][::-1]
+
+    def gallery(image_ids: Sequence[int]) -> str:
+        figures = [_figure(summary, detections, i, class_names, f1[i]) for i in image_ids]
+        return f"<div class='gallery'>{''.join(figures)}</div>"
+
+    overall = summary.result.overall
+    title = html.escape(run_dir.name)
+    matrix = sum(matrices.values())
     parts = [
-        f"<h1>{html.escape(folder.name)}: mAP50-95 {result.overall['mAP50-95']:.3f}, mAP50 {result.overall['mAP50']:.3f}</h1>",
-        f"<pre>{html.escape(command)}</pre>",
-        f"<div class='facts'>{_table([(name, str(value)) for name, value in facts.items()])}</div>",
-        "<h2>Every class, at the best epoch</h2>",
-        _table([_row("all", "", sum(c["boxes"] for c in result.classes), result.overall)]
-               + [_row(c["class"], c["images"], c["boxes"], c) for c in result.classes],
-               ("class", "images", "boxes", *METRICS)),
-        "<h2>Curves</h2>", _png(lambda file: draw_results(rows, file)),
-        "<h2>Learning rate: planned, and dots for what the epochs ended with</h2>",
-        _png(lambda file: draw_schedule(planned, batches, rows, file)),
-        f"<h2>What is taken for what, from a score of {SCORE}</h2>", _png(lambda file: draw_confusion(counts, names, file)),
-        "<h2>Best pictures</h2>", _gallery([(shown[i], files[i], ranked[i]) for i in best]),
-        "<h2>Worst pictures</h2>", _gallery([(shown[i], files[i], ranked[i]) for i in worst]),
-        "<h2>Hyperparameters</h2>", _hyp(hyp.model_dump()),
-    ]  # fmt: skip
-    page = f"<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'><title>{html.escape(folder.name)}</title>"
-    page += f"<style>{STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
-    with atomic_write(folder / "report.html") as file:
+        f"<h1>{title}: mAP50-95 {overall['mAP50-95']:.3f}, mAP50 {overall['mAP50']:.3f}</h1>",
+        f"<pre>{html.escape(summary.command)}</pre>",
+        f"<div class='environment'>{_environment_table(summary.environment)}</div>",
+        "<h2>Per-class metrics</h2>",
+        _metrics_table(summary.result),
+        "<h2>Training curves</h2>",
+        _png(lambda file: draw_results(summary.rows, file)),
+        "<h2>Learning rate: planned and actual</h2>",
+        _png(
+            lambda file: draw_schedule(
+                summary.planned, summary.batches_per_epoch, summary.rows, file
+            )
+        ),
+        f"<h2>Confusion matrix (confidence &gt; {REPORT_CONF})</h2>",
+        _png(lambda file: draw_confusion(matrix, class_names, file)),
+        "<h2>Best images</h2>",
+        gallery(best),
+        "<h2>Worst images</h2>",
+        gallery(worst),
+        "<h2>Hyperparameters</h2>",
+        _hyp_table(summary.hyp.model_dump()),
+    ]
+    page = (
+        f"<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'><title>{title}</title>"
+        f"<style>{STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
+    )
+    with atomic_write(run_dir / "report.html") as file:
         file.write(page.encode())
 
 
-def _row(name: str, images: object, boxes: object, values: Mapping[str, Any]) -> tuple[str, ...]:
-    return name, str(images), str(boxes), *(f"{values[metric]:.3f}" for metric in METRICS)
-
-
-def _table(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
-    lines = (
-        [f"<tr>{''.join(f'<th>{html.escape(cell)}</th>' for cell in head)}</tr>"] if head else []
-    )
-    lines += [
-        f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows
-    ]
+def _table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str:
+    lines = []
+    if header:
+        lines.append(f"<tr>{''.join(f'<th>{html.escape(cell)}</th>' for cell in header)}</tr>")
+    for row in rows:
+        lines.append(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>")
     return f"<table>{''.join(lines)}</table>"
 
 
-def _hyp(hyp: Mapping[str, Any]) -> str:
-    """Every key with its value, and where it is not the default's, the default's too."""
-    rows, default = [], _flat(Hyp().model_dump())
-    for key, value in _flat(hyp).items():
-        usual = f"default: {default[key]}" if key in default else "not in the default"
-        rows.append((key, str(value), "" if value == default.get(key, ...) else usual))
+def _environment_table(environment: Mapping[str, object]) -> str:
+    versions = {"Python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    system = {"system": f"{platform.platform()}, {os.cpu_count()} cores"}
+    entries = {**environment, **versions, **system}
+    return _table([(name, str(value)) for name, value in entries.items()])
+
+
+def _metrics_table(result: Result) -> str:
+    header = ("class", "images", "boxes", *METRICS)
+    rows = [
+        [*(str(row[key]) for key in header[:3]), *(f"{row[metric]:.3f}" for metric in METRICS)]
+        for row in table_rows(result)
+    ]
+    return _table(rows, header)
+
+
+def _hyp_table(hyp: Mapping[str, Any]) -> str:
+    """Return a table of every key with its value and, if it was changed, the default."""
+    rows, defaults = [], _flatten(Hyp().model_dump())
+    for key, value in _flatten(hyp).items():
+        if key not in defaults:
+            note = "not in the default"
+        elif value != defaults[key]:
+            note = f"default: {defaults[key]}"
+        else:
+            note = ""
+        rows.append((key, str(value), note))
     return _table(rows, ("key", "value", "changed"))
 
 
-def _flat(block: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _flatten(block: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, with keys such as `scheduler.name`."""
+    flat: dict[str, Any] = {}
     for key, value in block.items():
-        found |= (
-            _flat(value, f"{before}{key}.")
-            if isinstance(value, Mapping)
-            else {f"{before}{key}": value}
-        )
-    return found
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _data_uri(file: io.BytesIO, subtype: str) -> str:
+    """Return a URI that contains the image itself."""
+    return f"data:image/{subtype};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _png(draw: Callable[[io.BytesIO], None]) -> str:
     buffer = io.BytesIO()
     draw(buffer)
-    return f"<img src='{_address(buffer, 'png')}' alt=''>"
+    return f"<img src='{_data_uri(buffer, 'png')}' alt=''>"
 
 
-def _address(file: io.BytesIO, kind: str) -> str:
-    """An address that holds the picture itself."""
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _picture(
-    image: Tensor, found: np.ndarray, truth: Mapping[str, Any], index: int, names: Sequence[str]
-) -> tuple[str, str]:
-    """What is there and what was found in a picture, each as the address of a small JPEG that holds itself."""
-
-    def drawn(
-        boxes: Sequence[Sequence[float]], labels: Sequence[int], scores: Sequence[float] | None
-    ) -> str:
-        target = {
-            "boxes": torch.tensor(boxes, dtype=torch.float).reshape(-1, 4),
-            "labels": torch.tensor(labels, dtype=torch.long),
-        }
-        target["boxes"][:, 2:] += target["boxes"][:, :2]
-        if scores is not None:
-            target["scores"] = torch.tensor(scores)
-        small = to_pil_image(draw_boxes(image, target, names))
-        small.thumbnail((SIDE, SIDE))
-        buffer = io.BytesIO()
-        small.save(buffer, "JPEG", quality=85)
-        return _address(buffer, "jpeg")
-
-    there = [a for a in truth["annotations"] if a["image_id"] == index]
+def _figure(
+    summary: RunSummary,
+    detections: np.ndarray,
+    image_id: int,
+    class_names: Sequence[str],
+    f1: float,
+) -> str:
+    """Return an image twice, with its ground truth and with its detections, as small JPEGs."""
+    path = str(summary.files[image_id])
+    image = summary.read_image(path)
+    boxes = [a for a in summary.coco_gt["annotations"] if a["image_id"] == image_id]
+    ground_truth = {
+        "boxes": _xyxy([a["bbox"] for a in boxes]),
+        "labels": torch.tensor([a["category_id"] for a in boxes], dtype=torch.long),
+    }
+    rows = detections[detections[:, 0] == image_id]
+    predictions = {
+        "boxes": _xyxy(rows[:, 1:5].tolist()),
+        "labels": torch.tensor(rows[:, 6].astype(int).tolist(), dtype=torch.long),
+        "scores": torch.tensor(rows[:, 5].tolist()),
+    }
+    name = html.escape(Path(path).name)
+    top, bottom = (_jpeg(image, target, class_names) for target in (ground_truth, predictions))
     return (
-        drawn([a["bbox"] for a in there], [a["category_id"] for a in there], None),
-        drawn(found[:, 1:5].tolist(), found[:, 6].astype(int).tolist(), found[:, 5].tolist()),
+        f"<figure><img src='{top}' alt='ground truth of {name}'>"
+        f"<img src='{bottom}' alt='detections in {name}'>"
+        f"<figcaption>{name}: ground truth (top), detections (bottom); F1 {f1:.2f}</figcaption>"
+        "</figure>"
     )
 
 
-def _gallery(pictures: Sequence[tuple[tuple[str, str], str, float]]) -> str:
-    figures = []
-    for (labels, found), file, f1 in pictures:
-        name = html.escape(Path(str(file)).name)
-        figures.append(
-            f"<figure><img src='{labels}' alt='labels of {name}'><img src='{found}' alt='detections in {name}'>"
-            f"<figcaption>{name}: labels, and below them what was found; F1 {f1:.2f}</figcaption></figure>"
-        )
-    return f"<div class='pictures'>{''.join(figures)}</div>"
+def _xyxy(xywh: Sequence[Sequence[float]]) -> Tensor:
+    boxes = torch.tensor(xywh, dtype=torch.float).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes
+
+
+def _jpeg(image: Tensor, target: dict[str, Tensor], class_names: Sequence[str]) -> str:
+    thumbnail = to_pil_image(draw_boxes(image, target, class_names))
+    thumbnail.thumbnail((IMAGE_SIZE, IMAGE_SIZE))
+    buffer = io.BytesIO()
+    thumbnail.save(buffer, "JPEG", quality=85)
+    return _data_uri(buffer, "jpeg")

@@ -1,4 +1,4 @@
-"""`--tensorboard`: what results.csv holds, and the run's pictures, for TensorBoard to show."""
+"""`--tensorboard`: the columns of results.csv and the images of the run directory."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,40 +11,38 @@ from utils.errors import UserError
 
 
 class TensorBoardLogger:
-    """Writes events, if they are `wanted`. Raises UserError when they are and TensorBoard is not installed."""
+    """Writes TensorBoard events if `enabled`; else every method does nothing.
 
-    def __init__(self, wanted: bool) -> None:
-        self._make: Any = None
+    Raises UserError when it is enabled and TensorBoard is not installed.
+    """
+
+    def __init__(self, enabled: bool) -> None:
+        self._writer_class: Any = None
         self._writer: Any = None
-        if wanted:
+        if enabled:
             try:
-                from torch.utils.tensorboard import (
-                    SummaryWriter,  # not there, or not wanted, by most
-                )
+                from torch.utils.tensorboard import SummaryWriter
             except ImportError:
-                raise UserError(
-                    "--tensorboard: is not installed; pip install tensorboard"
-                ) from None
-            self._make = SummaryWriter
+                raise UserError("--tensorboard: not installed (pip install tensorboard)") from None
+            self._writer_class = SummaryWriter
 
-    def open(self, folder: Path, start: int) -> None:
-        """Write into `folder`; of what a run that was cut off left there, epochs up to `start` count, where it goes on."""
-        if self._make:
-            self._writer = self._make(str(folder), purge_step=start)
+    def open(self, run_dir: Path, first_epoch: int) -> None:
+        """Start writing to `run_dir`; a resumed run replaces its events from `first_epoch` on."""
+        if self._writer_class:
+            self._writer = self._writer_class(str(run_dir), purge_step=first_epoch)
 
-    def row(self, row: Mapping[str, Any]) -> None:
-        """An epoch's row of results.csv, every column a curve."""
+    def log_epoch(self, row: Mapping[str, Any]) -> None:
+        """Add a row of results.csv, each column to its curve; columns that are None are skipped."""
         if self._writer:
             for name, value in row.items():
                 if name != "epoch" and value is not None:
                     self._writer.add_scalar(name, value, row["epoch"])
             self._writer.flush()
 
-    def close(self, folder: Path, epoch: int) -> None:
-        """Every picture in `folder`, by its file's name, as of `epoch`; then nothing more."""
+    def close(self, run_dir: Path, epoch: int) -> None:
+        """Add every image in `run_dir` under its file name, at step `epoch`, and finish writing."""
         if self._writer:
-            for path in sorted([*folder.glob("*.jpg"), *folder.glob("*.png")]):
-                self._writer.add_image(
-                    path.stem, np.asarray(Image.open(path).convert("RGB")), epoch, dataformats="HWC"
-                )
+            for path in sorted([*run_dir.glob("*.jpg"), *run_dir.glob("*.png")]):
+                pixels = np.asarray(Image.open(path).convert("RGB"))
+                self._writer.add_image(path.stem, pixels, epoch, dataformats="HWC")
             self._writer.close()
