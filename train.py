@@ -18,8 +18,9 @@ from data.dataset import TrainSet, ValSet, collate, preload_images
 from data.formats import images_in_both_splits, read_train_val
 from data.images import read_image
 from data.sampler import EpochBatchSampler
-from models import build_model, load_initial_weights
+from models import build_model
 from models.freezing import freeze
+from models.weights import load_initial_weights
 from options import DEFAULTS, parse_args
 from utils.anomaly import detect_anomaly
 from utils.auto_batch import largest_batch
@@ -120,7 +121,7 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
     warn(*imgsz_warning(args.imgsz or config.imgsz))
     args.imgsz = round_imgsz(args.imgsz or config.imgsz)
     sides = imgsz_bounds(args.imgsz)
-    model = build_model(args.model, len(names), args.backbone, gains=(hyp.box, hyp.cls, hyp.dfl))
+    model = build_model(args.model, len(names), args.backbone)
     if args.batch_size == "auto":
         args.batch_size = (
             processes.on_main(largest_batch, model, sides[1], device, bf16) * processes.count
@@ -147,7 +148,9 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
     )
 
     # Model, optimizer, schedule, average.
-    say("" if state else load_initial_weights(model, args.weights, args.pretrained), end="")
+    if state is None:
+        for message in load_initial_weights(model, args.weights, args.pretrained):
+            say(message)
     if args.sync_bn:
         model = convert_sync_batchnorm(model, device)
     still = freeze(model, args.freeze) if args.freeze else []
@@ -295,6 +298,8 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
             )
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 losses = trained(images, targets)
+            loss_weights = {"box": hyp.box, "cls": hyp.cls, "dfl": hyp.dfl}
+            losses = {name: loss * loss_weights.get(name, 1.0) for name, loss in losses.items()}
             loss = sum(losses.values()) / (min(window + hyp.accumulate, len(batches)) - window)
             loss.backward()
             latest = processes.mean(torch.stack([*losses.values()]).detach())

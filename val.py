@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from data.config import read_data_config
 from data.dataset import ValSet, collate
 from data.formats import Annotations, original_ids, read_split
-from models import YOLO, load
+from models import load
 from utils.atomic import atomic_write
 from utils.cli import Parser, dir_name, imgsz_bounds, imgsz_warning, int_range, unit_interval
 from utils.confusion import confusion_matrix
@@ -126,9 +126,9 @@ def evaluate_detector(args: argparse.Namespace) -> None:
     file = Path(find_file(args.data or model.data, ROOT / "data"))
     config = read_data_config(file)
     data = read_split(config, args.split)
-    if data.names != model.names:
+    if data.names != model.class_names:
         raise UserError(
-            f"{file}: has the classes {list(data.names)}, but {args.weights} detects {list(model.names)}"
+            f"{file}: has the classes {list(data.names)}, but {args.weights} detects {list(model.class_names)}"
         )
     for sentence in [*imgsz_warning(args.imgsz or model.imgsz), *data.report(args.split)]:
         print(sentence, file=sys.stderr)
@@ -139,7 +139,7 @@ def evaluate_detector(args: argparse.Namespace) -> None:
     # Detect, and see where the time goes.
     watch = Timer(device)
     model.register_forward_pre_hook(lambda *_: watch.lap("preprocess"))
-    if own := isinstance(model, YOLO):
+    if own := model.exportable:
         model.head.register_forward_hook(lambda *_: watch.lap("inference"))
     last = "NMS" if own else "inference with NMS"
     model.register_forward_hook(lambda *_: watch.lap(last))

@@ -1,13 +1,12 @@
 """Checkpoints: plain data on disk, written whole or not at all, read without running anything that is in them."""
 
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from utils.atomic import atomic_write
 from utils.errors import UserError
@@ -64,21 +63,3 @@ def checkpoint_errors(path: Path) -> Iterator[None]:
         raise UserError(
             f"{path}: holds no state that this version can go on from: {what[:300]}"
         ) from None
-
-
-def load_checkpoint_weights(model: nn.Module, path: Path) -> str:
-    """Give `model` the averaged tensors of the checkpoint `path` whose name and shape match; a sentence that says how many did.
-
-    Raises UserError as `load_checkpoint` does.
-    """
-    state = load_checkpoint(path)
-    with checkpoint_errors(path):
-        return f"--weights {path}: {load_matching_weights(model, state['average'])}"
-
-
-def load_matching_weights(model: nn.Module, saved: Mapping[str, Tensor]) -> str:
-    """Give `model` those of the tensors `saved` whose name and shape match; in words, how many did."""
-    mine = model.state_dict()
-    matching = {k: v for k, v in saved.items() if k in mine and mine[k].shape == v.shape}
-    model.load_state_dict(matching, strict=False)
-    return f"{len(matching)} of the model's {len(mine)} tensors taken"

@@ -28,15 +28,11 @@ def build_optimizer(model: nn.Module, hyp: Hyp, dtype: torch.dtype) -> torch.opt
     Biases and norms do not decay. With Muon the convolutions' weights are a group of their own; those with a bias, which predict,
     are AdamW's, as the last layer is wherever Muon is used.
     """
-    hidden = {
-        m.weight
-        for m in model.modules()
-        if isinstance(m, nn.Conv2d) and m.bias is None and m.groups == 1
-    }
-    orthogonal = hidden if hyp.optimizer == "muon" else set()
-    learning = [p for p in model.parameters() if p.requires_grad]
-    weights = [p for p in learning if p.ndim > 1 and p not in orthogonal]
-    others = [p for p in learning if p.ndim <= 1]
+    by_kind = model.param_groups()
+    orthogonal = set(by_kind["matrices"]) if hyp.optimizer == "muon" else set()
+    decaying = {*by_kind["matrices"], *by_kind["weights"]} - orthogonal
+    weights = [p for p in model.parameters() if p in decaying]
+    others = by_kind["no_decay"]
     groups = [
         {"params": weights, "weight_decay": hyp.weight_decay},
         {"params": others, "weight_decay": 0.0},
@@ -47,7 +43,7 @@ def build_optimizer(model: nn.Module, hyp: Hyp, dtype: torch.dtype) -> torch.opt
         )
     if hyp.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=hyp.lr0, betas=(hyp.momentum, 0.999), fused=True)
-    matrices = [p for p in learning if p in orthogonal]
+    matrices = by_kind["matrices"]
     groups.insert(0, {"params": matrices, "weight_decay": hyp.weight_decay, "orthogonal": True})
     return Muon(groups, dtype, lr=hyp.lr0, betas=(hyp.momentum, 0.999), fused=True)
 
