@@ -77,10 +77,10 @@ def test_train_val_detect_export(clone):
         line[4:] for line in example.splitlines()
     )
     assert run(
-        clone, [sys.executable, "-c", code + "\nprint(model.names, found['boxes'].shape)"]
+        clone, [sys.executable, "-c", code + "\nprint(model.class_names, found['boxes'].shape)"]
     ).startswith("('disc', 'square'")
     hub = "torch.hub.load('.', 'custom', 'runs/train/exp/weights/best.pt', source='local')"
-    assert "disc" in run(clone, [sys.executable, "-c", f"import torch; print({hub}.names)"])
+    assert "disc" in run(clone, [sys.executable, "-c", f"import torch; print({hub}.class_names)"])
 
 
 def test_describe_and_convert(clone):
