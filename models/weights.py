@@ -54,10 +54,10 @@ def load_torchvision_weights(module: nn.Module, name: str, flag: str) -> str:
 
 def load_matching_weights(module: nn.Module, saved: Mapping[str, Tensor]) -> str:
     """Load those of the tensors `saved` whose name and shape match, and return how many did."""
-    own = module.state_dict()
-    matching = {k: v for k, v in saved.items() if k in own and own[k].shape == v.shape}
+    current = module.state_dict()
+    matching = {k: v for k, v in saved.items() if k in current and current[k].shape == v.shape}
     module.load_state_dict(matching, strict=False)
-    return f"loaded {len(matching)} of the model's {len(own)} tensors"
+    return f"loaded {len(matching)} of the model's {len(current)} tensors"
 
 
 def fetch_state_dict(weights: WeightsEnum, flag: str) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""`--batch-size auto`: the largest batch that fits, tested without a GPU by a made-up memory use."""
+"""`--batch-size auto`: the largest batch that fits, tested without a GPU by a simulated memory."""
 
 import pytest
 import torch
