@@ -18,7 +18,8 @@ from torchvision.transforms.v2.functional import to_pil_image
 from data.augment import resize
 from data.images import image_size, list_images, read_image, unique_stem
 from data.video import VIDEO_SUFFIXES, VideoWriter, read_video
-from models import YOLO, load
+from models import load
+from models.detector import Detector
 from utils.atomic import atomic_write
 from utils.cli import Parser, dir_name, int_range, run_cli, unit_interval
 from utils.device import prefers_bf16, select_device
@@ -104,7 +105,7 @@ def detect_objects(args: argparse.Namespace) -> None:
     model = load(args.weights).to(device, memory_format=torch.channels_last)
     model.set_thresholds(args.conf, args.iou)
     imgsz = args.imgsz or model.imgsz
-    wanted = chosen_classes(args.classes, model.names)
+    wanted = chosen_classes(args.classes, model.class_names)
     pictures = frames(args.source)
     first = next(pictures)  # what is wrong with the source is said before there is a folder
     folder = new_dir(Path(args.project), args.name, args.exist_ok)
@@ -123,7 +124,7 @@ def detect_objects(args: argparse.Namespace) -> None:
                 continue
             found = look(model, frame.image, imgsz, device, wanted)
             labels, scores = found["labels"].tolist(), found["scores"].tolist()
-            counts = Counter(model.names[label] for label in labels)
+            counts = Counter(model.class_names[label] for label in labels)
             place = (
                 frame.source if frame.number is None else f"{frame.source}, frame {frame.number}"
             )
@@ -131,7 +132,7 @@ def detect_objects(args: argparse.Namespace) -> None:
                 f"{place}: {', '.join(f'{n} {name}' for name, n in counts.most_common()) or 'nothing'}"
             )
             count += 1
-            drawn = draw_boxes(frame.image, found, model.names)
+            drawn = draw_boxes(frame.image, found, model.class_names)
             if frame.number is None:
                 name = unique_stem(frame.source, taken)
                 to_pil_image(drawn).save(folder / f"{name}{Path(frame.source).suffix}")
@@ -144,7 +145,7 @@ def detect_objects(args: argparse.Namespace) -> None:
                 {
                     "file": frame.source,
                     "frame": frame.number,
-                    "class": model.names[k],
+                    "class": model.class_names[k],
                     "box": [round(v, 3) for v in box],
                     "score": s,
                 }
@@ -196,7 +197,7 @@ def frames(source: str) -> Iterator[Frame]:
 
 @torch.inference_mode()
 def look(
-    model: YOLO, image: Tensor, imgsz: int, device: torch.device, wanted: set[int] | None = None
+    model: Detector, image: Tensor, imgsz: int, device: torch.device, wanted: set[int] | None = None
 ) -> dict[str, Tensor]:
     """The detections in a picture (3, h, w) uint8, of the `wanted` classes or of all, boxes in its own pixels, on the CPU."""
     height, width = image.shape[-2:]

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models import YOLO, load
+from models import load
 from models.export_wrappers import ExportModel, ExportModelWithNMS
 from utils.cli import Parser, int_range, run_cli, unit_interval
 from utils.errors import UserError
@@ -90,7 +90,7 @@ def export(args: argparse.Namespace) -> None:
                 "--format onnx: needs three more packages: pip install onnx onnxscript onnxruntime"
             ) from None
     model = load(args.weights)
-    if not isinstance(model, YOLO):
+    if not model.exportable:
         raise UserError(
             f"{args.weights}: holds {model.name} of torchvision, which torch.onnx exports; here only our own are"
         )
@@ -102,7 +102,7 @@ def export(args: argparse.Namespace) -> None:
     height, width = (-(-side // model.stride) * model.stride for side in (sides[0], sides[-1]))
     model.set_thresholds(args.conf, args.iou)
     metadata = {
-        "names": json.dumps(model.names),
+        "names": json.dumps(model.class_names),
         "stride": str(model.stride),
         "imgsz": json.dumps([height, width]),
     }

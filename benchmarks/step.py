@@ -1,7 +1,8 @@
-"""What a training step of yolo-n spends its time on: its parts by the clock, and its operators by torch's profiler.
+"""Profile a training step of yolo-n: the time of its parts, and of its operators.
 
-`python benchmarks/step.py [--imgsz 320] [--batch-size 16]`: synthetic pictures, 13 boxes each, the default hyp file, every core.
-It computes with what train.py would take here; `--dtype float32` and `--dtype bfloat16` show what the other costs.
+`python benchmarks/step.py [--imgsz 320] [--batch-size 16]`: synthetic images with 13 boxes each,
+the default hyp file, all cores. The dtype is the one that train.py would choose on this machine;
+`--dtype float32` and `--dtype bfloat16` show the cost of the other.
 """
 
 import argparse
@@ -23,14 +24,25 @@ from utils.hyp import Hyp
 from utils.memory import disable_malloc_trim
 from utils.optimizers import build_optimizer
 
-BOXES = 13  # as many as BCCD has in a picture
-KINDS = {
+BOXES_PER_IMAGE = 13  # the average of the BCCD dataset
+OPERATORS = {
     "convolution": "convolution",
     "batch_norm": "batch norm",
     "silu": "SiLU",
-    "bmm": "Muon's products",
+    "bmm": "Muon's matrix products",
     "cat": "concatenation",
 }
+
+
+def make_targets(batch_size: int, imgsz: int) -> list[dict[str, torch.Tensor]]:
+    """Return random boxes and labels of 3 classes for a batch."""
+    targets = []
+    for _ in range(batch_size):
+        center = torch.rand(BOXES_PER_IMAGE, 2) * imgsz
+        half_size = torch.rand(BOXES_PER_IMAGE, 2) * imgsz / 10 + 5
+        boxes = torch.cat((center - half_size, center + half_size), dim=1).clamp(0, imgsz)
+        targets.append({"boxes": boxes, "labels": torch.randint(0, 3, (BOXES_PER_IMAGE,))})
+    return targets
 
 
 def main() -> None:
@@ -49,61 +61,58 @@ def main() -> None:
     dtype = torch.bfloat16 if bf16 else torch.float32
     model = build_model("yolo-n", 3).to(memory_format=torch.channels_last).train()
     optimizer, ema = build_optimizer(model, hyp, dtype), EMA(model, hyp.ema_decay)
-    images = (
-        torch.rand(args.batch_size, 3, args.imgsz, args.imgsz)
-        .to(dtype)
-        .to(memory_format=torch.channels_last)
-    )
-    targets = []
-    for _ in range(args.batch_size):
-        middle, half = torch.rand(BOXES, 2) * args.imgsz, torch.rand(BOXES, 2) * args.imgsz / 10 + 5
-        boxes = torch.cat((middle - half, middle + half), dim=1).clamp(0, args.imgsz)
-        targets.append({"boxes": boxes, "labels": torch.randint(0, 3, (BOXES,))})
+    images = torch.rand(args.batch_size, 3, args.imgsz, args.imgsz).to(dtype)
+    images = images.to(memory_format=torch.channels_last)
+    targets = make_targets(args.batch_size, args.imgsz)
+    loss_weights = {"box": hyp.box, "cls": hyp.cls, "dfl": hyp.dfl}
 
     def step() -> dict[str, float]:
-        """Seconds of each part."""
-        parts, began = {}, time.perf_counter()
+        """Run one training step and return the seconds of each part."""
+        seconds, start = {}, time.perf_counter()
 
-        def until_now(name: str) -> None:
-            nonlocal began
-            parts[name] = time.perf_counter() - began
-            began = time.perf_counter()
+        def mark(part: str) -> None:
+            nonlocal start
+            seconds[part] = time.perf_counter() - start
+            start = time.perf_counter()
 
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            predictions = model.head(model.neck(model.backbone(images)))
-            until_now("forward")
-            loss = sum(detection_loss(predictions, targets).values())
-        until_now("loss")
+            predictions = model.raw_predictions(images)
+            mark("forward")
+            losses = detection_loss(predictions, targets)
+        loss = sum(value * loss_weights[name] for name, value in losses.items())
+        mark("loss")
         loss.backward()
-        until_now("backward")
+        mark("backward")
         torch.nn.utils.clip_grad_norm_(model.parameters(), hyp.grad_clip)
-        until_now("clipping")
+        mark("clipping")
         optimizer.step()
         optimizer.zero_grad()
-        until_now("optimizer")
+        mark("optimizer")
         ema.update(model)
-        until_now("average")
-        return parts
+        mark("EMA")
+        return seconds
 
     for _ in range(3):
         step()
     steps = [step() for _ in range(args.steps)]
-    medians = {name: 1000 * statistics.median(parts[name] for parts in steps) for name in steps[0]}
+    medians = {part: 1000 * statistics.median(s[part] for s in steps) for part in steps[0]}
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {dtype}, {args.batch_size} x {args.imgsz} px"
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {dtype}, "
+        f"{args.batch_size} x {args.imgsz} px"
     )
     print(
-        "  ".join(f"{name} {ms:.1f}" for name, ms in medians.items()),
-        f" all {sum(medians.values()):.1f} ms",
+        "  ".join(f"{part} {ms:.1f}" for part, ms in medians.items()),
+        f" total {sum(medians.values()):.1f} ms",
     )
     with profile() as profiler:
         for _ in range(5):
             step()
-    shares: Counter[str] = Counter()
+    cpu_time: Counter[str] = Counter()
     for event in profiler.key_averages():
-        kind = next((kind for part, kind in KINDS.items() if part in event.key), "the rest")
-        shares[kind] += event.self_cpu_time_total
-    print("  ".join(f"{kind} {share / shares.total():.0%}" for kind, share in shares.most_common()))
+        label = next((label for key, label in OPERATORS.items() if key in event.key), "other")
+        cpu_time[label] += event.self_cpu_time_total
+    total = cpu_time.total()
+    print("  ".join(f"{label} {time_ / total:.0%}" for label, time_ in cpu_time.most_common()))
 
 
 if __name__ == "__main__":

@@ -1,48 +1,49 @@
-"""A detector as other programs run it: tensors in, tensors out, nothing else."""
+"""Detectors in the form in which they are exported: tensors in, tensors out."""
+
+from functools import partial
 
 from torch import Tensor, nn
-from torchvision.ops import clip_boxes_to_image, nms
+from torchvision.ops import nms
 
-from models.head import decode_boxes
-from models.yolo import YOLO
+from models.detector import Detector
 
 
 class ExportModel(nn.Module):
-    """What every cell of a batch of pictures says.
+    """The predictions of a batch, without post-processing, as `Detector.predict` returns them.
 
-    (B, 3, H, W) in 0..1, sides divisible by 32, to `boxes` (B, A, 4), xyxy in pixels, and `scores` (B, A, classes), 0..1.
+    (B, 3, H, W) in 0..1, with H and W multiples of the model's stride, to `boxes` (B, A, 4), xyxy
+    in pixels, and `scores` (B, A, num_classes) in 0..1.
     """
 
-    def __init__(self, model: YOLO) -> None:
+    def __init__(self, model: Detector) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        model = self.model
-        predictions = model.head(model.neck(model.backbone(images)))
-        return decode_boxes(
-            predictions.sides, predictions.centers, predictions.strides
-        ), predictions.logits.sigmoid()
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return self.model.predict(images)
 
 
 class ExportModelWithNMS(ExportModel):
-    """The detections in one picture, as the detector gives them, by its own thresholds.
+    """The detections in one image, with the model's thresholds.
 
-    (1, 3, H, W) in 0..1, sides divisible by 32, to `boxes` (k, 4), xyxy in pixels, `scores` (k,), descending, and `labels` (k,).
+    (1, 3, H, W) in 0..1, with H and W multiples of the model's stride, to `boxes` (k, 4), xyxy in
+    pixels, `scores` (k,), descending, and `labels` (k,).
     """
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        boxes, scores = super().forward(images)
-        model, (height, width) = self.model, images.shape[-2:]
-        score, index = (
-            scores[0].flatten().topk(min(model.topk_candidates, boxes.shape[1] * scores.shape[2]))
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        height, width = images.shape[-2:]
+        class_aware_nms = partial(_nms_by_offset, offset=height + width)
+        (detections,) = self.model.postprocess(
+            *self.model.predict(images), [(height, width)], nms=class_aware_nms
         )
-        sure = score > model.score_thresh
-        score, index = score[sure], index[sure]
-        label = index % scores.shape[2]
-        box = clip_boxes_to_image(boxes[0, index // scores.shape[2]], (height, width))
-        # Classes are moved apart, so that none hides another's.
-        keep = nms(
-            box + (label * (height + width))[:, None].to(box.dtype), score, model.nms_thresh
-        )[: model.detections_per_img]
-        return box[keep], score[keep], label[keep]
+        return detections["boxes"], detections["scores"], detections["labels"]
+
+
+def _nms_by_offset(
+    boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float, offset: int
+) -> Tensor:
+    """NMS within each class: boxes of different classes are moved apart by `offset` pixels.
+
+    torchvision's `batched_nms` branches on the number of boxes, which exporters cannot follow.
+    """
+    return nms(boxes + (labels * offset)[:, None].to(boxes.dtype), scores, iou_threshold)

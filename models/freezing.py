@@ -1,43 +1,29 @@
-"""Keeps the first layers of a detector as they are: `--freeze backbone`, or `--freeze N` for the first N layers."""
+"""`--freeze`: training leaves the backbone, or the first N layers, unchanged."""
 
 from torch import nn
 
-from models.torchvision_backbones import TorchvisionBackbone
+from models.detector import Detector
 from utils.errors import UserError
 
 
-def layers(model: nn.Module) -> list[nn.Module]:
-    """The parts of the backbone and, in our own detector, of the neck, in the order in which a picture passes them."""
-    backbone = _backbone(model)
-    for name in (
-        "body",
-        "features",
-    ):  # what torchvision's detectors have beside a pyramid or more layers
-        backbone = getattr(backbone, name, backbone)
-    return [*backbone.children(), *(model.neck.children() if hasattr(model, "neck") else ())]
+def freeze(model: Detector, spec: str) -> list[nn.Module]:
+    """Freeze the modules of `spec`, "backbone" or a number of layers, and return them.
 
-
-def _backbone(model: nn.Module) -> nn.Module:
-    backbone = getattr(model, "detector", model).backbone  # of torchvision's the one inside
-    # Under our own neck a classifier's maps pass convolutions that nothing has trained yet.
-    return backbone.features if isinstance(backbone, TorchvisionBackbone) else backbone
-
-
-def freeze(model: nn.Module, what: str) -> list[nn.Module]:
-    """Take the gradients from the `backbone`, or from the first so many `layers`; the modules, to be kept in evaluation mode.
-
-    In evaluation mode their batch norms keep their statistics, so that no tensor of theirs changes. Raises UserError when the
-    model has fewer layers.
+    They no longer require gradients, and are in evaluation mode: the training loop must keep them
+    there, or their batch norms would update their statistics.
+    Raises UserError if the model has no backbone or fewer layers.
     """
-    parts = layers(model)
-    if what == "backbone":
-        frozen = [_backbone(model)]
-    elif int(what) <= len(parts):
-        frozen = parts[: int(what)]
+    layers = model.freezable_layers()
+    if spec == "backbone":
+        modules = model.backbone_modules()
     else:
+        modules = layers[: int(spec)] if int(spec) <= len(layers) else []
+    if not modules:
+        allowed = f"backbone, or 1 to {len(layers)}" if layers else "nothing"
         raise UserError(
-            f"--freeze {what}: allowed are backbone, or 1 to {len(parts)}, the layers before the head"
+            f"--freeze {spec}: the model has {len(layers)} layers before the head "
+            f"(allowed: {allowed})"
         )
-    for part in frozen:
-        part.eval().requires_grad_(False)
-    return frozen
+    for module in modules:
+        module.eval().requires_grad_(False)
+    return modules

@@ -1,8 +1,9 @@
-"""The detection head: two separate branches on every level, one for where a box is, one for what it holds.
+"""The YOLO detection head: anchor-free, with separate box and class branches on every level.
 
-Anchor-free: every cell of every level predicts one box, as its distances to the four sides. A distance is the mean of a
-distribution over `BINS` cells, as in generalized focal loss (Li et al., arXiv 2006.04388); the separate branches are YOLOX's
-(arXiv 2107.08430).
+An anchor point is the center of one cell of a feature map, in pixels of the input image. The head
+predicts one box for each anchor point, as the distances from the point to the box's four sides. A
+distance is the mean of a distribution over `REG_MAX` bins, as in generalized focal loss (Li et al.,
+arXiv 2006.04388); the separate branches are those of YOLOX (arXiv 2107.08430).
 """
 
 import math
@@ -15,48 +16,59 @@ from torch import Tensor, nn
 
 from models.blocks import ConvNormAct
 
-BINS = 16  # a side lies 0 to 15 cells away from the centre of its cell
+REG_MAX = 16  # bins of a distance: 0 to 15 times the stride of the anchor point
 
 
 class Predictions(NamedTuple):
-    """What the head says, for B images and A cells of all levels together, always float32; the cells' grid is on the CPU."""
+    """The head's output for B images and the A anchor points of all levels, always float32.
 
-    sides: Tensor  # (B, A, 4, BINS): logits of the distances to left, top, right, bottom, in cells
-    logits: Tensor  # (B, A, classes): before the sigmoid
-    centers: Tensor  # (A, 2): x, y of each cell's centre, in pixels
-    strides: Tensor  # (A,): the cell's size, in pixels
+    `points` and `strides` are on the CPU.
+    """
 
-
-def decode_boxes(sides: Tensor, centers: Tensor, strides: Tensor) -> Tensor:
-    """Distances' logits (..., 4, BINS), centres (..., 2) and strides (...) to boxes (..., 4): xyxy, in pixels."""
-    bins = torch.arange(BINS, device=sides.device, dtype=sides.dtype)
-    distances = (sides.softmax(-1) * bins).sum(-1) * strides[..., None]
-    return torch.cat((centers - distances[..., :2], centers + distances[..., 2:]), dim=-1)
+    box_logits: Tensor  # (B, A, 4, REG_MAX): of the distances to left, top, right, bottom
+    cls_logits: Tensor  # (B, A, num_classes): before the sigmoid
+    points: Tensor  # (A, 2): x, y of the anchor points, in pixels
+    strides: Tensor  # (A,): the stride of each point's level, in pixels
 
 
-@lru_cache(maxsize=64)
-def cell_grid(levels: tuple[tuple[int, int, int], ...]) -> tuple[Tensor, Tensor]:
-    """Centres (A, 2): x, y in pixels, and strides (A,) of the cells of all levels (height, width in cells, stride in pixels)."""
-    centers, strides = [], []
-    with torch.inference_mode(False):  # it is kept for training, too
+def decode_boxes(box_logits: Tensor, points: Tensor, strides: Tensor) -> Tensor:
+    """Decode box logits (..., 4, REG_MAX) to boxes (..., 4), xyxy in pixels.
+
+    points (..., 2) and strides (...) are those of the anchor points that predicted them.
+    """
+    bins = torch.arange(REG_MAX, device=box_logits.device, dtype=box_logits.dtype)
+    distances = (box_logits.softmax(-1) * bins).sum(-1) * strides[..., None]
+    return torch.cat((points - distances[..., :2], points + distances[..., 2:]), dim=-1)
+
+
+def anchor_points(levels: tuple[tuple[int, int, int], ...]) -> tuple[Tensor, Tensor]:
+    """Return the anchor points (A, 2), x, y in pixels, of all levels, and their strides (A,).
+
+    A level is the height and width of its feature map in cells, and its stride in pixels.
+    """
+    points, strides = [], []
+    with torch.inference_mode(False):  # the cached tensors are used in training, too
         for height, width, stride in levels:
             y, x = (torch.arange(height) + 0.5) * stride, (torch.arange(width) + 0.5) * stride
-            centers.append(torch.cartesian_prod(y, x).flip(-1))
+            points.append(torch.cartesian_prod(y, x).flip(-1))
             strides.append(torch.full((height * width,), float(stride)))
-        return torch.cat(centers), torch.cat(strides)
+        return torch.cat(points), torch.cat(strides)
+
+
+cached_anchor_points = lru_cache(maxsize=64)(anchor_points)
 
 
 def _branch(in_channels: int, width: int, out_channels: int, second_kernel: int) -> nn.Sequential:
-    second = ConvNormAct(width, width, second_kernel)
+    second = ConvNormAct(width, width, second_kernel)  # built first: a seed's weights depend on it
     return nn.Sequential(
         ConvNormAct(in_channels, width, 3), second, nn.Conv2d(width, out_channels, 1)
     )
 
 
 class Head(nn.Module):
-    """Maps one feature map for each stride to `Predictions`.
+    """Map one feature map per level, from fine to coarse, to `Predictions`.
 
-    `in_channels[i]` is the width of the map at stride `strides[i]` pixels; `num_classes` >= 1.
+    in_channels, strides: the channels and the stride in pixels of each level; `num_classes` >= 1.
     """
 
     def __init__(
@@ -64,34 +76,40 @@ class Head(nn.Module):
     ) -> None:
         super().__init__()
         self.strides = tuple(strides)
-        box_width = max(16, in_channels[0] // 4, 4 * BINS)
-        class_width = max(in_channels[0], min(num_classes, 100))
-        self.box_branches = nn.ModuleList(_branch(c, box_width, 4 * BINS, 3) for c in in_channels)
-        # What an object is needs less of its surroundings than where its sides are.
-        self.class_branches = nn.ModuleList(
-            _branch(c, class_width, num_classes, 1) for c in in_channels
+        box_width = max(16, in_channels[0] // 4, 4 * REG_MAX)
+        cls_width = max(in_channels[0], min(num_classes, 100))
+        self.box_branches = nn.ModuleList(
+            _branch(c, box_width, 4 * REG_MAX, second_kernel=3) for c in in_channels
         )
-        for boxes, classes in zip(self.box_branches, self.class_branches, strict=True):
-            # An object is a few cells wide on the level that fits it: start with sides about 2.5 cells away, not half of BINS.
-            boxes[-1].bias.data = -torch.arange(BINS, dtype=torch.float32).repeat(4) / 3
-            # The prior of focal loss (Lin et al., arXiv 1708.02002), so that the background does not drown the first steps.
-            nn.init.constant_(classes[-1].bias, -math.log(99))
+        # Classification needs a smaller receptive field than box regression.
+        self.cls_branches = nn.ModuleList(
+            _branch(c, cls_width, num_classes, second_kernel=1) for c in in_channels
+        )
+        for box_branch, cls_branch in zip(self.box_branches, self.cls_branches, strict=True):
+            # An object is a few cells wide on the level that fits it: start with distances of about
+            # 2.5 cells instead of half of REG_MAX.
+            box_branch[-1].bias.data = -torch.arange(REG_MAX, dtype=torch.float32).repeat(4) / 3
+            # The prior of focal loss (Lin et al., arXiv 1708.02002): a score of 0.01, or else the
+            # loss of the background would dominate the first steps.
+            nn.init.constant_(cls_branch[-1].bias, -math.log(99))
 
     def forward(self, features: Sequence[Tensor]) -> Predictions:
-        sides, logits, levels = [], [], []
-        for feature, stride, boxes, classes in zip(
-            features, self.strides, self.box_branches, self.class_branches, strict=True
+        box_logits, cls_logits, levels = [], [], []
+        for feature, stride, box_branch, cls_branch in zip(
+            features, self.strides, self.box_branches, self.cls_branches, strict=True
         ):
-            count, _, height, width = feature.shape
-            sides.append(boxes(feature).permute(0, 2, 3, 1).reshape(count, height * width, 4, BINS))
-            logits.append(
-                classes(feature)
-                .permute(0, 2, 3, 1)
-                .reshape(count, height * width, classes[-1].out_channels)
-            )
+            batch_size, _, height, width = feature.shape
+            boxes = box_branch(feature).permute(0, 2, 3, 1)
+            classes = cls_branch(feature).permute(0, 2, 3, 1)
+            box_logits.append(boxes.reshape(batch_size, height * width, 4, REG_MAX))
+            cls_logits.append(classes.reshape(batch_size, height * width, classes.shape[-1]))
             levels.append((height, width, stride))
-        # What is exported may have sizes that are symbols, under which nothing can be kept.
-        grid = cell_grid.__wrapped__ if torch.compiler.is_exporting() else cell_grid
+        # In an export with dynamic sizes, height and width are symbols, which cannot be cache keys.
+        make_points = anchor_points if torch.compiler.is_exporting() else cached_anchor_points
+        points, strides = make_points(tuple(levels))
         return Predictions(
-            torch.cat(sides, dim=1).float(), torch.cat(logits, dim=1).float(), *grid(tuple(levels))
+            torch.cat(box_logits, dim=1).float(),
+            torch.cat(cls_logits, dim=1).float(),
+            points,
+            strides,
         )

@@ -1,12 +1,14 @@
-"""The training loss: which cells answer for which object, and how wrong they are.
+"""The YOLO training loss: task-aligned assignment of objects to anchor points, and three losses.
 
-Assignment is task-aligned (Feng et al., TOOD, arXiv 2108.07755): an object goes to the `TOP_K` cells inside it that score best at
-class and box together. The errors are complete IoU (arXiv 1911.08287), distribution focal loss (arXiv 2006.04388) and binary
-cross-entropy against the alignment itself.
+Assignment (Feng et al., TOOD, arXiv 2108.07755): an object is assigned to the `TOP_K` anchor points
+inside it whose predictions align best with it in class and box. The losses are complete IoU (arXiv
+1911.08287), distribution focal loss (arXiv 2006.04388) and binary cross-entropy with the alignment
+as the target.
 
-Only the pairs (object, cell inside it) are computed, not the full objects x cells grid: an object covers few cells of a picture
-and none of the other pictures of its batch. Which pairs there are is found on the CPU, where targets arrive: every size is known
-before the device has answered, so that no step waits for it.
+Only the pairs of an object and an anchor point inside it are computed, not the full objects x
+points matrix: an object covers few points of its image, and none of the other images. The pairs are
+found on the CPU, where the targets arrive, so that every size is known without a device
+synchronization.
 """
 
 from collections.abc import Sequence
@@ -18,116 +20,136 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import complete_box_iou_loss
 
-from models.head import BINS, Predictions, decode_boxes
+from models.head import REG_MAX, Predictions, decode_boxes
 
 TOP_K = 10
 ALPHA, BETA = 0.5, 6.0  # alignment = score**ALPHA * iou**BETA
 
 
 class Assignment(NamedTuple):
-    """Chosen pairs, P of them; those with `target` 0 are padding and count nothing."""
+    """P pairs of an anchor point and the ground-truth object assigned to it.
 
-    cell: Tensor  # (P,) index into the B * A cells of the batch
-    center: Tensor  # (P, 2) of the cell: x, y, in pixels
-    stride: Tensor  # (P,) of the cell, in pixels
-    box: Tensor  # (P, 4) the object's xyxy, in pixels
-    label: Tensor  # (P,) its class
-    target: Tensor  # (P,) the class score that the cell should give, 0..1
-
-
-def candidate_pairs(boxes: Tensor, centers: Tensor, strides: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices (object, cell) of every cell whose centre lies inside an object, objects in ascending order.
-
-    boxes (N, 4) xyxy in pixels; centers (A, 2); strides (A,). An object narrower or lower than the finest cell is taken as wide
-    or high as that cell, so that even a single pixel has a candidate.
+    Pairs with `score` 0 are padding, and contribute nothing to the losses.
     """
-    middle = (boxes[:, :2] + boxes[:, 2:]) / 2
-    half = ((boxes[:, 2:] - boxes[:, :2]) / 2).clamp(min=strides.min() / 2)
-    (left, top), (right, bottom) = (middle - half).T[..., None], (middle + half).T[..., None]
-    x, y = centers.T
+
+    point_index: Tensor  # (P,): into the B * A anchor points of the batch
+    point: Tensor  # (P, 2): x, y of the anchor point, in pixels
+    stride: Tensor  # (P,): of the anchor point, in pixels
+    box: Tensor  # (P, 4): the object's box, xyxy in pixels
+    label: Tensor  # (P,): the object's class
+    score: Tensor  # (P,): the classification target, 0..1
+
+
+def candidate_pairs(boxes: Tensor, points: Tensor, strides: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the indices (gt_index, point_index) of all anchor points inside an object.
+
+    boxes (N, 4) xyxy in pixels; points (A, 2); strides (A,). gt_index ascends. An object narrower
+    or lower than the finest stride counts as that wide or high, so that even a single pixel has a
+    candidate.
+    """
+    center = (boxes[:, :2] + boxes[:, 2:]) / 2
+    half_size = ((boxes[:, 2:] - boxes[:, :2]) / 2).clamp(min=strides.min() / 2)
+    left, top = (center - half_size).T[..., None]
+    right, bottom = (center + half_size).T[..., None]
+    x, y = points.T
     inside = (left <= x) & (x <= right) & (top <= y) & (y <= bottom)
-    objects, cells = inside.nonzero(as_tuple=True)
-    return objects, cells
+    gt_index, point_index = inside.nonzero(as_tuple=True)
+    return gt_index, point_index
 
 
 def _paired_iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of a[i] with b[i], for xyxy boxes (P, 4) -> (P,). (torchvision's `box_iou` gives every pair, P x P.)"""
-    overlap = (
-        (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(1)
-    )
+    """Return the IoU of a[i] with b[i], for xyxy boxes (P, 4) -> (P,).
+
+    torchvision's `box_iou` computes all P x P of them.
+    """
+    top_left = torch.maximum(a[:, :2], b[:, :2])
+    bottom_right = torch.minimum(a[:, 2:], b[:, 2:])
+    intersection = (bottom_right - top_left).clamp(min=0).prod(1)
     area_a, area_b = (a[:, 2:] - a[:, :2]).prod(1), (b[:, 2:] - b[:, :2]).prod(1)
-    return overlap / (area_a + area_b - overlap).clamp(min=1e-9)
+    return intersection / (area_a + area_b - intersection).clamp(min=1e-9)
 
 
-def _sent(device: torch.device, *tensors: Tensor) -> Sequence[Tensor]:
-    """Tensors of one kind and length, copied to the device together and without waiting for it."""
-    together = torch.stack(tensors)
-    return (
-        (together.pin_memory() if device.type == "cuda" else together)
-        .to(device, non_blocking=True)
-        .unbind()
-    )
+def _to_device(device: torch.device, *tensors: Tensor) -> Sequence[Tensor]:
+    """Copy tensors of the same dtype and length to the device, as one and without waiting."""
+    stacked = torch.stack(tensors)
+    if device.type == "cuda":
+        stacked = stacked.pin_memory()
+    return stacked.to(device, non_blocking=True).unbind()
 
 
 @torch.no_grad()
-def assign(predictions: Predictions, boxes: Tensor, labels: Tensor, image: Tensor) -> Assignment:
-    """Task-aligned assignment of N objects to the cells of a batch.
+def assign(
+    predictions: Predictions, boxes: Tensor, labels: Tensor, image_index: Tensor
+) -> Assignment:
+    """Assign the N ground-truth objects of a batch to anchor points.
 
-    boxes (N, 4) xyxy in pixels, labels (N,), image (N,): which picture of the batch each object is in; all on the CPU.
+    boxes (N, 4) xyxy in pixels, labels (N,), image_index (N,): the image of each object; all on the
+    CPU.
     """
-    count, cells_per_image, device = len(boxes), len(predictions.centers), predictions.logits.device
-    total = predictions.logits.shape[0] * cells_per_image
-    obj, cell = candidate_pairs(boxes, predictions.centers, predictions.strides)
-    if not len(obj):  # no object, or none with a cell inside: nothing to choose from
-        numbers, points, rows = (
-            torch.zeros(0, *shape, device=device) for shape in ((), (2,), (4,))
-        )
-        return Assignment(numbers.long(), points, numbers, rows, numbers.long(), numbers)
-    *corners, x, y, stride = _sent(
-        device, *boxes[obj].T, *predictions.centers[cell].T, predictions.strides[cell]
+    num_gts, num_points = len(boxes), len(predictions.points)
+    device = predictions.cls_logits.device
+    batch_points = predictions.cls_logits.shape[0] * num_points
+    gt_index, point_index = candidate_pairs(boxes, predictions.points, predictions.strides)
+    if not len(gt_index):
+        return _empty_assignment(device)
+    *corners, x, y, stride = _to_device(
+        device,
+        *boxes[gt_index].T,
+        *predictions.points[point_index].T,
+        predictions.strides[point_index],
     )
-    obj, label, flat = _sent(device, obj, labels[obj], image[obj] * cells_per_image + cell)
-    box, center = torch.stack(corners, dim=1), torch.stack((x, y), dim=1)
-    predicted = decode_boxes(predictions.sides.flatten(0, 1)[flat], center, stride)
-    iou = _paired_iou(predicted, box)
-    score = predictions.logits.flatten(0, 1)[flat, label].sigmoid()
+    gt_index, label, point_index = _to_device(
+        device, gt_index, labels[gt_index], image_index[gt_index] * num_points + point_index
+    )
+    box, point = torch.stack(corners, dim=1), torch.stack((x, y), dim=1)
+    predicted_box = decode_boxes(predictions.box_logits.flatten(0, 1)[point_index], point, stride)
+    iou = _paired_iou(predicted_box, box)
+    score = predictions.cls_logits.flatten(0, 1)[point_index, label].sigmoid()
     alignment = score**ALPHA * iou**BETA
 
-    # Rank within each object: sort by alignment, then, keeping that order, by object.
+    # The rank of each pair within its object: sort by alignment, then stably by object.
     order = alignment.argsort(descending=True, stable=True)
-    order = order[obj[order].argsort(stable=True)]
-    per_object = torch.zeros(count, dtype=torch.long, device=obj.device).index_add_(
-        0, obj, torch.ones_like(obj)
+    order = order[gt_index[order].argsort(stable=True)]
+    pairs_per_gt = torch.zeros(num_gts, dtype=torch.long, device=device).index_add_(
+        0, gt_index, torch.ones_like(gt_index)
     )
-    first = per_object.cumsum(0) - per_object
-    rank = torch.arange(len(order), device=obj.device) - first[obj[order]]
-    # A table of fixed size (N, TOP_K), filled by rank, what ranks lower falls into the extra column: no wait for the device.
-    table = torch.full((count, TOP_K + 1), -1, dtype=torch.long, device=obj.device)
-    table[obj[order], rank.clamp(max=TOP_K)] = order
-    chosen = table[:, :TOP_K].reshape(-1)
-    valid = chosen >= 0
-    chosen = chosen.clamp(min=0)
-    owner = torch.arange(count, device=obj.device).repeat_interleave(TOP_K)
-    cell, iou, alignment = flat[chosen], iou[chosen] * valid, alignment[chosen] * valid
+    first_pair = pairs_per_gt.cumsum(0) - pairs_per_gt
+    rank = torch.arange(len(order), device=device) - first_pair[gt_index[order]]
+    # A table (N, TOP_K) of pairs, filled by rank; lower ranks end in an extra column. Its size does
+    # not depend on the predictions, so nothing waits for the device.
+    table = torch.full((num_gts, TOP_K + 1), -1, dtype=torch.long, device=device)
+    table[gt_index[order], rank.clamp(max=TOP_K)] = order
+    top = table[:, :TOP_K].reshape(-1)
+    valid = top >= 0
+    top = top.clamp(min=0)
+    gt_of_pair = torch.arange(num_gts, device=device).repeat_interleave(TOP_K)
+    point_index, iou, alignment = point_index[top], iou[top] * valid, alignment[top] * valid
 
-    # A cell that several objects chose goes to the one it overlaps most, and between equals to the first.
-    best = iou.new_zeros(total).scatter_reduce_(0, cell, iou, "amax")
-    valid &= iou == best[cell]
-    winner = torch.full((total,), count, dtype=torch.long, device=obj.device)
-    winner.scatter_reduce_(0, cell, owner.where(valid, count), "amin")
-    valid &= winner[cell] == owner
+    # An anchor point chosen by several objects goes to the one with the highest IoU, and among
+    # equals to the first.
+    best_iou = iou.new_zeros(batch_points).scatter_reduce_(0, point_index, iou, "amax")
+    valid &= iou == best_iou[point_index]
+    assigned_gt = torch.full((batch_points,), num_gts, dtype=torch.long, device=device)
+    assigned_gt.scatter_reduce_(0, point_index, gt_of_pair.where(valid, num_gts), "amin")
+    valid &= assigned_gt[point_index] == gt_of_pair
 
-    # The target is the alignment, scaled so that each object's best cell is asked for its best IoU.
-    table_shape = (count, TOP_K)
-    peak_alignment = (alignment * valid).view(table_shape).amax(1)
-    peak_iou = (iou * valid).view(table_shape).amax(1)
-    scale = peak_iou / peak_alignment.clamp(min=1e-12)
-    target = (alignment * valid * scale[owner]).clamp(max=1)
-    return Assignment(cell, center[chosen], stride[chosen], box[chosen], label[chosen], target)
+    # The target score is the alignment, scaled so that the best one of an object is its best IoU.
+    max_alignment = (alignment * valid).view(num_gts, TOP_K).amax(1)
+    max_iou = (iou * valid).view(num_gts, TOP_K).amax(1)
+    scale = max_iou / max_alignment.clamp(min=1e-12)
+    target_score = (alignment * valid * scale[gt_of_pair]).clamp(max=1)
+    return Assignment(point_index, point[top], stride[top], box[top], label[top], target_score)
+
+
+def _empty_assignment(device: torch.device) -> Assignment:
+    """Return the assignment of a batch without an object, or without one over an anchor point."""
+    floats = torch.zeros(0, device=device)
+    points, boxes = torch.zeros(0, 2, device=device), torch.zeros(0, 4, device=device)
+    return Assignment(floats.long(), points, floats, boxes, floats.long(), floats)
 
 
 def _mean_over_processes(total: Tensor) -> Tensor:
-    """The sum of the processes' totals, at least 1, divided by how many they are; of a process alone, its total."""
+    """Return the sum over all processes, at least 1, divided by the number of processes."""
     if not (dist.is_available() and dist.is_initialized()):
         return total.clamp(min=1)
     dist.all_reduce(total)
@@ -137,41 +159,40 @@ def _mean_over_processes(total: Tensor) -> Tensor:
 def detection_loss(
     predictions: Predictions, targets: Sequence[dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """The three losses of a batch, each a scalar, without gains.
+    """Compute the unweighted losses of a batch, scalars: `box` (1 - CIoU), `cls` and `dfl`.
 
-    Of several processes each gives its part, so that their mean is the loss of the whole batch, however it is divided.
-
-    `targets` holds for each picture `boxes` (n, 4), xyxy in pixels, and `labels` (n,), 0-based; n may be 0.
-    Returns `box` (1 - complete IoU), `cls` and `dfl`, each summed and divided by the sum of the whole batch's targets (at
-    least 1).
+    targets: for each image `boxes` (n, 4), xyxy in pixels, and `labels` (n,), from 0; n may be 0.
+    Each loss is a sum divided by the sum of the target scores, at least 1. With several processes
+    that is the sum over all of them, so that the mean of the processes' losses is the loss of the
+    whole batch, however it is divided.
     """
-    boxes = torch.cat([t["boxes"] for t in targets]).to("cpu", torch.float32)
-    labels = torch.cat([t["labels"] for t in targets]).cpu()
-    counts = torch.tensor([len(t["labels"]) for t in targets])
-    image = torch.arange(len(targets)).repeat_interleave(counts)
-    found = assign(predictions, boxes, labels, image)
+    boxes = torch.cat([target["boxes"] for target in targets]).to("cpu", torch.float32)
+    labels = torch.cat([target["labels"] for target in targets]).cpu()
+    gts_per_image = torch.tensor([len(target["labels"]) for target in targets])
+    image_index = torch.arange(len(targets)).repeat_interleave(gts_per_image)
+    assignment = assign(predictions, boxes, labels, image_index)
+    point_index, point, stride, box, label, score = assignment
 
-    logits = predictions.logits.flatten(0, 1)
-    wanted = torch.zeros_like(logits)
-    wanted.index_put_((found.cell, found.label), found.target, accumulate=True)
-    total = _mean_over_processes(wanted.sum())
-    classes = F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum") / total
+    cls_logits = predictions.cls_logits.flatten(0, 1)
+    cls_targets = torch.zeros_like(cls_logits)
+    cls_targets.index_put_((point_index, label), score, accumulate=True)
+    score_sum = _mean_over_processes(cls_targets.sum())
+    cls_loss = F.binary_cross_entropy_with_logits(cls_logits, cls_targets, reduction="sum")
 
-    sides = predictions.sides.flatten(0, 1)[found.cell]
-    ciou = complete_box_iou_loss(decode_boxes(sides, found.center, found.stride), found.box)
-    distances = (
-        torch.cat((found.center - found.box[:, :2], found.box[:, 2:] - found.center), dim=1)
-        / found.stride[:, None]
-    )
-    distances = distances.clamp(0, BINS - 1 - 0.01)
+    box_logits = predictions.box_logits.flatten(0, 1)[point_index]
+    ciou_loss = complete_box_iou_loss(decode_boxes(box_logits, point, stride), box)
+
+    # A distance, in strides, lies between two bins: cross-entropy with both, by how near each is.
+    distances = torch.cat((point - box[:, :2], box[:, 2:] - point), dim=1) / stride[:, None]
+    distances = distances.clamp(0, REG_MAX - 1 - 0.01)
     lower = distances.floor()
-    share = distances - lower
-    log_p = sides.log_softmax(-1)
-    at_lower = log_p.gather(-1, lower.long()[..., None])[..., 0]
-    at_upper = log_p.gather(-1, lower.long()[..., None] + 1)[..., 0]
-    focal = -(at_lower * (1 - share) + at_upper * share).mean(-1)
+    upper_weight = distances - lower
+    log_p = box_logits.log_softmax(-1)
+    lower_log_p = log_p.gather(-1, lower.long()[..., None])[..., 0]
+    upper_log_p = log_p.gather(-1, lower.long()[..., None] + 1)[..., 0]
+    dfl_loss = -(lower_log_p * (1 - upper_weight) + upper_log_p * upper_weight).mean(-1)
     return {
-        "box": (ciou * found.target).sum() / total,
-        "cls": classes,
-        "dfl": (focal * found.target).sum() / total,
+        "box": (ciou_loss * score).sum() / score_sum,
+        "cls": cls_loss / score_sum,
+        "dfl": (dfl_loss * score).sum() / score_sum,
     }

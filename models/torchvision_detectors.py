@@ -1,28 +1,25 @@
-"""torchvision's detectors, trained, validated and loaded like our own: `--model torchvision/fcos_resnet50_fpn`."""
+"""torchvision's detectors, trained and used like ours: `--model torchvision/fcos_resnet50_fpn`."""
 
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torchvision.models import detection, get_model, get_model_weights, list_models
+from torchvision.models import detection, get_model, list_models
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from models.weights import fetch_state_dict
-from models.yolo import YOLO
-from utils.checkpoint import load_matching_weights
-
-PREFIX = "torchvision/"
+from models.detector import Detections, Detector, Targets
+from models.weights import PREFIX, load_torchvision_weights
 
 
 def detector_names() -> tuple[str, ...]:
-    """The names that `--model` takes; those that need more than boxes to learn from are left out."""
+    """Return the names for `--model`; detectors that also need masks or keypoints are omitted."""
     names = list_models(module=detection)
     return tuple(
         PREFIX + name for name in names if not name.startswith(("maskrcnn", "keypointrcnn"))
     )
 
 
-class _AsTheyAre(GeneralizedRCNNTransform):
-    """Normalizes pictures and makes a batch of them, but leaves their size as it is: it is `--imgsz` that decides."""
+class NoResizeTransform(GeneralizedRCNNTransform):
+    """Normalize and batch images without resizing them: `--imgsz` is what sets their size."""
 
     def resize(
         self, image: Tensor, target: dict[str, Tensor] | None = None
@@ -30,73 +27,85 @@ class _AsTheyAre(GeneralizedRCNNTransform):
         return image, target
 
 
-class TorchvisionDetector(nn.Module):
-    """torchvision's detector `name`, with random weights, for labels from 0 to `num_classes` - 1.
+class TorchvisionDetector(Detector):
+    """torchvision's detector `name` (without the prefix), with random weights.
 
-    The interface is that of `models.yolo.YOLO`. SSD's resize every picture to the size they are built for.
+    torchvision's own forward does the batching and the post-processing, so `losses` and `predict`
+    are not implemented. The names of the losses are torchvision's too, and the hyp file has no
+    weights for them. SSDs resize every image to the size that they are built for.
     """
+
+    exportable = False
 
     def __init__(self, name: str, num_classes: int) -> None:
         super().__init__()
         self.name = name
         self.detector = get_model(
             name, weights=None, weights_backbone=None, num_classes=num_classes + 1
-        )  # 0: background
-        made = self.detector.transform
+        )  # torchvision's class 0 is the background
         if not name.startswith("ssd"):
-            self.detector.transform = _AsTheyAre(
-                made.min_size,
-                made.max_size,
-                made.image_mean,
-                made.image_std,
-                size_divisible=made.size_divisible,
+            original = self.detector.transform
+            self.detector.transform = NoResizeTransform(
+                original.min_size,
+                original.max_size,
+                original.image_mean,
+                original.image_std,
+                size_divisible=original.size_divisible,
             )
-        self.set_thresholds(score=0.001)
+        self.set_thresholds(score=self.score_thresh)
 
     def set_thresholds(self, score: float | None = None, iou: float | None = None) -> None:
-        """The lowest score of a detection, and the overlap above which the one with the lower score is dropped."""
-        last = getattr(self.detector, "roi_heads", self.detector)  # of two stages the second
-        last.score_thresh = last.score_thresh if score is None else score
-        last.nms_thresh = last.nms_thresh if iou is None else iou
-
-    param_groups = YOLO.param_groups
+        """Set the lowest score of a detection and the IoU threshold of NMS; None keeps a value."""
+        # The last stage selects the detections: of two-stage detectors, the second.
+        last_stage = getattr(self.detector, "roi_heads", self.detector)
+        last_stage.score_thresh = last_stage.score_thresh if score is None else score
+        last_stage.nms_thresh = last_stage.nms_thresh if iou is None else iou
 
     def forward(
-        self, images: Tensor | Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
-    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Losses in training mode, detections in evaluation mode, as `models.yolo.YOLO.forward` has them; the losses' names are
-        the detector's own."""
-        pictures = [
+        self, images: Tensor | Sequence[Tensor], targets: Targets | None = None
+    ) -> dict[str, Tensor] | Detections:
+        """Return the losses in training mode, the detections in evaluation mode, as `Detector`."""
+        images = [
             image.float() if image.is_floating_point() else image.float() / 255 for image in images
         ]
         if not self.training:
-            return [_without_background(found) for found in self.detector(pictures)]
+            return [_drop_background(detections) for detections in self.detector(images)]
         if targets is None:
-            raise ValueError("in training mode the model needs targets")
-        device = pictures[0].device
-        theirs = [
+            raise ValueError("targets are required in training mode")
+        device = images[0].device
+        shifted_targets = [
             {
-                "boxes": t["boxes"].to(device, non_blocking=True),
-                "labels": t["labels"].to(device, non_blocking=True) + 1,
+                "boxes": target["boxes"].to(device, non_blocking=True),
+                "labels": target["labels"].to(device, non_blocking=True) + 1,
             }
-            for t in targets
+            for target in targets
         ]
-        return self.detector(pictures, theirs)
+        return self.detector(images, shifted_targets)
+
+    def backbone_modules(self) -> list[nn.Module]:
+        """Return the backbone, with its feature pyramid if it has one."""
+        return [self.detector.backbone]
+
+    def freezable_layers(self) -> list[nn.Module]:
+        """Return the layers of the backbone without feature pyramid or extra layers."""
+        backbone = self.detector.backbone
+        for name in ("body", "features"):  # of those with a pyramid, and of SSDs
+            backbone = getattr(backbone, name, backbone)
+        return [*backbone.children()]
 
     def load_pretrained(self) -> str:
-        """Take torchvision's own trained weights, but those whose shape depends on the classes; a sentence that says how many.
-
-        They come from torch's folder of downloads, or into it. Raises UserError when they cannot be had.
-        """
-        weights = get_model_weights(self.name).DEFAULT
-        return f"--weights DEFAULT: {load_matching_weights(self.detector, fetch_state_dict(weights, '--weights DEFAULT'))} from {weights}"
+        """Load torchvision's trained weights, except those whose shape depends on the classes."""
+        return load_torchvision_weights(self.detector, self.name, "--weights DEFAULT")
 
 
-def _without_background(found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Detections with labels from 0; those of the background, which one-stage detectors score like any class, are no objects."""
-    kept = found["labels"] > 0
+def _drop_background(detections: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Drop detections of the background, which one-stage detectors score like any other class.
+
+    The labels of the others are shifted to start from 0.
+    """
+    keep = detections["labels"] > 0
     return {
-        "boxes": found["boxes"][kept],
-        "scores": found["scores"][kept],
-        "labels": found["labels"][kept] - 1,
+        "boxes": detections["boxes"][keep],
+        "scores": detections["scores"][keep],
+        "labels": detections["labels"][keep] - 1,
     }

@@ -1,4 +1,4 @@
-"""`--batch-size auto`: the number that fits, found without a GPU by saying what one would have said."""
+"""`--batch-size auto`: the largest batch that fits, tested without a GPU by a simulated memory."""
 
 import pytest
 import torch
@@ -9,32 +9,30 @@ from utils.auto_batch import largest_fitting_batch
 from utils.errors import UserError
 
 
-def test_the_largest_that_fits():
-    assert largest_fitting_batch(lambda count: 500 + 70 * count, 500 + 70 * 123.5) == 123
-    asked = []
+def test_largest_fitting_batch_extrapolates_from_small_batches():
+    assert largest_fitting_batch(lambda size: 500 + 70 * size, 500 + 70 * 123.5) == 123
+    probed = []
 
-    def small(count):
-        asked.append(count)
-        if count > 4:
-            raise torch.cuda.OutOfMemoryError("no room")
-        return 1000 * count
+    def memory_of_small_gpu(batch_size):
+        probed.append(batch_size)
+        if batch_size > 4:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return 1000 * batch_size
 
-    assert largest_fitting_batch(small, 6500) == 6 and asked == [1, 2, 4, 8]
-
-
-@pytest.mark.parametrize("room", [0, 400])
-def test_none_that_fits(room):
-    with pytest.raises(UserError, match="--batch-size auto: not even one picture"):
-        largest_fitting_batch(lambda count: 500 + 70 * count, room)
+    assert largest_fitting_batch(memory_of_small_gpu, 6500) == 6 and probed == [1, 2, 4, 8]
 
 
-def test_on_a_processor_it_is_refused(tmp_path, capsys):
+@pytest.mark.parametrize("budget", [0, 400])
+def test_largest_fitting_batch_without_room_for_one_image(budget):
+    with pytest.raises(UserError, match="--batch-size auto: not even 1 image fits"):
+        largest_fitting_batch(lambda size: 500 + 70 * size, budget)
+
+
+def test_auto_batch_requires_cuda(tmp_path, capsys):
     data = write_tiny(tmp_path / "tiny")
-    arguments = ["--data", str(data), "--batch-size", "auto", "--imgsz", "64", "--device", "cpu"]
-    assert train.main([*arguments, "--project", str(tmp_path / "runs")]) == 2
-    error = capsys.readouterr().err
-    assert (
-        error
-        == "train.py: --batch-size auto: measures the memory of a GPU, and this run is on cpu; give a number\n"
+    args = ["--data", str(data), "--batch-size", "auto", "--imgsz", "64", "--device", "cpu"]
+    assert train.main([*args, "--project", str(tmp_path / "runs")]) == 2
+    assert capsys.readouterr().err == (
+        "train.py: --batch-size auto: requires a CUDA device, not cpu (give a number)\n"
     )
     assert not (tmp_path / "runs").exists()

@@ -49,10 +49,10 @@ def largest(expected: list[torch.Tensor], found: list[torch.Tensor]) -> list[flo
 def raw(model: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Every cell's box and scores, by the distances' definition: the mean of the softmax over 0..15, in cells."""
     p = model.head(model.neck(model.backbone(images)))
-    sides = (p.sides.softmax(-1) * torch.arange(16.0)).sum(-1) * p.strides[:, None]
+    sides = (p.box_logits.softmax(-1) * torch.arange(16.0)).sum(-1) * p.strides[:, None]
     return torch.cat(
-        (p.centers - sides[..., :2], p.centers + sides[..., 2:]), -1
-    ), p.logits.sigmoid()
+        (p.points - sides[..., :2], p.points + sides[..., 2:]), -1
+    ), p.cls_logits.sigmoid()
 
 
 def test_onnx_of_any_size(trained, pictures, tmp_path):

@@ -168,15 +168,15 @@ MISTAKES = {
     "freeze nothing": asked("--freeze", "0", says="--freeze"),
     "freeze more than there is": asked("--freeze", "999", says="--freeze 999"),
     "cache where": asked("--cache", "tape", says="--cache"),
-    "unknown model": asked("--model", "yolo-z", says="--model yolo-z: unknown; known are yolo-n"),
+    "unknown model": asked("--model", "yolo-z", says="--model yolo-z: unknown model"),
     "unknown torchvision model": asked(
-        "--model", "torchvision/yolo", says="--model torchvision/yolo: unknown; known are"
+        "--model", "torchvision/yolo", says="--model torchvision/yolo: unknown model"
     ),
     "unknown backbone": asked("--backbone", "resnet18", says="--backbone resnet18: unknown"),
     "a backbone without stages": asked(
         "--backbone", "torchvision/vit_b_16", says="torchvision/vit_b_16"
     ),
-    "pretrained what": asked("--pretrained", says="--pretrained: is for --backbone"),
+    "pretrained what": asked("--pretrained", says="--pretrained: requires --backbone"),
     "weights that are not there": asked(
         "--weights", "{}/none.pt", says="{}/none.pt: cannot be read"
     ),

@@ -1,15 +1,18 @@
-"""The detector: its sizes, torchvision's interface, and a loss that a plain re-telling of the papers agrees with."""
+"""YOLO: sizes, losses, detections; and the loss equals a plain implementation of the papers."""
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import box_iou, complete_box_iou_loss
 
-from models import MODELS, build_model
-from models.head import BINS, Predictions
+from models import MODELS, build_model, load, model_name
+from models.head import REG_MAX, Predictions
 from models.loss import detection_loss
+from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.errors import UserError
 
-# Parameters in millions and GFLOPs (two to a multiply-add) at 640 px with 80 classes, as published for YOLOv8.
+# Parameters in millions and GFLOPs (2 per multiply-add) at 640 px with 80 classes, as published
+# for YOLOv8.
 PUBLISHED = {
     "n": (3.2, 8.7),
     "s": (11.2, 28.6),
@@ -20,21 +23,20 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("size", PUBLISHED)
-def test_parameters_and_flops(size):
+def test_yolo_parameters_and_flops(size):
     with torch.device("meta"):
         model = build_model(f"yolo-{size}", 80).train()
-        features = model.backbone, model.neck, model.head
         counter = FlopCounterMode(display=False)
         with counter:
             x = torch.empty(1, 3, 640, 640)
-            for part in features:
+            for part in (model.backbone, model.neck, model.head):
                 x = part(x)
     parameters, gflops = PUBLISHED[size]
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(parameters, rel=0.1)
     assert counter.get_total_flops() / 1e9 == pytest.approx(gflops, rel=0.1)
 
 
-def targets_of(*counts):
+def make_targets(*counts):
     torch.manual_seed(0)
     targets = []
     for n in counts:
@@ -45,11 +47,11 @@ def targets_of(*counts):
     return targets
 
 
-def test_training_gives_losses_and_evaluation_detections():
+def test_yolo_returns_losses_in_training_and_detections_in_evaluation():
     torch.manual_seed(0)
     model = build_model("yolo-n", 3)
     images = torch.randint(0, 256, (3, 3, 96, 96), dtype=torch.uint8)
-    losses = model.train()(images, targets_of(2, 0, 5))
+    losses = model.train()(images, make_targets(2, 0, 5))
     assert list(losses) == ["box", "cls", "dfl"]
     assert all(loss.ndim == 0 and torch.isfinite(loss) for loss in losses.values())
     sum(losses.values()).backward()
@@ -60,9 +62,9 @@ def test_training_gives_losses_and_evaluation_detections():
     model.eval()
     model.score_thresh = 0.0
     with torch.no_grad():
-        found = model([images[0], images[1, :, :50, :70], images[2].float() / 255][:2])
-    assert [set(f) for f in found] == [{"boxes", "scores", "labels"}] * 2
-    for result, (height, width) in zip(found, [(96, 96), (50, 70)], strict=True):
+        detections = model([images[0], images[1, :, :50, :70], images[2].float() / 255][:2])
+    assert [set(d) for d in detections] == [{"boxes", "scores", "labels"}] * 2
+    for result, (height, width) in zip(detections, [(96, 96), (50, 70)], strict=True):
         boxes, scores = result["boxes"], result["scores"]
         assert 0 < len(boxes) <= model.detections_per_img
         assert (
@@ -73,7 +75,7 @@ def test_training_gives_losses_and_evaluation_detections():
         assert (scores.diff() <= 0).all() and result["labels"].max() < 3
 
 
-def test_uint8_and_float_pictures_and_odd_sizes_are_the_same():
+def test_yolo_accepts_uint8_and_float_images_of_any_size():
     torch.manual_seed(0)
     model = build_model("yolo-n", 2).eval()
     model.score_thresh = 0.0
@@ -86,90 +88,153 @@ def test_uint8_and_float_pictures_and_odd_sizes_are_the_same():
     torch.testing.assert_close(a["scores"][:5], c["scores"][:5])
 
 
-def test_pictures_without_objects_still_teach():
+def test_yolo_learns_from_images_without_objects():
     model = build_model("yolo-n", 3).train()
-    losses = model(torch.zeros(2, 3, 64, 64), targets_of(0, 0))
+    losses = model(torch.zeros(2, 3, 64, 64), make_targets(0, 0))
     assert losses["box"].item() == losses["dfl"].item() == 0 and losses["cls"].item() > 0
     sum(losses.values()).backward()
 
 
-def grid(height, width):
-    centers, strides = [], []
+def make_points(height, width):
+    points, strides = [], []
     for stride in (8, 16, 32):
         for y in range(height // stride):
             for x in range(width // stride):
-                centers.append(((x + 0.5) * stride, (y + 0.5) * stride))
+                points.append(((x + 0.5) * stride, (y + 0.5) * stride))
                 strides.append(float(stride))
-    return torch.tensor(centers), torch.tensor(strides)
+    return torch.tensor(points), torch.tensor(strides)
 
 
-def told_again(predictions, targets, top_k=10):
-    """The loss as the papers tell it, one object after the other, in plain loops."""
-    centers, strides = predictions.centers, predictions.strides
-    cells = len(centers)
+def points_inside(box, points):
+    """The indices of the anchor points inside a box."""
+    left, top, right, bottom = box
+    return [i for i, (x, y) in enumerate(points) if left <= x <= right and top <= y <= bottom]
+
+
+def reference_loss(predictions, targets, top_k=10):
+    """The loss as the papers define it, one object after the other, in plain loops."""
+    points, strides = predictions.points, predictions.strides
     total = {"box": 0.0, "cls": 0.0, "dfl": 0.0}
-    weight = 0.0
-    for sides, logits, target in zip(predictions.sides, predictions.logits, targets, strict=True):
-        distance = (sides.softmax(-1) * torch.arange(BINS)).sum(-1) * strides[:, None]
-        predicted = torch.cat((centers - distance[:, :2], centers + distance[:, 2:]), 1)
-        chosen_by: dict[int, list[tuple[float, int, float]]] = {}
+    score_sum = 0.0
+    for box_logits, cls_logits, target in zip(
+        predictions.box_logits, predictions.cls_logits, targets, strict=True
+    ):
+        distance = (box_logits.softmax(-1) * torch.arange(REG_MAX)).sum(-1) * strides[:, None]
+        predicted = torch.cat((points - distance[:, :2], points + distance[:, 2:]), 1)
+        claims_of_point: dict[int, list[tuple[float, int, float]]] = {}
         for k, (box, label) in enumerate(zip(target["boxes"], target["labels"], strict=True)):
-            inside = [
-                a for a in range(cells)
-                if box[0] <= centers[a, 0] <= box[2] and box[1] <= centers[a, 1] <= box[3]
-            ]  # fmt: skip
+            inside = points_inside(box, points)
             iou = box_iou(predicted[inside], box[None])[:, 0]
-            align = logits[inside, label].sigmoid() ** 0.5 * iou**6
+            align = cls_logits[inside, label].sigmoid() ** 0.5 * iou**6
             for j in align.argsort(descending=True)[:top_k].tolist():
-                chosen_by.setdefault(inside[j], []).append((float(iou[j]), k, float(align[j])))
-        wanted = torch.zeros_like(logits)
-        kept: dict[int, list[tuple[int, float, float]]] = {}
-        for a, claims in chosen_by.items():
+                claim = (float(iou[j]), k, float(align[j]))
+                claims_of_point.setdefault(inside[j], []).append(claim)
+        cls_targets = torch.zeros_like(cls_logits)
+        points_of_gt: dict[int, list[tuple[int, float, float]]] = {}
+        for i, claims in claims_of_point.items():
             iou, k, align = max(claims)
-            kept.setdefault(k, []).append((a, iou, align))
-        for k, cells_of in kept.items():
-            best_align, best_iou = max(c[2] for c in cells_of), max(c[1] for c in cells_of)
-            for a, _, align in cells_of:
-                t = align / best_align * best_iou
+            points_of_gt.setdefault(k, []).append((i, iou, align))
+        for k, assigned in points_of_gt.items():
+            best_align, best_iou = max(a[2] for a in assigned), max(a[1] for a in assigned)
+            for i, _, align in assigned:
+                score = align / best_align * best_iou
                 box = target["boxes"][k]
-                wanted[a, target["labels"][k]] = t
-                weight += t
-                total["box"] += t * complete_box_iou_loss(predicted[a], box)
-                sought = torch.cat((centers[a] - box[:2], box[2:] - centers[a])) / strides[a]
+                cls_targets[i, target["labels"][k]] = score
+                score_sum += score
+                total["box"] += score * complete_box_iou_loss(predicted[i], box)
+                gt_distance = torch.cat((points[i] - box[:2], box[2:] - points[i])) / strides[i]
                 for side in range(4):
-                    d = min(max(float(sought[side]), 0.0), BINS - 1.01)
+                    d = min(max(float(gt_distance[side]), 0.0), REG_MAX - 1.01)
                     low = int(d)
-                    p = sides[a, side].softmax(-1)
+                    p = box_logits[i, side].softmax(-1)
                     total["dfl"] -= (
-                        t * ((low + 1 - d) * p[low].log() + (d - low) * p[low + 1].log()) / 4
+                        score * ((low + 1 - d) * p[low].log() + (d - low) * p[low + 1].log()) / 4
                     )
-        p = logits.sigmoid()
-        total["cls"] -= (wanted * p.log() + (1 - wanted) * (1 - p).log()).sum()
-    return {name: value / max(weight, 1.0) for name, value in total.items()}
+        p = cls_logits.sigmoid()
+        total["cls"] -= (cls_targets * p.log() + (1 - cls_targets) * (1 - p).log()).sum()
+    return {name: value / max(score_sum, 1.0) for name, value in total.items()}
 
 
-def test_the_loss_is_that_of_the_papers():
-    targets = targets_of(4, 0, 9)
-    centers, strides = grid(96, 96)
+def test_detection_loss_equals_reference():
+    targets = make_targets(4, 0, 9)
+    points, strides = make_points(96, 96)
     torch.manual_seed(1)
     predictions = Predictions(
-        torch.randn(3, len(centers), 4, BINS), torch.randn(3, len(centers), 3), centers, strides
+        torch.randn(3, len(points), 4, REG_MAX), torch.randn(3, len(points), 3), points, strides
     )
-    expected = told_again(predictions, targets)
+    expected = reference_loss(predictions, targets)
     for name, loss in detection_loss(predictions, targets).items():
         assert float(loss) == pytest.approx(float(expected[name]), rel=1e-4), name
 
 
-def test_a_one_pixel_object_finds_a_cell():
-    centers, strides = grid(64, 64)
-    sides = torch.zeros(1, len(centers), 4, BINS)
-    sides[..., 0] = 5.0  # small boxes around every cell
-    predictions = Predictions(sides, torch.zeros(1, len(centers), 2), centers, strides)
-    one = [{"boxes": torch.tensor([[20.0, 20.0, 21.0, 21.0]]), "labels": torch.tensor([1])}]
-    assert float(detection_loss(predictions, one)["box"]) > 0
+def test_detection_loss_assigns_a_one_pixel_object():
+    points, strides = make_points(64, 64)
+    box_logits = torch.zeros(1, len(points), 4, REG_MAX)
+    box_logits[..., 0] = 5.0  # small boxes around every anchor point
+    predictions = Predictions(box_logits, torch.zeros(1, len(points), 2), points, strides)
+    target = [{"boxes": torch.tensor([[20.0, 20.0, 21.0, 21.0]]), "labels": torch.tensor([1])}]
+    assert float(detection_loss(predictions, target)["box"]) > 0
 
 
-def test_names():
-    assert MODELS == ("yolo-n", "yolo-s", "yolo-m", "yolo-l", "yolo-x")
-    with pytest.raises(ValueError, match="yolo-z"):
-        build_model("yolo-z", 2)
+def test_build_model_names():
+    assert tuple(MODELS) == ("yolo-n", "yolo-s", "yolo-m", "yolo-l", "yolo-x")
+    assert model_name("yolo-n") == "yolo-n"
+    for name, choices in (("yolo-z", "yolo-n, yolo-s"), ("torchvision/z", "torchvision/faster")):
+        message = rf"--model {name}: unknown model \(choose from {choices}"
+        with pytest.raises(ValueError, match=message):
+            build_model(name, 2)
+        with pytest.raises(UserError, match=message):
+            model_name(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone"),
+    [
+        ("yolo-n", None),
+        ("yolo-n", "torchvision/mobilenet_v3_small"),
+        ("torchvision/ssdlite320_mobilenet_v3_large", None),
+    ],
+)
+def test_load_rebuilds_the_model_of_a_checkpoint(name, backbone, tmp_path):
+    model = build_model(name, 3, backbone)
+    state = {
+        "args": {"imgsz": "64-100", "data": "/datasets/x/data.yaml"},
+        "class_names": ["a", "b", "c"],
+        "model_config": model.config,
+        "ema": {"model": model.state_dict(), "updates": 5},
+    }
+    save_checkpoint(state, tmp_path / "best.pt")
+    loaded = load(tmp_path / "best.pt")
+    assert type(loaded) is type(model) and not loaded.training and loaded.config == model.config
+    assert (loaded.class_names, loaded.imgsz) == (("a", "b", "c"), 128)
+    assert loaded.data == "/datasets/x/data.yaml"
+    expected, weights = model.state_dict(), loaded.state_dict()
+    assert expected.keys() == weights.keys()
+    assert all(torch.equal(expected[key], weights[key]) for key in expected)
+    assert load_checkpoint(tmp_path / "best.pt")["model_config"] == model.config  # plain data
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model_config": None},
+        {"model_config": {"name": "yolo-z", "num_classes": 2, "backbone": None}},
+        {"model_config": {"name": "yolo-n", "num_classes": 4, "backbone": None}},
+        {"model_config": {"name": "yolo-n", "num_classes": 3, "depth": 2}},
+        {"ema": {}},
+        {"ema": {"model": {}}},
+        {"args": {}},
+        {"class_names": 3},
+    ],
+)
+def test_load_names_a_checkpoint_that_it_cannot_build(change, tmp_path):
+    model = build_model("yolo-n", 3)
+    state = {
+        "args": {"imgsz": 64, "data": "data.yaml"},
+        "class_names": ["a", "b", "c"],
+        "model_config": model.config,
+        "ema": {"model": model.state_dict(), "updates": 5},
+    }
+    save_checkpoint(state | change, tmp_path / "best.pt")
+    with pytest.raises(UserError, match=r"best\.pt: holds no detector that this version can build"):
+        load(tmp_path / "best.pt")

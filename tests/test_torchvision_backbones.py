@@ -1,4 +1,4 @@
-"""torchvision's classifiers under our neck and head: the maps are theirs, their weights are taken, and such a model trains."""
+"""torchvision's classifiers as YOLO backbones: feature maps, pretrained weights, training."""
 
 from pathlib import Path
 
@@ -12,51 +12,55 @@ import export
 import train
 from models import build_model, load
 
-QUICK = ["--imgsz", "64", "--batch-size", "4", "--epochs", "2", "--device", "cpu", "--noplots"]
-STAGES = {
-    "resnet18": lambda m, x: (
-        y8 := m.layer2(m.layer1(m.maxpool(m.relu(m.bn1(m.conv1(x)))))),
-        y16 := m.layer3(y8),
-        m.layer4(y16),
-    ),
-    "mobilenet_v3_small": lambda m, x: (
-        y8 := m.features[:4](x),
-        y16 := m.features[4:9](y8),
-        m.features[9:](y16),
-    ),
-    "convnext_tiny": lambda m, x: (
-        y8 := m.features[:4](x),
-        y16 := m.features[4:6](y8),
-        m.features[6:](y16),
-    ),
+ARGS = ["--imgsz", "64", "--batch-size", "4", "--epochs", "2", "--device", "cpu", "--noplots"]
+
+
+def resnet_features(model, x):
+    p8 = model.layer2(model.layer1(model.maxpool(model.relu(model.bn1(model.conv1(x))))))
+    p16 = model.layer3(p8)
+    return p8, p16, model.layer4(p16)
+
+
+def sequential_features(end8, end16):
+    """The features of a classifier whose children of `features` change the stride before these."""
+
+    def features(model, x):
+        p8 = model.features[:end8](x)
+        p16 = model.features[end8:end16](p8)
+        return p8, p16, model.features[end16:](p16)
+
+    return features
+
+
+REFERENCE = {
+    "resnet18": resnet_features,
+    "mobilenet_v3_small": sequential_features(4, 9),
+    "convnext_tiny": sequential_features(4, 6),
 }
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_the_maps_are_what_its_stages_give(name):
+@pytest.mark.parametrize("name", REFERENCE)
+def test_torchvision_backbone_feature_maps(name):
     torch.manual_seed(0)
     model = build_model("yolo-n", 3, f"torchvision/{name}").eval()
     classifier = get_model(name, weights=None).eval()
     classifier.load_state_dict(model.backbone.features.state_dict(), strict=False)
     images = torch.rand(2, 3, 96, 64)
-    mean, deviation = (
-        torch.tensor([0.485, 0.456, 0.406]),
-        torch.tensor([0.229, 0.224, 0.225]),
-    )  # as torchvision documents
-    normal = (images - mean[:, None, None]) / deviation[:, None, None]
+    mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]  # as torchvision documents
+    std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    normalized = (images - mean) / std
     with torch.no_grad():
-        got, expected = model.backbone.features(normal), STAGES[name](classifier, normal)
-        maps = model.backbone(images)
-    for (_, a), b in zip(got.items(), expected, strict=True):
-        assert torch.allclose(a, b, atol=1e-5)
-    assert [tuple(m.shape) for m in maps] == [(2, 64, 12, 8), (2, 128, 6, 4), (2, 256, 3, 2)]
-    for convolve, (_, map_), out in zip(model.backbone.to_neck, got.items(), maps, strict=True):
-        with torch.no_grad():
-            assert torch.allclose(convolve(map_), out, atol=1e-5)
+        features = [*model.backbone.features(normalized).values()]
+        expected = REFERENCE[name](classifier, normalized)
+        outputs = model.backbone(images)
+        projected = [p(f) for p, f in zip(model.backbone.projections, features, strict=True)]
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(features, expected, strict=True))
+    assert [tuple(o.shape) for o in outputs] == [(2, 64, 12, 8), (2, 128, 6, 4), (2, 256, 3, 2)]
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(projected, outputs, strict=True))
 
 
-def test_training_with_pretrained_weights(tmp_path, monkeypatch, capsys):
-    """A file with random weights where torch would have downloaded the trained ones."""
+def test_torchvision_backbone_pretrained_training(tmp_path, monkeypatch, capsys):
+    """With random weights in torch's download cache instead of the published ones."""
     url = get_model_weights("mobilenet_v3_small").DEFAULT.url
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
@@ -64,36 +68,26 @@ def test_training_with_pretrained_weights(tmp_path, monkeypatch, capsys):
     saved = get_model("mobilenet_v3_small", weights=None).state_dict()
     torch.save(saved, tmp_path / "hub" / "checkpoints" / Path(url).name)
     data = write_tiny(tmp_path / "tiny")
-    options = [
-        "--backbone",
-        "torchvision/mobilenet_v3_small",
-        "--pretrained",
-        "--freeze",
-        "backbone",
-    ]
-    assert train.main(["--data", str(data), *QUICK, *options, "--project", str(tmp_path)]) == 0
-    model = load(tmp_path / "exp" / "weights" / "best.pt")
-    mine = model.backbone.features.state_dict()
-    assert (
-        f"--pretrained: {len(mine)} of the model's {len(mine)} tensors taken"
-        in capsys.readouterr().out
-    )
-    assert all(torch.equal(value, saved[key]) for key, value in mine.items())  # it was frozen
-    pictures = [
-        "--source",
-        str(data.parent / "images" / "val"),
-        "--device",
-        "cpu",
-        "--project",
-        str(tmp_path / "found"),
-    ]
-    best = ["--weights", str(tmp_path / "exp" / "weights" / "best.pt")]
-    assert detect.main([*best, *pictures]) == 0
-    assert export.main([*best, "--format", "torch_export", "--imgsz", "64"]) == 0
+    backbone = ["--backbone", "torchvision/mobilenet_v3_small", "--pretrained"]
+    args = ["--data", str(data), *ARGS, *backbone, "--freeze", "backbone"]
+    assert train.main([*args, "--project", str(tmp_path)]) == 0
+    best = str(tmp_path / "exp" / "weights" / "best.pt")
+    features = load(best).backbone.features.state_dict()
+    count = len(features)
+    message = f"--pretrained: loaded {count} of the model's {count} tensors"
+    assert message in capsys.readouterr().out
+    assert all(torch.equal(value, saved[key]) for key, value in features.items())  # frozen
+    images = str(data.parent / "images" / "val")
+    args = ["--source", images, "--device", "cpu", "--project", str(tmp_path / "detect")]
+    assert detect.main(["--weights", best, *args]) == 0
+    assert export.main(["--weights", best, "--format", "torch_export", "--imgsz", "64"]) == 0
+
+
+SSD = "torchvision/ssdlite320_mobilenet_v3_large"
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         (
             ["--backbone", "torchvision/vit_b_16"],
@@ -103,24 +97,20 @@ def test_training_with_pretrained_weights(tmp_path, monkeypatch, capsys):
             ["--backbone", "torchvision/swin_t"],
             "--backbone torchvision/swin_t: has no feature maps",
         ),
-        (["--backbone", "resnet18"], "--backbone resnet18: unknown; known are torchvision/alexnet"),
         (
-            [
-                "--backbone",
-                "torchvision/resnet18",
-                "--model",
-                "torchvision/ssdlite320_mobilenet_v3_large",
-            ],
-            "has its own",
+            ["--backbone", "resnet18"],
+            "--backbone resnet18: unknown backbone (choose from torchvision/alexnet",
         ),
-        (["--pretrained"], "--pretrained: is for --backbone torchvision/NAME"),
+        (
+            ["--backbone", "torchvision/resnet18", "--model", SSD],
+            f"--backbone torchvision/resnet18: {SSD} has its own backbone (allowed: yolo-n",
+        ),
+        (["--pretrained"], "--pretrained: requires --backbone torchvision/NAME"),
     ],
 )
-def test_mistakes(options, says, tmp_path, capsys):
+def test_torchvision_backbone_error_messages(options, message, tmp_path, capsys):
     data = write_tiny(tmp_path / "tiny")
-    assert (
-        train.main(["--data", str(data), *QUICK, *options, "--project", str(tmp_path / "runs")])
-        == 2
-    )
+    args = ["--data", str(data), *ARGS, *options, "--project", str(tmp_path / "runs")]
+    assert train.main(args) == 2
     error = capsys.readouterr().err
-    assert says in error and error.count("\n") == 1 and not (tmp_path / "runs").exists()
+    assert message in error and error.count("\n") == 1 and not (tmp_path / "runs").exists()

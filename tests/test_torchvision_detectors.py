@@ -1,10 +1,8 @@
-"""torchvision's detectors in our loop: they train, resume to the bit, validate and predict through the same scripts."""
+"""torchvision's detectors in our loop: training, exact resume, validation and detection."""
 
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,15 +16,14 @@ import val
 from models import build_model, load
 from models.torchvision_detectors import detector_names
 
-ROOT = Path(__file__).parents[1]
-QUICK = ["--imgsz", 64, "--batch-size", 2, "--workers", 0, "--device", "cpu", "--noplots"]
+ARGS = ["--imgsz", 64, "--batch-size", 2, "--workers", 0, "--device", "cpu", "--noplots"]
 
 
 def run(*arguments: object) -> int:
     return train.main([*map(str, arguments)])
 
 
-def test_which_there_are():
+def test_detector_names_omits_masks_and_keypoints():
     names = detector_names()
     for name in (
         "fcos_resnet50_fpn",
@@ -38,12 +35,19 @@ def test_which_there_are():
     assert not any("mask" in name or "keypoint" in name for name in names)
 
 
-def test_it_is_torchvisions_with_labels_from_zero():
+def test_torchvision_detector_equals_torchvision_with_labels_from_zero():
     torch.manual_seed(0)
-    mine = build_model("torchvision/fcos_resnet50_fpn", 3)
-    theirs = get_model("fcos_resnet50_fpn", weights=None, weights_backbone=None, num_classes=4, min_size=64, max_size=96,
-                       score_thresh=0.001)  # fmt: skip
-    theirs.load_state_dict(mine.detector.state_dict())
+    model = build_model("torchvision/fcos_resnet50_fpn", 3)
+    reference = get_model(
+        "fcos_resnet50_fpn",
+        weights=None,
+        weights_backbone=None,
+        num_classes=4,
+        min_size=64,
+        max_size=96,
+        score_thresh=0.001,
+    )
+    reference.load_state_dict(model.detector.state_dict())
     images = torch.rand(2, 3, 64, 96)
     boxes = torch.tensor([[4.0, 4, 40, 50], [30, 10, 90, 60]])
     targets = [
@@ -51,116 +55,76 @@ def test_it_is_torchvisions_with_labels_from_zero():
         {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long()},
     ]
     with pytest.raises(ValueError, match="targets"):
-        mine(images)
-    losses = mine.train()(images, targets)
-    expected = theirs.train()([*images], [t | {"labels": t["labels"] + 1} for t in targets])
+        model(images)
+    losses = model.train()(images, targets)
+    expected = reference.train()([*images], [t | {"labels": t["labels"] + 1} for t in targets])
     assert losses.keys() == expected.keys()
     for key in losses:
         assert torch.allclose(losses[key], expected[key])
     with torch.no_grad():
-        found, expected = mine.eval()(images), theirs.eval()([*images])
-    for a, b in zip(found, expected, strict=True):
+        detections, expected = model.eval()(images), reference.eval()([*images])
+    for a, b in zip(detections, expected, strict=True):
         b = {key: value[b["labels"] > 0] for key, value in b.items()}  # 0 is the background
-        assert (
-            len(a["boxes"])
-            and torch.allclose(a["boxes"], b["boxes"])
-            and torch.allclose(a["scores"], b["scores"])
-        )
+        assert len(a["boxes"])
+        assert torch.allclose(a["boxes"], b["boxes"])
+        assert torch.allclose(a["scores"], b["scores"])
         assert torch.equal(a["labels"], b["labels"] - 1)
-    grey = (images * 255).round().to(torch.uint8)
+    images_uint8 = (images * 255).round().to(torch.uint8)
     with torch.no_grad():
-        assert torch.allclose(mine(grey)[0]["boxes"], mine(grey / 255)[0]["boxes"])
+        assert torch.allclose(
+            model(images_uint8)[0]["boxes"], model(images_uint8 / 255)[0]["boxes"]
+        )
 
 
 @pytest.mark.parametrize("name", ["ssdlite320_mobilenet_v3_large", "fcos_resnet50_fpn"])
-def test_training_and_resuming_to_the_bit(name, tmp_path, monkeypatch):
+def test_torchvision_detector_training_and_exact_resume(name, tmp_path, monkeypatch):
     data = few_shapes(tmp_path, train=4, val=2)
-    hyp = tmp_path / "h.yaml"  # Muon takes seconds for a step of a ResNet-50 on a processor
+    hyp = tmp_path / "h.yaml"  # on a CPU, a step of Muon takes seconds with a ResNet-50
     hyp.write_text("optimizer: adamw\nweight_decay: 0.05\n")
-    arguments = [
-        "--model",
-        f"torchvision/{name}",
-        "--hyp",
-        hyp,
-        "--data",
-        data,
-        "--epochs",
-        2,
-        *QUICK,
-    ]
-    # Below 128 px the deepest map of FCOS is made of one cell by a convolution of stride 2: there oneDNN leaves most of that
-    # filter's gradient in bf16 as the memory was.
-    arguments += ["--imgsz", 128]
-    assert run(*arguments, "--project", tmp_path, "--name", "whole") == 0
+    model_args = ["--model", f"torchvision/{name}", "--hyp", hyp, "--data", data]
+    # Below 128 px a convolution with stride 2 makes the deepest map of FCOS from a single cell, and
+    # there oneDNN leaves most of that kernel's bf16 gradient uninitialized.
+    args = [*model_args, "--epochs", 2, *ARGS, "--imgsz", 128, "--project", tmp_path]
+    assert run(*args, "--name", "whole") == 0
 
-    seed, sent = train.seed_everything, []
+    seed_everything, interrupted = train.seed_everything, []
 
-    def seeded(*place):
-        seed(*place)
-        if place[1:3] == (1, 0) and not sent:  # stopped in the second epoch, after its first batch
-            sent.append(True)
+    def interrupt_in_second_epoch(*key):
+        seed_everything(*key)
+        if key[1:3] == (1, 0) and not interrupted:  # answered after the first batch
+            interrupted.append(True)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(train, "seed_everything", seeded)
-    assert run(*arguments, "--project", tmp_path, "--name", "cut") == 128 + signal.SIGTERM
+    monkeypatch.setattr(train, "seed_everything", interrupt_in_second_epoch)
+    assert run(*args, "--name", "cut") == 128 + signal.SIGTERM
     assert weights(tmp_path / "cut")["batch"] == 1
     assert run("--resume", tmp_path / "cut") == 0
-    a, b = weights(tmp_path / "whole"), weights(tmp_path / "cut")
-    for key in a.keys() - {"args", "rows"}:
-        assert same(a[key], b[key]), key
-    strip = [
+    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    for key in whole.keys() - {"args", "rows"}:
+        assert same(whole[key], resumed[key]), key
+    results = [
         [row | {"seconds": ""} for row in rows(tmp_path / folder)] for folder in ("whole", "cut")
     ]
-    assert strip[0] == strip[1]
-    assert any(key.startswith("train/") and float(value) > 0 for key, value in strip[0][0].items())
+    assert results[0] == results[1]
+    assert any(key.startswith("train/") and float(loss) > 0 for key, loss in results[0][0].items())
 
     best = tmp_path / "whole" / "weights" / "best.pt"
-    assert load(best).names == ("disc", "square", "triangle", "star", "cross")
-    assert (
-        val.main(
-            [
-                "--weights",
-                str(best),
-                "--device",
-                "cpu",
-                "--noplots",
-                "--project",
-                str(tmp_path / "val"),
-            ]
-        )
-        == 0
-    )
-    found = json.loads((tmp_path / "val" / "exp" / "metrics.json").read_text())["all"]
+    assert load(best).class_names == ("disc", "square", "triangle", "star", "cross")
+    command = ["--weights", str(best), "--device", "cpu"]
+    assert val.main([*command, "--noplots", "--project", str(tmp_path / "val")]) == 0
+    metrics = json.loads((tmp_path / "val" / "exp" / "metrics.json").read_text())["all"]
     row = max(rows(tmp_path / "whole"), key=lambda row: float(row["metrics/mAP50-95"]))
-    assert found == pytest.approx({key: float(row[f"metrics/{key}"]) for key in found}, abs=1e-4)
-    pictures = tmp_path / "val.txt"
-    assert (
-        detect.main(
-            [
-                *map(
-                    str,
-                    [
-                        "--weights",
-                        best,
-                        "--source",
-                        pictures,
-                        "--device",
-                        "cpu",
-                        "--project",
-                        tmp_path / "det",
-                    ],
-                )
-            ]
-        )
-        == 0
-    )
+    expected = {key: float(row[f"metrics/{key}"]) for key in metrics}
+    assert metrics == pytest.approx(expected, abs=1e-4)
+    source = ["--source", str(tmp_path / "val.txt"), "--project", str(tmp_path / "det")]
+    assert detect.main([*command, *source]) == 0
     assert len([*(tmp_path / "det" / "exp").iterdir()]) == 2
 
 
 @pytest.mark.parametrize(
     "name", ["fasterrcnn_mobilenet_v3_large_320_fpn", "retinanet_resnet50_fpn"]
 )
-def test_the_others_learn_and_detect(name):
+def test_torchvision_detector_losses_and_detections(name):
     torch.manual_seed(0)
     model = build_model(f"torchvision/{name}", 2).train()
     images = torch.rand(2, 3, 64, 64)
@@ -169,60 +133,56 @@ def test_the_others_learn_and_detect(name):
         losses = model(images.to(torch.bfloat16), targets)
     total = sum(losses.values())
     total.backward()
-    assert torch.isfinite(total) and any(
-        p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters()
-    )
+    assert torch.isfinite(total)
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
     model.set_thresholds(0.0, 0.5)
     with torch.no_grad():
-        found = model.eval()(images)
-    assert len(found) == 2 and all(set(f["labels"].tolist()) <= {0, 1} for f in found)
+        detections = model.eval()(images)
+    assert len(detections) == 2
+    assert all(set(d["labels"].tolist()) <= {0, 1} for d in detections)
 
 
-def test_torchvisions_own_weights(tmp_path, monkeypatch):
-    """A file with random weights for 91 classes, where torch would have downloaded the trained ones."""
+def test_torchvision_detector_load_pretrained(tmp_path, monkeypatch):
+    """With random weights for 91 classes in torch's download cache, not the published ones."""
     url = get_model_weights("ssdlite320_mobilenet_v3_large").DEFAULT.url
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    folder = tmp_path / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
     torch.manual_seed(5)
     saved = get_model(
         "ssdlite320_mobilenet_v3_large", weights=None, weights_backbone=None
     ).state_dict()
-    torch.save(saved, folder / Path(url).name)
+    torch.save(saved, cache / Path(url).name)
     model = build_model("torchvision/ssdlite320_mobilenet_v3_large", 2)
-    said = model.load_pretrained()
-    mine = model.detector.state_dict()
-    taken = [key for key, value in saved.items() if key in mine and torch.equal(mine[key], value)]
-    assert f"{len(taken)} of the model's {len(mine)} tensors taken" in said
-    left = [key for key in mine if key not in taken]
-    assert 0 < len(left) < 30 and all("classification_head" in key for key in left)
+    message = model.load_pretrained()
+    current = model.detector.state_dict()
+    loaded = [
+        key for key, value in saved.items() if key in current and torch.equal(current[key], value)
+    ]
+    assert f"loaded {len(loaded)} of the model's {len(current)} tensors" in message
+    others = current.keys() - set(loaded)
+    assert 0 < len(others) < 30 and all("classification_head" in key for key in others)
 
 
-def test_mistakes(tiny, tmp_path, capsys, monkeypatch):
-    (tmp_path / "code.pth").write_bytes(b"no tensors")
+def test_torchvision_detector_error_messages(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
-    folder = tmp_path / "home" / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
+    cache = tmp_path / "home" / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
     url = get_model_weights("ssdlite320_mobilenet_v3_large").DEFAULT.url
-    (folder / Path(url).name).write_bytes(b"no tensors")
+    (cache / Path(url).name).write_bytes(b"no tensors")
     for options, message in (
         (
             ["--model", "torchvision/resnet18"],
-            "--model torchvision/resnet18: unknown; known are torchvision/fasterrcnn",
+            "--model torchvision/resnet18: unknown model (choose from torchvision/fasterrcnn",
         ),
-        (["--model", "yolo-z"], "--model yolo-z: unknown; known are yolo-n, yolo-s"),
-        (["--weights", "DEFAULT"], "--weights DEFAULT: is for --model torchvision/NAME"),
+        (["--model", "yolo-z"], "--model yolo-z: unknown model (choose from yolo-n, yolo-s"),
+        (["--weights", "DEFAULT"], "--weights DEFAULT: requires --model torchvision/NAME"),
         (
             ["--model", "torchvision/ssdlite320_mobilenet_v3_large", "--weights", "DEFAULT"],
-            "--weights DEFAULT: http",
+            "--weights DEFAULT: failed to load http",
         ),
     ):
-        assert run("--data", tiny, *QUICK, "--project", tmp_path / "runs", *options) == 2
+        assert run("--data", tiny, *ARGS, "--project", tmp_path / "runs", *options) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
     assert not (tmp_path / "runs").exists()
-
-
-def test_a_start_without_them_does_not_import_them():
-    code = "import sys, train; sys.exit('models.torchvision_detectors' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -147,7 +147,7 @@ def test_mistakes_are_one_sentence_and_leave_no_folder(
 
 def test_a_model_in_three_lines(trained):
     model = load(trained / "exp" / "weights" / "best.pt")
-    assert model.names == ("class0", "class1") and model.imgsz == 64 and not model.training
+    assert model.class_names == ("class0", "class1") and model.imgsz == 64 and not model.training
     picture = torch.from_numpy(
         np.array(Image.open(trained / "tiny" / "images" / "val" / "0.png"))
     ).permute(2, 0, 1)

@@ -1,4 +1,4 @@
-"""`--batch-size auto`: the largest batch that a GPU has room for, from what a few small ones take."""
+"""`--batch-size auto`: the largest batch for a GPU, from the memory that a few small ones need."""
 
 import copy
 from collections.abc import Callable
@@ -9,55 +9,55 @@ from torch import nn
 
 from utils.errors import UserError
 
-PROBE_SIZES = (1, 2, 4, 8, 16)  # pictures
-MEMORY_FRACTION = 0.8  # of the GPU's memory: the optimizer, and pictures with more boxes than these, want some, too
+PROBE_SIZES = (1, 2, 4, 8, 16)  # images
+# Of the GPU's memory. The rest is for the optimizer, and for images with more boxes than here.
+MEMORY_FRACTION = 0.8
 
 
 def largest_batch(model: nn.Module, imgsz: int, device: torch.device, bf16: bool) -> int:
-    """How many pictures of `imgsz` pixels fit into the memory of the GPU `device` when `model`, which stays as it is, learns.
+    """Return how many images of `imgsz` pixels fit into the GPU `device` in a training step.
 
-    Raises UserError where that is not CUDA, or not even one picture fits.
+    A copy of `model` is trained on random images; `model` and the random state stay as they are.
+    Raises UserError if `device` is not a CUDA device, or not even 1 image fits.
     """
     if device.type != "cuda":
-        raise UserError(
-            f"--batch-size auto: measures the memory of a GPU, and this run is on {device}; give a number"
-        )
-    learner = copy.deepcopy(model).to(device, memory_format=torch.channels_last).train()
+        raise UserError(f"--batch-size auto: requires a CUDA device, not {device} (give a number)")
+    probe_model = copy.deepcopy(model).to(device, memory_format=torch.channels_last).train()
     boxes = torch.tensor([[0.1, 0.1, 0.4, 0.5]]).repeat(20, 1) * imgsz
     target = {"boxes": boxes, "labels": torch.zeros(len(boxes), dtype=torch.long)}
 
-    def peak(count: int) -> int:
+    def peak_memory(batch_size: int) -> int:
         torch.cuda.reset_peak_memory_stats(device)
-        images = torch.rand(count, 3, imgsz, imgsz, device=device)
+        images = torch.rand(batch_size, 3, imgsz, imgsz, device=device)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            losses = learner(images, [target] * count)
+            losses = probe_model(images, [target] * batch_size)
         sum(losses.values()).backward()
         return torch.cuda.max_memory_allocated(device)
 
+    budget = MEMORY_FRACTION * torch.cuda.get_device_properties(device).total_memory
     with torch.random.fork_rng([device]):
-        found = largest_fitting_batch(
-            peak, MEMORY_FRACTION * torch.cuda.get_device_properties(device).total_memory
-        )
+        batch_size = largest_fitting_batch(peak_memory, budget)
     torch.cuda.empty_cache()
-    return found
+    return batch_size
 
 
-def largest_fitting_batch(peak: Callable[[int], int], room: float) -> int:
-    """The largest batch whose bytes are not above `room`, by a line through what `peak` says of the small ones.
+def largest_fitting_batch(peak_memory: Callable[[int], int], budget: float) -> int:
+    """Return the largest batch size that needs at most `budget` bytes.
 
-    Raises UserError when that is none.
+    `peak_memory` measures the bytes of a batch size, for a few small ones; a line fitted through
+    them gives the others. Raises UserError if not even 1 image fits.
     """
-    taken: dict[int, int] = {}
-    for count in PROBE_SIZES:
+    memory_by_batch: dict[int, int] = {}
+    for batch_size in PROBE_SIZES:
         try:
-            taken[count] = peak(count)
+            memory_by_batch[batch_size] = peak_memory(batch_size)
         except torch.cuda.OutOfMemoryError:
             break
-    if len(taken) < 2:
-        found = len(taken)
+    if len(memory_by_batch) < 2:
+        largest = len(memory_by_batch)
     else:
-        each, base = np.polyfit([*taken], [*taken.values()], 1)
-        found = int((room - base) / max(each, 1.0))
-    if found < 1:
-        raise UserError("--batch-size auto: not even one picture fits into the GPU's memory")
-    return found
+        per_image, constant = np.polyfit([*memory_by_batch], [*memory_by_batch.values()], 1)
+        largest = int((budget - constant) / max(per_image, 1.0))
+    if largest < 1:
+        raise UserError("--batch-size auto: not even 1 image fits into the GPU (lower --imgsz)")
+    return largest

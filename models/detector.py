@@ -1,0 +1,192 @@
+"""The interface that every detector family implements, with the code that all families share.
+
+A new family is one file with a subclass of `Detector` and one line in `models.MODELS`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import batched_nms, clip_boxes_to_image
+
+from utils.errors import UserError
+from utils.letterbox import GRAY, round_up
+
+Targets = Sequence[dict[str, Tensor]]
+Detections = list[dict[str, Tensor]]
+NMS = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+
+
+class Detector(nn.Module):
+    """A detector, called as torchvision's detectors are.
+
+    In training mode `model(images, targets)` returns a dict of losses, in evaluation mode
+    `model(images)` returns one dict of `boxes`, `scores` and `labels` for each image.
+
+    A family must implement two methods. Their images are a float batch (B, 3, H, W) in 0..1, with
+    H and W multiples of `stride`:
+        losses(images, targets)  the unweighted losses by name, scalars. The training loop
+            multiplies each by its weight in the hyp file (1 if it has none) and minimizes the sum.
+        predict(images)  boxes (B, A, 4), xyxy in pixels, and scores (B, A, num_classes) in 0..1:
+            every prediction, before any threshold. Exported models return this too.
+
+    Its constructor takes `num_classes` and, if a backbone can be chosen, `backbone: str | None`.
+
+    A family may override:
+        stride  what H and W must be a multiple of
+        min_size  the smallest image size in pixels that it can be trained and used at
+        exportable  whether export.py can write it: False if `predict` is not implemented
+        score_thresh, nms_thresh, detections_per_img, topk_candidates  the defaults of `postprocess`
+        set_thresholds, postprocess  if detections are not selected by NMS
+        backbone_modules, freezable_layers  what --freeze can freeze
+        param_groups  which parameters the optimizer treats how
+        load_pretrained, load_pretrained_backbone  if there are published weights
+        forward  if it does its own batching and post-processing
+
+    Set from outside, not by the family:
+        config  by `build_model`, which rebuilds the same architecture as `build_model(**config)`;
+            plain data, stored in every checkpoint
+        class_names, imgsz, data  by `models.load`: the classes, image size and data.yaml of the run
+    """
+
+    stride = 32
+    min_size = 32
+    exportable = True
+    score_thresh = 0.001
+    nms_thresh = 0.7
+    detections_per_img = 300
+    topk_candidates = 1000
+
+    config: dict[str, Any]
+    class_names: tuple[str, ...]
+    imgsz: int
+    data: str
+
+    def losses(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """Return the unweighted losses of a batch, scalars by name. `targets` as in `forward`."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement losses()")
+
+    def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return boxes (B, A, 4), xyxy in pixels, and scores (B, A, num_classes) in 0..1."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement predict()")
+
+    def forward(
+        self, images: Tensor | Sequence[Tensor], targets: Targets | None = None
+    ) -> dict[str, Tensor] | Detections:
+        """Return the losses in training mode, the detections in evaluation mode.
+
+        images: (B, 3, H, W), or B images (3, h, w) of any sizes; uint8 in 0..255 or float in 0..1.
+        targets, in training mode only: for each image `boxes` (n, 4), xyxy in pixels, and `labels`
+        (n,), int64 from 0; n may be 0, and the tensors may be on the CPU.
+        Losses are as `losses` returns them, detections as `postprocess` does.
+        Raises ValueError in training mode without targets.
+        """
+        if self.training and targets is None:
+            raise ValueError("targets are required in training mode")
+        batch, sizes = self.prepare(images)
+        if self.training:
+            return self.losses(batch, targets)
+        return self.postprocess(*self.predict(batch), sizes)
+
+    def prepare(self, images: Tensor | Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Return images, as `forward` takes them, as one batch, and their heights and widths.
+
+        The batch is float in 0..1 and padded with gray at the right and the bottom, so that height
+        and width are multiples of `stride`.
+        """
+        sizes = [tuple(image.shape[-2:]) for image in images]
+        height = round_up(max(h for h, _ in sizes), self.stride)
+        width = round_up(max(w for _, w in sizes), self.stride)
+        if not (isinstance(images, Tensor) and images.shape[-2:] == (height, width)):
+            gray = GRAY / 255 if images[0].is_floating_point() else GRAY
+            images = torch.stack(
+                [
+                    F.pad(i, (0, width - i.shape[-1], 0, height - i.shape[-2]), value=gray)
+                    for i in images
+                ]
+            )
+        images = images.to(memory_format=torch.channels_last)
+        return images if images.is_floating_point() else images.float() / 255, sizes
+
+    def postprocess(
+        self,
+        boxes: Tensor,
+        scores: Tensor,
+        sizes: Sequence[tuple[int, int]],
+        nms: NMS = batched_nms,
+    ) -> Detections:
+        """Select the detections of each image from the predictions of a batch.
+
+        boxes (B, A, 4) and scores (B, A, num_classes) as `predict` returns them; sizes: the height
+        and width of each image. `nms` takes boxes, scores, labels and an IoU threshold and returns
+        the indices of the boxes to keep, best first; export needs another one than the default.
+        Returns for each image `boxes` (k, 4), xyxy in pixels within the image, `scores` (k,) in
+        0..1, descending, and `labels` (k,): at most `detections_per_img`, scored above
+        `score_thresh`, from the `topk_candidates` best, after non-maximum suppression within each
+        class at IoU `nms_thresh`.
+        """
+        num_classes = scores.shape[-1]
+        detections = []
+        for image_boxes, image_scores, size in zip(boxes, scores, sizes, strict=True):
+            # One box may be a detection of several classes, as COCO's metrics expect.
+            candidates = image_scores.flatten()
+            top_scores, index = candidates.topk(min(self.topk_candidates, candidates.numel()))
+            index = index[top_scores > self.score_thresh]
+            score, label = candidates[index], index % num_classes
+            box = clip_boxes_to_image(image_boxes[index // num_classes], size)
+            keep = nms(box, score, label, self.nms_thresh)[: self.detections_per_img]
+            detections.append({"boxes": box[keep], "scores": score[keep], "labels": label[keep]})
+        return detections
+
+    def set_thresholds(self, score: float | None = None, iou: float | None = None) -> None:
+        """Set the lowest score of a detection and the IoU threshold of NMS; None keeps a value."""
+        self.score_thresh = self.score_thresh if score is None else score
+        self.nms_thresh = self.nms_thresh if iou is None else iou
+
+    def backbone_modules(self) -> list[nn.Module]:
+        """Return the modules that `--freeze backbone` freezes: `self.backbone`, if there is one."""
+        return [self.backbone] if hasattr(self, "backbone") else []
+
+    def freezable_layers(self) -> list[nn.Module]:
+        """Return the modules that `--freeze N` counts, in the order in which an image passes."""
+        return [layer for module in self.backbone_modules() for layer in module.children()]
+
+    def param_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return the parameters that require gradients, grouped by how they are optimized.
+
+        "matrices": the weights of ungrouped convolutions without bias, the ones Muon is for (a
+        convolution with a bias predicts, and Muon is not used for the last layer).
+        "weights": the other weights. "no_decay": biases and norms, which have no weight decay.
+        Each list is in the order of `parameters()`.
+        """
+        hidden_convs = {
+            module.weight
+            for module in self.modules()
+            if isinstance(module, nn.Conv2d) and module.bias is None and module.groups == 1
+        }
+        groups: dict[str, list[nn.Parameter]] = {"matrices": [], "weights": [], "no_decay": []}
+        for p in self.parameters():
+            if p.requires_grad:
+                decay_group = "matrices" if p in hidden_convs else "weights"
+                groups[decay_group if p.ndim > 1 else "no_decay"].append(p)
+        return groups
+
+    def load_pretrained(self) -> str:
+        """Load published weights of the whole model (`--weights DEFAULT`) and return a message.
+
+        Raises UserError if there are none, or they cannot be downloaded.
+        """
+        raise UserError(
+            "--weights DEFAULT: requires --model torchvision/NAME (or give a checkpoint)"
+        )
+
+    def load_pretrained_backbone(self) -> str:
+        """Load published weights of the backbone (`--pretrained`) and return a message.
+
+        Raises UserError if there are none, or they cannot be downloaded.
+        """
+        raise UserError(
+            "--pretrained: requires --backbone torchvision/NAME (a whole detector: --weights)"
+        )
