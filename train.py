@@ -40,8 +40,8 @@ from utils.hyp import Hyp, load_hyp
 from utils.interrupt import Interrupted, StopSignals, worker_init
 from utils.metrics import METRICS, Result, evaluate, format_table, run_inference, to_coco_gt
 from utils.optimizers import build_optimizer
-from utils.plan import build_checked_scheduler
-from utils.plots import draw_batch, draw_predictions, draw_results
+from utils.plan import build_checked_scheduler, check_lr
+from utils.plots import draw_batch, draw_plan, draw_predictions, draw_results
 from utils.report import SCORE, write_report
 from utils.resume import (
     check_data_unchanged,
@@ -51,7 +51,6 @@ from utils.resume import (
     resume_args,
 )
 from utils.run_dir import RunDir, new_run_dir, run_dir_of
-from utils.schedulers import draw_plan
 from utils.seeds import seed_everything
 from utils.tensorboard import TensorBoardLogger
 from utils.yamlfile import find_file
@@ -183,12 +182,8 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
             model.load_state_dict(state["model"])
             ema.model.load_state_dict(state["average"])
             optimizer.load_state_dict(state["optimizer"])
-            length = {
-                key: value
-                for key, value in scheduler.state_dict().items()
-                if key in ("epochs", "steps")
-            }
-            scheduler.load_state_dict(state["scheduler"] | length)
+            scheduler.load_state_dict(state["scheduler"])
+            scheduler.extend(args.epochs)
             start, batches.start, ema.updates = (
                 int(state[k]) for k in ("epoch", "batch", "ema_updates")
             )
@@ -214,7 +209,6 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
             say(
                 f"--epochs {args.epochs}: from here on the schedule is that of {args.epochs} epochs in place of {was['epochs']}"
             )
-            scheduler.step(start)
         if changed := environment_diff(state["arithmetic"], about):
             warn(
                 f"{path}: was computed with {changed}: the run goes on where it was, but not to the same bits"
@@ -273,8 +267,8 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
         began = time.monotonic() - spent
         seed_everything(args.seed, epoch)
         batches.epoch = epoch
+        scheduler.step(epoch)
         if not batches.start:  # else the epoch goes on where it was left
-            scheduler.step(epoch)
             means = torch.zeros((), device=device)  # of each loss over the epoch so far
         trained.train()
         [part.eval() for part in still]
@@ -283,6 +277,7 @@ def train(given: dict[str, Any], stop: StopSignals) -> None:
         for i, (images, targets) in enumerate(bar, batches.start):
             seed_everything(args.seed, epoch, i, processes.rank)
             scheduler.step_batch(batches.sizes[i])
+            check_lr(scheduler, planned, epoch, i)
             window = (
                 i - i % hyp.accumulate
             )  # where the batches of this optimizer step begin; fewer at the epoch's end

@@ -114,6 +114,37 @@ def draw_results(rows: Sequence[Mapping[str, Any]], path: Path | BinaryIO) -> No
     figure.savefig(path, dpi=100)
 
 
+def draw_plan(
+    curves: Sequence[Sequence[float]],
+    batches_per_epoch: int,
+    path: str | Path,
+    labels: Sequence[str] = (),
+) -> None:
+    """Draw learning-rate curves over the epochs to the file `path`, equal ones as one line.
+
+    `curves` are those of `utils.plan.plan`: a rate for each batch of the run. `labels` has a name
+    for each; without it they are parameter groups.
+    """
+    from matplotlib.figure import Figure  # not pyplot: no window and no global state
+
+    groups: dict[tuple[float, ...], list[int]] = {}
+    for i, curve in enumerate(curves):
+        groups.setdefault(tuple(curve), []).append(i)
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    for curve, indices in groups.items():
+        label = "group " + ", ".join(map(str, indices))
+        if labels:
+            label = ", ".join(labels[i] for i in indices)
+        shown = range(0, len(curve), 1 + len(curve) // 20000)  # the image has fewer pixels
+        epochs = [i / batches_per_epoch for i in shown]
+        axes.plot(epochs, [curve[i] for i in shown], linewidth=1.2, label=label)
+    axes.set(xlabel="epoch", ylabel="learning rate", xlim=(0, None), ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=150)
+
+
 def draw_schedule(
     planned: Sequence[Sequence[float]],
     batches: int,
