@@ -357,8 +357,8 @@ class BatchWarmup(LRScheduler):
         groups = len(self.optimizer.param_groups)
         if not len(state["base_lr"]) == len(state["last_lr"]) == groups:
             raise ValueError(
-                f"{type(self).__name__}: the state has {len(state['base_lr'])} parameter groups, "
-                f"the optimizer {groups}"
+                f"{type(self).__name__}: the number of parameter groups is "
+                f"{len(state['base_lr'])} in the state and {groups} in the optimizer"
             )
 
 
