@@ -14,7 +14,7 @@ from data.config import DataConfig, read_data_config
 from data.formats import read_split
 from utils.errors import UserError
 from utils.hyp import Hyp, load_hyp
-from utils.schedulers import parse_lf
+from utils.lf import parse_lf
 
 KEYS = st.sampled_from(
     [

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from utils.schedulers import parse_lf
+from utils.lf import parse_lf
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Accelerate and Lightning take the schedulers as they are: real loops, the planned rates, and resuming in the warm-up."""
+"""Accelerate and Lightning accept the schedulers: real loops, planned rates, resumed warm-up."""
 
 import accelerate
 import lightning
@@ -7,12 +7,16 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from utils.schedulers import AnnealingLR, CosineAnnealingWarmbootingLR, plan
+from utils.plan import plan
+from utils.schedulers import AnnealingLR, CosineAnnealingWarmbootingLR
 
 EPOCHS, BATCHES, SIZE = 5, 6, 4
-MAKERS = {
+BUILDERS = {
     "cawb": lambda o: CosineAnnealingWarmbootingLR(
         o, EPOCHS, steps=[3], batchs=BATCHES, warmup_epoch=2, lf="lambda x, y: 1 - x / y"
+    ),
+    "cawb per batch": lambda o: CosineAnnealingWarmbootingLR(
+        o, EPOCHS, steps=[3], batchs=BATCHES, warmup_epoch=2, per_batch=True
     ),
     "poly": lambda o: AnnealingLR(
         o, "poly", 0.01, 0.5, batch_size=SIZE, batchs=BATCHES, warmup_epoch=2
@@ -26,19 +30,19 @@ def data():
     return DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=SIZE)
 
 
-def planned(name):
+def planned_lrs(name):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
-    return list(plan(MAKERS[name](optimizer), EPOCHS, [SIZE] * BATCHES)[0])
+    return list(plan(BUILDERS[name](optimizer), EPOCHS, [SIZE] * BATCHES)[0])
 
 
-@pytest.mark.parametrize("name", MAKERS)
-def test_accelerate(name, tmp_path):
+@pytest.mark.parametrize("name", BUILDERS)
+def test_accelerate_follows_and_resumes(name, tmp_path):
     def run(accelerator, batches, resume=False, stop=None):
         """The loop that Accelerate's documentation teaches, with the scheduler's two calls."""
         torch.manual_seed(0)
         model = nn.Linear(3, 1)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        scheduler = MAKERS[name](optimizer)
+        scheduler = BUILDERS[name](optimizer)
         model, optimizer, loader, prepared = accelerator.prepare(
             model, optimizer, data(), scheduler
         )
@@ -47,36 +51,36 @@ def test_accelerate(name, tmp_path):
         if resume:
             accelerator.load_state(tmp_path)
             first = batches
-        seen = []
+        lrs = []
         for epoch in range(first // BATCHES, EPOCHS):
             for i, (x, y) in enumerate(loader):
-                place = epoch * BATCHES + i
-                if place < first:
+                position = epoch * BATCHES + i
+                if position < first:
                     continue
                 if i == 0:
                     scheduler.step(epoch)
                 scheduler.step_batch()
-                seen.append(prepared.get_last_lr()[0])
-                assert seen[-1] == optimizer.param_groups[0]["lr"]
+                lrs.append(prepared.get_last_lr()[0])
+                assert lrs[-1] == optimizer.param_groups[0]["lr"]
                 with accelerator.accumulate(model):
                     accelerator.backward(nn.functional.mse_loss(model(x), y))
                     optimizer.step()
                     optimizer.zero_grad()
-                if place + 1 == stop:
+                if position + 1 == stop:
                     accelerator.save_state(tmp_path)
-        return seen, accelerator.unwrap_model(model).state_dict()
+        return lrs, accelerator.unwrap_model(model).state_dict()
 
-    rates, weights = run(accelerate.Accelerator(cpu=True), None, stop=8)
-    assert rates == planned(name)
+    lrs, weights = run(accelerate.Accelerator(cpu=True), None, stop=8)
+    assert lrs == planned_lrs(name)
     rest, resumed = run(accelerate.Accelerator(cpu=True), 8, resume=True)
-    assert rest == planned(name)[8:]
+    assert rest == planned_lrs(name)[8:]
     assert all(torch.equal(weights[key], resumed[key]) for key in weights)
 
 
 def test_accelerate_with_accumulation():
-    """Accelerate counts the scheduler's steps that accumulation skips in an attribute of torch's own."""
+    """Accelerate counts the steps that accumulation skips in an attribute of torch's schedulers."""
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
-    # Its plugin's default, by the documentation; some versions lose it on the way here.
+    # The default of its plugin by the documentation; some versions lose it.
     accelerator.gradient_state.plugin_kwargs["adjust_scheduler"] = True
     model = nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -92,16 +96,18 @@ def test_accelerate_with_accumulation():
 
 
 class Module(lightning.LightningModule):
-    """A user's module: the scheduler is handed over in `configure_optimizers`, and asked before each epoch and each batch."""
+    """A user's module: the scheduler from `configure_optimizers` is called in two hooks."""
 
-    def __init__(self, name, stop=None):
+    def __init__(self, name):
         super().__init__()
         torch.manual_seed(0)
-        self.layer, self.name, self.stop, self.seen = nn.Linear(3, 1), name, stop, []
+        self.layer = nn.Linear(3, 1)
+        self.name = name
+        self.lrs = []
 
     def configure_optimizers(self):
         optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
-        return [optimizer], [MAKERS[self.name](optimizer)]
+        return [optimizer], [BUILDERS[self.name](optimizer)]
 
     def on_train_epoch_start(self):
         self.lr_schedulers().step(self.current_epoch)
@@ -110,32 +116,37 @@ class Module(lightning.LightningModule):
         self.lr_schedulers().step_batch()
 
     def training_step(self, batch, batch_idx):
-        self.seen.append(self.optimizers().param_groups[0]["lr"])
+        self.lrs.append(self.optimizers().param_groups[0]["lr"])
         x, y = batch
         return nn.functional.mse_loss(self.layer(x), y)
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", MAKERS)
-def test_lightning(name, tmp_path):
+@pytest.mark.parametrize("name", BUILDERS)
+def test_lightning_follows_and_resumes(name, tmp_path):
     def trainer(epochs):
         return lightning.Trainer(
-            max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, default_root_dir=tmp_path,
-        )  # fmt: skip
+            max_epochs=epochs,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+        )
 
     whole = Module(name)
     trainer(EPOCHS).fit(whole, data())
-    assert whole.seen == planned(name)
+    assert whole.lrs == planned_lrs(name)
 
-    begun = Module(name)
+    interrupted = Module(name)
     first = trainer(1)
-    first.fit(begun, data())
+    first.fit(interrupted, data())
     first.save_checkpoint(tmp_path / "in_warmup.ckpt")
-    assert begun.seen == planned(name)[:BATCHES]
+    assert interrupted.lrs == planned_lrs(name)[:BATCHES]
     resumed = Module(name)
     trainer(EPOCHS).fit(resumed, data(), ckpt_path=tmp_path / "in_warmup.ckpt")
-    assert resumed.seen == planned(name)[BATCHES:]
+    assert resumed.lrs == planned_lrs(name)[BATCHES:]
     assert all(
         torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True)
     )

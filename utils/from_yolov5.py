@@ -1,32 +1,44 @@
-"""Turns a hyp file of YOLOv5 into one of ours, and says what does not carry over, and why."""
+"""Converts a hyp file of YOLOv5 and states what does not carry over, and why.
 
+`python -m utils.from_yolov5 hyp.scratch-low.yaml > mine.yaml`
+"""
+
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from utils.cli import Parser, run_cli
+
 from utils.hyp import Hyp
-from utils.yamlfile import read_yaml, validate
+from utils.yamlfile import read_yaml, validated
 
 Number = Annotated[
     float, BeforeValidator(lambda value: float(value) if type(value) in (int, float) else value)
 ]
 
-SAME = {  # theirs: ours, with one meaning
-    "translate": "translate", "scale": "scale", "fliplr": "fliplr", "flipud": "flipud", "mosaic": "mosaic", "hsv_h": "hue",
-    "hsv_s": "saturation", "hsv_v": "brightness",
-}  # fmt: skip
-LEFT = {  # theirs: why it stays behind
+RENAMED = {  # YOLOv5's key: the key here with the same meaning
+    "translate": "translate",
+    "scale": "scale",
+    "fliplr": "fliplr",
+    "flipud": "flipud",
+    "mosaic": "mosaic",
+    "hsv_h": "hue",
+    "hsv_s": "saturation",
+    "hsv_v": "brightness",
+}
+UNSUPPORTED = {  # YOLOv5's keys: why they do not carry over
     (
         "lr0",
         "momentum",
         "weight_decay",
-    ): "of an SGD that adds up the losses of 64 pictures; muon, the default here, has its own",
+    ): "for an SGD that sums the losses of 64 images; muon, the default here, has its own",
     (
         "warmup_momentum",
         "warmup_bias_lr",
-    ): "the warm-up here raises one rate, that of every group, and leaves the momentum alone",
+    ): "the warm-up here raises the learning rate of all groups alike and keeps the momentum",
     (
         "box",
         "cls",
@@ -35,15 +47,15 @@ LEFT = {  # theirs: why it stays behind
         "obj_pw",
         "fl_gamma",
         "label_smoothing",
-    ): "gains of another loss; here are box, cls and dfl",
-    ("iou_t", "anchor_t", "anchors"): "of anchors, which this detector has none of",
-    ("degrees", "shear", "perspective"): "would warp pictures, which are cut and resized here",
+    ): "weights of another loss; here they are box, cls and dfl",
+    ("iou_t", "anchor_t", "anchors"): "this detector has no anchors",
+    ("degrees", "shear", "perspective"): "images are cropped and resized here, never warped",
     ("mixup", "copy_paste"): "no such augmentation here",
 }
 
 
 class YOLOv5Hyp(BaseModel):
-    """The keys of a hyp file of YOLOv5 that carry over; others are left where they are."""
+    """The keys of YOLOv5's hyp file that are converted; the others are kept as they are."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
     lrf: Number = Field(0.01, ge=0, le=1)
@@ -51,38 +63,55 @@ class YOLOv5Hyp(BaseModel):
 
 
 def from_yolov5(path: Path) -> str:
-    """The text of a hyp file that means the same as the one of YOLOv5 at `path`, as far as it can.
+    """Return the text of a hyp file that means the same as YOLOv5's at `path`, as far as possible.
 
-    YOLOv5's learning rate falls along a straight line from lr0 to lr0 * lrf (ultralytics/yolov5, train.py); its gains of hue,
-    saturation and value are hue, saturation and brightness here. Raises UserError when the file cannot be read or is wrong.
+    YOLOv5's learning rate falls linearly from lr0 to lr0 * lrf (ultralytics/yolov5, train.py); its
+    gains of hue, saturation and value are hue, saturation and brightness here. Raises UserError if
+    the file cannot be read or is invalid.
     """
-    theirs = read_yaml(path, YOLOv5Hyp)
-    found: dict[str, Any] = {
+    yolov5_hyp = read_yaml(path, YOLOv5Hyp)
+    others = yolov5_hyp.model_extra or {}
+    lrf = yolov5_hyp.lrf
+    content: dict[str, Any] = {
         "scheduler": {
             "name": "cawb",
-            "warmup_epoch": round(theirs.warmup_epochs),
-            "lf": f"lambda x, y: (1 - x / y) * {1 - theirs.lrf:.6g} + {theirs.lrf:.6g}",
+            "warmup_epoch": round(yolov5_hyp.warmup_epochs),
+            "lf": f"lambda x, y: (1 - x / y) * {1 - lrf:.6g} + {lrf:.6g}",
         }
     }
-    given = theirs.model_extra or {}
-    found |= {
-        ours: float(given[key]) if type(given[key]) is int else given[key]
-        for key, ours in SAME.items()
-        if key in given
-    }
-    validate(found, Hyp, str(path))
+    for key, new_key in RENAMED.items():
+        if key in others:
+            value = others[key]
+            content[new_key] = float(value) if type(value) is int else value
+    validated(content, Hyp, str(path))
+
     lines = [
-        f"# From {path.name} of YOLOv5; what is not here is as in hyp.yaml.",
-        yaml.safe_dump(found, sort_keys=False).rstrip(),
+        f"# From {path.name} of YOLOv5; the other keys are as in hyp.yaml.",
+        yaml.safe_dump(content, sort_keys=False).rstrip(),
     ]
-    reasons = {key: why for keys, why in LEFT.items() for key in keys}
-    left: dict[str, list[str]] = {}
-    for key in given.keys() - SAME.keys():
-        left.setdefault(reasons.get(key, "not known here"), []).append(key)
-    if left:
-        lines += [
-            "",
-            "# Left behind:",
-            *(f"# {', '.join(sorted(keys))}: {why}" for why, keys in sorted(left.items())),
-        ]
+    reasons = {key: reason for keys, reason in UNSUPPORTED.items() for key in keys}
+    keys_by_reason: dict[str, list[str]] = {}
+    for key in others.keys() - RENAMED.keys():
+        keys_by_reason.setdefault(reasons.get(key, "unknown key"), []).append(key)
+    if keys_by_reason:
+        lines += ["", "# Not converted:"]
+        lines += [f"# {', '.join(sorted(ks))}: {why}" for why, ks in sorted(keys_by_reason.items())]
     return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit status: 0, or 2 for a user's error."""
+
+    def convert() -> None:
+        p = Parser(
+            "python -m utils.from_yolov5",
+            description="Convert a hyp file of YOLOv5 and print the result.",
+        )
+        p.add_argument("file", type=Path, metavar="FILE", help="hyp file of YOLOv5")
+        print(from_yolov5(p.parse_args(argv).file), end="")
+
+    return run_cli("python -m utils.from_yolov5", convert)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

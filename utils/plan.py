@@ -1,127 +1,245 @@
-"""What a hyp file plans: its schedule, built and checked over the whole run before the first step, printed and drawn.
+"""From a hyp file's `scheduler` block to a schedule that is checked over the whole run.
 
-`python -m utils.schedulers` is the command: it prints the turning points of one or more hyp files and draws their curves.
+`python -m utils.plan` prints the turning points of one or more hyp files and draws their curves.
 """
 
+import math
 import sys
-import warnings
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from utils.cli import Parser, int_range
+from pydantic import BaseModel
+
+from utils.cli import Parser, int_range, run_cli
 from utils.errors import UserError
 from utils.hyp import Hyp, load_hyp
 from utils.plots import draw_plan
-from utils.schedulers import BatchWarmup, build_scheduler, plan
+from utils.schedulers import SCHEDULERS, SCHEDULES, AnnealingLR, BatchWarmup, restart_epoch
 from utils.yamlfile import find_file
 
-HYP = Path(__file__).resolve().parents[1] / "hyp"
+HYP_DIR = Path(__file__).resolve().parents[1] / "hyp"
+
+
+def build_scheduler(
+    block: BaseModel, optimizer: Any, epochs: int, batches_per_epoch: int, batch_size: int
+) -> tuple[BatchWarmup, list[str]]:
+    """Build the schedule of a hyp file's `scheduler` block.
+
+    `batch_size` is what the sample-count schedules count if `step_batch` is not given a number.
+    Returns the scheduler and messages: one for each restart that is skipped, because it falls
+    outside the run or on another one. Raises ValueError for arguments that give no schedule.
+    """
+    arguments = dict(block)
+    name = arguments.pop("name")
+    try:
+        if name in SCHEDULES:
+            return AnnealingLR(
+                optimizer, name, batch_size=batch_size, batchs=batches_per_epoch, **arguments
+            ), []
+        messages = []
+        if name == "cawb":
+            messages = _skipped_restarts(arguments["steps"], arguments["warmup_epoch"], epochs)
+            arguments["steps"] = list(dict.fromkeys(arguments["steps"]))
+        scheduler = SCHEDULERS[name](
+            optimizer, epochs=epochs, batchs=batches_per_epoch, **arguments
+        )
+    except ValueError as error:
+        raise ValueError(f"scheduler: {error}") from None
+    return scheduler, messages
+
+
+def _skipped_restarts(steps: Sequence[int | str], warmup_epoch: int, epochs: int) -> list[str]:
+    messages, used = [], set()
+    for step in steps:
+        epoch = restart_epoch(step, epochs)
+        if epoch in used:
+            reason = "which has one already"
+        elif not warmup_epoch < epoch < epochs:
+            reason = f"but the warm-up ends at {warmup_epoch} and the run at {epochs}"
+        else:
+            used.add(epoch)
+            continue
+        messages.append(f"scheduler: steps: {step} is skipped: it falls on epoch {epoch}, {reason}")
+    return messages
+
+
+def plan(scheduler: BatchWarmup, epochs: int, batch_sizes: Sequence[int]) -> list[array]:
+    """Return each parameter group's curve: its rate in every batch of a run of `epochs`.
+
+    `batch_sizes` are the samples in each batch of an epoch. Raises ValueError, naming the epoch,
+    where a rate is not finite or is negative.
+    """
+    curves = [array("d") for _ in scheduler.base_lr]
+    samples = 0
+    for epoch in range(epochs):
+        in_warmup = epoch <= scheduler.warmup_epoch
+        for batch, size in enumerate(batch_sizes):
+            # Otherwise the rate is the one of the batch before, which saves most of the time.
+            if batch == 0 or scheduler.changes_every_batch or in_warmup:
+                rates = _checked_rates(scheduler, epoch, batch, samples)
+            for curve, lr in zip(curves, rates, strict=True):
+                curve.append(lr)
+            samples += size
+    return curves
+
+
+def _checked_rates(scheduler: BatchWarmup, epoch: int, batch: int, samples: int) -> list[float]:
+    try:
+        rates = scheduler.lr_at(epoch, batch, samples)
+    except ValueError as error:
+        raise ValueError(f"scheduler: epoch {epoch}: {error}") from None
+    if not all(0 <= lr < math.inf for lr in rates):
+        raise ValueError(
+            f"scheduler: epoch {epoch}: the learning rate would be {rates} "
+            "(it must be finite and not negative)"
+        )
+    return rates
 
 
 def build_checked_scheduler(
-    hyp: Hyp, hyp_file: Path, optimizer: Any, epochs: int, sizes: Sequence[int], batch_size: int
+    hyp: Hyp,
+    hyp_file: Path,
+    optimizer: Any,
+    epochs: int,
+    batch_sizes: Sequence[int],
+    batch_size: int,
 ) -> tuple[BatchWarmup, list[array], list[str]]:
-    """The schedule of `hyp` for a run of `epochs`, each parameter group's rate in every batch of it, and what to know about it.
+    """Build the schedule of `hyp` for a run of `epochs`, and check its whole curve.
 
-    `sizes` are the samples in each batch of an epoch. The sentences at the end name the file and say which restarts are left
-    out, and from which epoch the rate stays at 0. Raises UserError when the block gives no schedule, or gives a rate somewhere
-    in the run that is not finite or is negative.
+    `batch_sizes` are the samples in each batch of an epoch, `batch_size` those of a full one.
+    Returns the scheduler, each parameter group's rate in every batch of the run, and messages that
+    name the file: which restarts are skipped, and from which epoch the rate stays at 0. Raises
+    UserError if the block gives no schedule, or a rate that is not finite or is negative.
     """
+    batches = len(batch_sizes)
     try:
-        with warnings.catch_warnings(record=True, category=UserWarning) as left_out:
-            warnings.simplefilter("always")
-            scheduler = build_scheduler(hyp.scheduler, optimizer, epochs, len(sizes), batch_size)
-        notes = [f"{hyp_file}: {warning.message}" for warning in left_out]
-        curves = plan(scheduler, epochs, sizes)
+        scheduler, messages = build_scheduler(hyp.scheduler, optimizer, epochs, batches, batch_size)
+        curves = plan(scheduler, epochs, batch_sizes)
     except ValueError as error:
         raise UserError(f"{hyp_file}: {error}") from None
-    idle = max(
-        next((i + 1 for i in reversed(range(len(curve))) if curve[i]), 0) for curve in curves
-    )
-    if (
-        idle < len(curves[0]) - 1
-    ):  # one batch at 0 is where a curve ends; more is a number that does not fit the data
-        notes.append(
-            f"{hyp_file}: scheduler: the rate is 0 from epoch {idle // len(sizes)} to the end"
-        )
-    return scheduler, curves, notes
+    first_zero = max(_end_of_positive(curve) for curve in curves)
+    # A curve may end with one batch at 0; more means that a number does not fit the data.
+    if first_zero < len(curves[0]) - 1:
+        epoch = first_zero // batches
+        messages.append(f"scheduler: the learning rate is 0 from epoch {epoch} to the end")
+    return scheduler, curves, [f"{hyp_file}: {message}" for message in messages]
+
+
+def _end_of_positive(curve: Sequence[float]) -> int:
+    """Return the index of the first of the zeros that a curve ends with, its length if none."""
+    end = len(curve)
+    while end and curve[end - 1] == 0:
+        end -= 1
+    return end
+
+
+def check_lr(scheduler: BatchWarmup, curves: Sequence[array], epoch: int, batch: int) -> None:
+    """Raise RuntimeError unless every group's current rate is the planned one.
+
+    `curves` are those of `plan`. To be called after each `step_batch`: it finds a schedule whose
+    curve depends on something else than its position, so that lr.png shows another one than the
+    run follows.
+    """
+    index = epoch * scheduler.batchs + batch
+    for group, (lr, curve) in enumerate(zip(scheduler.get_last_lr(), curves, strict=True)):
+        if lr != curve[index]:
+            raise RuntimeError(
+                f"{type(scheduler).__name__}: epoch {epoch}, batch {batch}: the learning rate of "
+                f"group {group} is {lr!r}, but {curve[index]!r} was planned (_rates must depend on "
+                "its arguments only; a rate that changes within an epoch needs changes_every_batch)"
+            )
 
 
 def turning_points(
-    scheduler: BatchWarmup, curve: Sequence[float], batches: int
+    scheduler: BatchWarmup, curve: Sequence[float], batches_per_epoch: int
 ) -> list[tuple[str, int]]:
-    """Where a run's curve, `batches` an epoch, turns: (start, peak, restart or last; its batch from the run's start)."""
+    """Return where a run's curve turns: start, peak, restart or last, and its batch in the run."""
     points = [("start", 0), ("peak", max(range(len(curve)), key=curve.__getitem__))]
-    restarts = getattr(scheduler, "steps", [])[1:-1]
-    points += [
-        ("restart", (int(step) + 1) * batches) for step in restarts
-    ]  # the boundary itself ends the segment before
+    for boundary in getattr(scheduler, "steps", [])[1:-1]:
+        # The boundary itself still belongs to the segment that it ends.
+        if scheduler.changes_every_batch:
+            restart = math.floor(boundary * batches_per_epoch) + 1
+        else:
+            restart = (math.floor(boundary) + 1) * batches_per_epoch
+        points.append(("restart", restart))
     return [*points, ("last", len(curve) - 1)]
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit status: 0, or 2 after one sentence on stderr for a user's mistake."""
+def _parse_args(argv: list[str] | None) -> Any:
     p = Parser(
-        "python -m utils.schedulers",
-        description="Print and draw the learning rate that hyp files plan.",
+        "python -m utils.plan",
+        description="Print and draw the learning-rate schedules of hyp files. "
+        "Defaults in parentheses.",
     )
     p.add_argument(
         "--hyp",
         default="hyp.yaml",
         metavar="FILE",
-        help="a hyp file, or the name of one in hyp/ (hyp.yaml)",
+        help="hyp file, or the name of one in hyp/ (hyp.yaml)",
     )
     p.add_argument(
         "--compare",
         nargs="+",
         default=[],
         metavar="FILE",
-        help="other hyp files, to stand beside it",
+        help="other hyp files to compare it with",
     )
     p.add_argument(
         "--epochs", type=int_range(1), default=100, metavar="N", help="length of the run (100)"
     )
     p.add_argument(
-        "--batches", type=int_range(1), default=100, metavar="N", help="batches in an epoch (100)"
+        "--batches", type=int_range(1), default=100, metavar="N", help="batches per epoch (100)"
     )
     p.add_argument(
-        "--batch-size", type=int_range(1), default=16, metavar="N", help="pictures in a batch (16)"
+        "--batch-size", type=int_range(1), default=16, metavar="N", help="images per batch (16)"
     )
-    p.add_argument("--plot", metavar="PNG", help="draw the curves into this picture")
-    try:
-        args = p.parse_args(argv)
-        names, curves, sizes = [args.hyp, *args.compare], [], [args.batch_size] * args.batches
-        for name in names:
-            path = find_file(name, HYP)
-            hyp = load_hyp(path)
-            group = SimpleNamespace(param_groups=[{"lr": hyp.lr0}])
-            scheduler, [curve], notes = build_checked_scheduler(
-                hyp, path, group, args.epochs, sizes, args.batch_size
-            )
-            for sentence in notes:
-                print(sentence, file=sys.stderr)
-            print(
-                f"{name}: {hyp.scheduler.name}, {args.epochs} epochs of {args.batches} batches of {args.batch_size} pictures"
-            )
-            print("  point    epoch  batch  learning rate  just before")
-            for what, i in turning_points(scheduler, curve, args.batches):
-                before = f"{curve[i - 1]:.6g}" if i else ""
-                print(
-                    f"  {what:8} {i // args.batches:5} {i % args.batches:6}  {curve[i]:13.6g}  {before:>11}".rstrip()
-                )
-            curves.append(curve)
-        if args.plot:
-            try:
-                draw_plan(curves, args.batches, args.plot, names)
-            except (
-                OSError,
-                ValueError,
-            ) as error:  # ValueError: a kind of picture that matplotlib does not write
-                raise UserError(f"--plot {args.plot}: cannot be written: {error}") from None
-    except UserError as error:
-        print(f"python -m utils.schedulers: {error}", file=sys.stderr)
-        return 2
-    return 0
+    p.add_argument("--plot", metavar="PNG", help="draw the curves to this file")
+    return p.parse_args(argv)
+
+
+def _print_plan(
+    name: str, hyp: Hyp, scheduler: BatchWarmup, curve: Sequence[float], args: Any
+) -> None:
+    print(
+        f"{name}: {hyp.scheduler.name}, epochs: {args.epochs}, batches per epoch: {args.batches}, "
+        f"batch size: {args.batch_size}"
+    )
+    print("  point    epoch  batch  learning rate  just before")
+    for point, i in turning_points(scheduler, curve, args.batches):
+        epoch, batch = divmod(i, args.batches)
+        before = f"{curve[i - 1]:.6g}" if i else ""
+        print(f"  {point:8} {epoch:5} {batch:6}  {curve[i]:13.6g}  {before:>11}".rstrip())
+
+
+def _run(argv: list[str] | None) -> None:
+    args = _parse_args(argv)
+    names = [args.hyp, *args.compare]
+    curves = []
+    for name in names:
+        path = find_file(name, HYP_DIR)
+        hyp = load_hyp(path)
+        optimizer = SimpleNamespace(param_groups=[{"lr": hyp.lr0}])
+        scheduler, [curve], messages = build_checked_scheduler(
+            hyp, path, optimizer, args.epochs, [args.batch_size] * args.batches, args.batch_size
+        )
+        for message in messages:
+            print(message, file=sys.stderr)
+        _print_plan(name, hyp, scheduler, curve, args)
+        curves.append(curve)
+    if args.plot:
+        try:
+            draw_plan(curves, args.batches, args.plot, names)
+        except (OSError, ValueError) as error:  # ValueError: not a format of matplotlib
+            raise UserError(f"--plot {args.plot}: cannot be written: {error}") from None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit status: 0, or 2 for a user's error."""
+    return run_cli("python -m utils.plan", lambda: _run(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
