@@ -20,49 +20,133 @@ def build_parser() -> Parser:
     """Return the parser; an option's default is that of `add_argument`."""
     p = Parser(prog="train.py", description="Train a detector. Defaults in parentheses.")
     add = p.add_argument
-    add("--hyp", default="hyp.yaml", metavar="FILE",
-        help="hyperparameters: a file, or the name of one in hyp/ (%(default)s)")
-    add("--data", default="shapes.yaml", metavar="FILE",
-        help="dataset: a data.yaml, or the name of one in data/ (%(default)s, built in)")
-    add("--model", default="yolo-n", type=model_name, metavar="NAME",
-        help=f"{', '.join(MODELS)}, or torchvision/NAME (%(default)s)")
-    add("--weights", type=weights_path, metavar="FILE",
-        help="initialize from a checkpoint, or DEFAULT for torchvision's pretrained weights")
-    add("--backbone", type=backbone_name, metavar="NAME",
-        help="torchvision/CLASSIFIER instead of the model's own backbone")
-    add("--pretrained", action="store_true",
-        help="initialize the backbone with torchvision's pretrained weights")
-    add("--freeze", type=freeze_spec, metavar="WHAT", help="freeze the backbone, or the first N layers")
+    add(
+        "--hyp",
+        default="hyp.yaml",
+        metavar="FILE",
+        help="hyperparameters: a file, or the name of one in hyp/ (%(default)s)",
+    )
+    add(
+        "--data",
+        default="shapes.yaml",
+        metavar="FILE",
+        help="dataset: a data.yaml, or the name of one in data/ (%(default)s, built in)",
+    )
+    add(
+        "--model",
+        default="yolo-n",
+        type=model_name,
+        metavar="NAME",
+        help=f"{', '.join(MODELS)}, or torchvision/NAME (%(default)s)",
+    )
+    add(
+        "--weights",
+        type=weights_path,
+        metavar="FILE",
+        help="initialize from a checkpoint, or DEFAULT for torchvision's pretrained weights",
+    )
+    add(
+        "--backbone",
+        type=backbone_name,
+        metavar="NAME",
+        help="torchvision/CLASSIFIER instead of the model's own backbone",
+    )
+    add(
+        "--pretrained",
+        action="store_true",
+        help="initialize the backbone with torchvision's pretrained weights",
+    )
+    add(
+        "--freeze",
+        type=freeze_spec,
+        metavar="WHAT",
+        help="freeze the backbone, or the first N layers",
+    )
     add("--epochs", type=int_range(1), metavar="N", help="number of epochs (the dataset's, or 100)")
-    add("--batch-size", type=batch_size, metavar="N",
-        help="global batch size, or auto: fill 80%% of GPU memory (the dataset's, or 16)")
-    add("--imgsz", type=imgsz_range, metavar="PX",
-        help="training image size in pixels, or MIN-MAX for multi-scale (the dataset's, or 640)")
-    add("--cache", choices=["ram", "disk"], help="decode all images at start, keep them in RAM or on disk")
-    add("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, ... (%(default)s: cuda if available)")
-    add("--workers", type=int_range(0), metavar="N",
-        help="DataLoader workers per process (CUDA: min(8, cores); CPU: 0)")
+    add(
+        "--batch-size",
+        type=batch_size,
+        metavar="N",
+        help="global batch size, or auto: fill 80%% of GPU memory (the dataset's, or 16)",
+    )
+    add(
+        "--imgsz",
+        type=imgsz_range,
+        metavar="PX",
+        help="training image size in pixels, or MIN-MAX for multi-scale (the dataset's, or 640)",
+    )
+    add(
+        "--cache",
+        choices=["ram", "disk"],
+        help="decode all images at start, keep them in RAM or on disk",
+    )
+    add(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="cpu, cuda, cuda:1, ... (%(default)s: cuda if available)",
+    )
+    add(
+        "--workers",
+        type=int_range(0),
+        metavar="N",
+        help="DataLoader workers per process (CUDA: min(8, cores); CPU: 0)",
+    )
     add("--seed", default=0, type=int_range(0), metavar="N", help="random seed (%(default)s)")
-    add("--project", default="runs/train", metavar="DIR", help="parent directory of runs (%(default)s)")
-    add("--name", default="exp", type=dir_name, metavar="NAME",
-        help="run directory: exp, or if it exists exp2, exp3, ... (%(default)s)")
+    add(
+        "--project",
+        default="runs/train",
+        metavar="DIR",
+        help="parent directory of runs (%(default)s)",
+    )
+    add(
+        "--name",
+        default="exp",
+        type=dir_name,
+        metavar="NAME",
+        help="run directory: exp, or if it exists exp2, exp3, ... (%(default)s)",
+    )
     add("--exist-ok", action="store_true", help="reuse an existing run directory")
-    add("--resume", nargs="?", const="", metavar="PATH",
-        help="resume a run (default: the latest); auto: resume --name if it exists, else start it")
-    add("--save-every", default=5.0, type=non_negative_float, metavar="MIN",
-        help="minutes between checkpoints within an epoch; 0: epoch ends only (%(default)s)")
-    add("--patience", default=50, type=int_range(0), metavar="N",
-        help="early stopping: epochs without a better mAP50-95; 0 disables (%(default)s)")
+    add(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="PATH",
+        help="resume a run (default: the latest); auto: resume --name if it exists, else start it",
+    )
+    add(
+        "--save-every",
+        default=5.0,
+        type=non_negative_float,
+        metavar="MIN",
+        help="minutes between checkpoints within an epoch; 0: epoch ends only (%(default)s)",
+    )
+    add(
+        "--patience",
+        default=50,
+        type=int_range(0),
+        metavar="N",
+        help="early stopping: epochs without a better mAP50-95; 0 disables (%(default)s)",
+    )
     add("--noval", action="store_true", help="validate after the last epoch only")
     add("--noplots", action="store_true", help="skip plots and report.html")
     add("--tensorboard", action="store_true", help="also write curves and plots for TensorBoard")
-    add("--strict-data", action="store_true",
-        help="abort on invalid images or labels instead of skipping them")
-    add("--detect-anomaly", action="store_true",
-        help="stop at the first module with a non-finite output (2x slower)")
+    add(
+        "--strict-data",
+        action="store_true",
+        help="abort on invalid images or labels instead of skipping them",
+    )
+    add(
+        "--detect-anomaly",
+        action="store_true",
+        help="stop at the first module with a non-finite output (2x slower)",
+    )
     add("--sync-bn", action="store_true", help="use SyncBatchNorm (CUDA)")
-    add("--deterministic", action="store_true",
-        help="bitwise-reproducible training on CUDA (slower)")
+    add(
+        "--deterministic",
+        action="store_true",
+        help="bitwise-reproducible training on CUDA (slower)",
+    )
     return p
 
 
@@ -74,9 +158,11 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, dict[str, An
     """
     parser = build_parser()
     args = parser.parse_args(argv)
-    parser.set_defaults(**dict.fromkeys(vars(args), argparse.SUPPRESS))
-    values = vars(parser.parse_args(argv))
-    return args, {key: value for key, value in values.items() if value != argparse.SUPPRESS}
+    # An argument that is already in the namespace does not get its default.
+    unset = object()
+    namespace = argparse.Namespace(**dict.fromkeys(vars(args), unset))
+    values = vars(parser.parse_args(argv, namespace))
+    return args, {key: value for key, value in values.items() if value is not unset}
 
 
 def defaults() -> dict[str, Any]:

@@ -12,23 +12,23 @@ step, validate() evaluates the EMA, main() is the story. To change the loop, cha
 import argparse
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from array import array
 from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data.augment import apply_color_matrix
 from data.config import read_data_config
-from data.dataset import TrainSet, ValSet, collate, preload_images
+from data.dataset import collate
 from data.formats import Annotations, images_in_both_splits, read_train_val
 from data.images import read_image
-from data.sampler import EpochBatchSampler
+from data.loaders import Loaders, build_loaders
 from data.shapes import make_builtin
-from models import Detector, build_model
+from models import build_model
+from models.detector import Detector
 from models.freezing import freeze
 from models.weights import load_initial_weights
 from options import defaults, parse_args
@@ -37,24 +37,29 @@ from utils.auto_batch import largest_batch
 from utils.checkpoint import Part, restore
 from utils.checkpointer import Checkpointer
 from utils.cli import cli_command
-from utils.device import default_workers, prefers_bf16, select_device, set_deterministic
+from utils.device import prefers_bf16, select_device, set_deterministic
 from utils.distributed import DistributedContext, convert_sync_batchnorm
 from utils.ema import EMA
 from utils.errors import UserError
 from utils.hyp import Hyp
 from utils.inference import run_inference
-from utils.interrupt import StopSignals, kill_workers_at_exit, worker_init
+from utils.interrupt import StopSignals, kill_workers_at_exit
 from utils.letterbox import imgsz_bounds, imgsz_warning, round_imgsz
 from utils.log import info, set_main, stage, warning
 from utils.memory import disable_malloc_trim, peak_memory_gb
-from utils.metrics import METRICS, evaluate, format_table, to_coco_gt
+from utils.metrics import evaluate, format_table
 from utils.optimizers import build_optimizer
-from utils.plan import LRPlan, build_checked_scheduler, check_lr
+from utils.plan import build_checked_scheduler, check_lr
 from utils.plots import draw_batch, draw_plan, draw_predictions, draw_results
-from utils.progress import Progress
-from utils.report import MIN_SCORE, RunSummary, command_line, write_report
-from utils.resume import Start, check_data_unchanged, environment_diff, numerics_environment
-from utils.resume import start_or_resume
+from utils.progress import Progress, summary_line
+from utils.report import REPORT_CONF, RunSummary, command_line, write_report
+from utils.resume import (
+    Start,
+    check_data_unchanged,
+    numerics_environment,
+    resume_warnings,
+    start_or_resume,
+)
 from utils.run_dir import RunDir, new_run_dir, run_dir_of
 from utils.schedulers import BatchWarmup
 from utils.seeds import seed_everything
@@ -65,9 +70,8 @@ ROOT = Path(__file__).resolve().parent
 MAX_CONSECUTIVE_SKIPS = 10  # optimizer steps with non-finite numbers, after which a run stops
 
 
-@dataclass
 class Run:
-    """The objects of a run, as `build` makes them."""
+    """The objects of a run, which `build` makes."""
 
     args: argparse.Namespace
     hyp: Hyp
@@ -75,172 +79,141 @@ class Run:
     stop: StopSignals
     device: torch.device
     bf16: bool
-    environment: dict[str, object]
-
+    dtype: torch.dtype  # what images are converted to, and Muon iterates in
+    environment: dict[str, object]  # what the last bits of the results depend on
     train_data: Annotations
     val_data: Annotations
-    train_set: TrainSet
-    sampler: EpochBatchSampler
-    train_loader: DataLoader
-    val_loader: DataLoader  # this process's shard
-    coco_gt: dict[str, object]  # the ground truth of the validation split, as a COCO dataset
-
+    coco_gt: dict[str, object]  # the ground truth of validation, as a COCO dataset
+    loaders: Loaders
     model: Detector
     ddp_model: nn.Module  # `model` itself in a single process
     frozen_modules: list[nn.Module]
-    ema: EMA
     optimizer: torch.optim.Optimizer
     scheduler: BatchWarmup
-    lr_plan: list[Sequence[float]]  # of each parameter group: the learning rate at every batch
+    lr_plan: list[array]  # of each parameter group: the learning rate of every batch
+    ema: EMA
     progress: Progress
-    parts: dict[str, Part]  # everything that is saved and restored, by name
-
+    parts: dict[str, Part]  # all that is saved and restored, by name
     run_dir: RunDir
     checkpointer: Checkpointer
     tensorboard: TensorBoardLogger
 
 
-def build(start: Start, overrides: dict[str, object], dist: DistributedContext, stop: StopSignals) -> Run:
-    """Turn arguments into objects; restore them from the checkpoint if the run is resumed.
+def build(
+    start: Start, overrides: dict[str, object], dist: DistributedContext, stop: StopSignals
+) -> Run:
+    """Turn arguments into objects, and restore their state if the run is resumed.
 
     Raises UserError for anything in the arguments, hyp file, data or checkpoint that is wrong.
     """
-    args, hyp, checkpoint = start.args, start.hyp, start.checkpoint
+    run = Run()
+    run.dist, run.stop = dist, stop
+    args = run.args = start.args
+    hyp = run.hyp = start.hyp
+
     stage("device")
-    device = select_device(args.device, dist.local_rank)
-    bf16 = prefers_bf16(device)
-    dtype = torch.bfloat16 if bf16 else torch.float32
+    device = run.device = select_device(args.device, dist.local_rank)
+    run.bf16 = prefers_bf16(device)
+    run.dtype = torch.bfloat16 if run.bf16 else torch.float32
     same_order = args.deterministic or device.type == "cpu"
     set_deterministic(same_order)
     disable_malloc_trim()
     torch.manual_seed(args.seed)
 
     stage("data")
-    args.data = str(find_file(args.data, ROOT / "data").resolve())  # resumed from another directory
+    args.data = str(find_file(args.data, ROOT / "data").resolve())  # for a resume from elsewhere
     config = read_data_config(Path(args.data))
     if dist.on_main(make_builtin, config):
         info(f"drew the built-in dataset into {config.path}")
-    train_data, val_data = read_train_val(config, args.data)
-    class_names = train_data.class_names
+    train_data, val_data = run.train_data, run.val_data = read_train_val(config, args.data)
     fingerprint = {"train": train_data.fingerprint(), "val": val_data.fingerprint()}
-    check_data_unchanged(checkpoint and checkpoint["data_fingerprint"], fingerprint, args.data)
+    if start.checkpoint is not None:
+        check_data_unchanged(start.checkpoint["data_fingerprint"], fingerprint, args.data)
     warning(*train_data.messages("train"), *val_data.messages("val"))
     warning(*images_in_both_splits(train_data, val_data))
     num_errors = len(train_data.errors) + len(val_data.errors)
     if args.strict_data and num_errors:
         raise UserError(f"{args.data}: {num_errors} invalid images or annotations (--strict-data)")
+    run.coco_gt = val_data.coco_gt()
 
     stage("model")
-    model = build_model(args.model, len(class_names), args.backbone)
+    model = run.model = build_model(args.model, len(train_data.names), args.backbone)
     args.epochs = args.epochs or config.epochs
     args.batch_size = args.batch_size or config.batch_size
     args.imgsz = args.imgsz or config.imgsz
     warning(*imgsz_warning(args.imgsz, model.stride))
     args.imgsz = round_imgsz(args.imgsz, model.stride)
-    min_imgsz, max_imgsz = imgsz_bounds(args.imgsz, model.stride)
     if args.batch_size == "auto":
-        per_process = dist.on_main(largest_batch, model, max_imgsz, device, bf16)
-        args.batch_size = per_process * dist.world_size
+        max_imgsz = imgsz_bounds(args.imgsz, model.stride)[1]
+        args.batch_size = dist.on_main(largest_batch, model, max_imgsz, device, run.bf16)
+        args.batch_size *= dist.world_size
+    if "batch_size" in overrides and args.batch_size > len(train_data):
+        size = len(train_data)
+        warning(f"--batch-size {args.batch_size}: larger than the training set; using {size}")
 
     stage("loaders")
-    mosaic_until = args.epochs - hyp.close_mosaic
-    train_set = TrainSet(train_data, hyp, args.seed, mosaic_until, args.cache)
-    val_set = ValSet(val_data, max_imgsz, model.stride, args.cache)
-    preload_images([train_set, val_set], args.cache, dist)
-    if "batch_size" in overrides and args.batch_size > len(train_set):
-        warning(f"--batch-size {args.batch_size}: larger than the training set; using {len(train_set)}")
-    sampler = EpochBatchSampler(
-        len(train_set), args.batch_size, (min_imgsz, max_imgsz), args.seed, dist.rank, dist.world_size
-    )
-    workers = args.workers
-    if workers is None:
-        workers = default_workers(device, dist.local_world_size)
-    loader_options = {
-        "num_workers": workers,
-        "persistent_workers": workers > 0,
-        "worker_init_fn": worker_init,
-        "collate_fn": collate,
-        "pin_memory": device.type == "cuda",
-    }
-    train_loader = DataLoader(train_set, batch_sampler=sampler, **loader_options)
-    val_shard = Subset(val_set, range(dist.rank, len(val_set), dist.world_size))
-    val_batch_size = math.ceil(args.batch_size / dist.world_size)
-    val_loader = DataLoader(val_shard, val_batch_size, **loader_options)
-    coco_gt = to_coco_gt(
-        val_data.sizes, val_data.offsets, val_data.boxes, val_data.labels, val_data.crowd, class_names
-    )
+    run.loaders = build_loaders(train_data, val_data, args, hyp, model.stride, device, dist)
+    sampler = run.loaders.sampler
 
     stage("weights")
-    if checkpoint is None:
+    if start.checkpoint is None:
         info(*load_initial_weights(model, args.weights, args.pretrained))
     if args.sync_bn:
-        model = convert_sync_batchnorm(model, device)
-    frozen_modules = freeze(model, args.freeze) if args.freeze else []
+        model = run.model = convert_sync_batchnorm(model, device)
+    run.frozen_modules = freeze(model, args.freeze) if args.freeze else []
     model.to(device, memory_format=torch.channels_last)
 
     stage("schedule")
-    optimizer = build_optimizer(model, hyp, dtype)
-    scheduler, lr_plan, messages = build_checked_scheduler(
-        hyp, start.hyp_file, optimizer, args.epochs, sampler.batch_sizes, args.batch_size
+    run.optimizer = build_optimizer(model, hyp, run.dtype)
+    run.scheduler, run.lr_plan, messages = build_checked_scheduler(
+        hyp, start.hyp_file, run.optimizer, args.epochs, sampler.batch_sizes, args.batch_size
     )
     warning(*messages)
-    ema = EMA(model, hyp.ema_decay)
-    tensorboard = TensorBoardLogger(dist.is_main and args.tensorboard)
+    run.ema = EMA(model, hyp.ema_decay)
+    run.tensorboard = TensorBoardLogger(dist.is_main and args.tensorboard)
 
     # The state of the run. A part that is added here is saved and restored with the others.
-    progress = Progress()
-    parts = {
+    run.progress = Progress()
+    run.parts = {
         "model": model,
-        "ema": ema,
-        "optimizer": optimizer,
-        "scheduler": scheduler,
-        "progress": progress,
+        "ema": run.ema,
+        "optimizer": run.optimizer,
+        "scheduler": run.scheduler,
+        "progress": run.progress,
     }
-    environment = numerics_environment(device, bf16, dist.world_size)
 
-    # From here on a signal is answered after the batch under way, with a checkpoint.
-    stop.defer()
-    if checkpoint is not None:
-        restore(parts, checkpoint, start.path)
-        scheduler.extend(args.epochs)
-        run_dir = RunDir(run_dir_of(start.path))
-        info(f"{start.path}: resuming at epoch {progress.epoch}/{args.epochs}, "
-             f"batch {progress.batch}/{len(sampler)}")
-        old_epochs = checkpoint["args"]["epochs"]
-        if args.epochs != old_epochs:
-            info(f"--epochs {args.epochs}: the schedule is now that of {args.epochs} epochs, was {old_epochs}")
-        if changes := environment_diff(checkpoint["environment"], environment):
-            warning(f"{start.path}: environment changed ({changes}): "
-                    "results will not be bitwise identical")
+    stop.defer()  # from here on a signal is answered after the batch under way, with a checkpoint
+    stage("run_dir")
+    run.environment = numerics_environment(device, run.bf16, dist.world_size)
+    if start.checkpoint is not None:
+        restore(run.parts, start.checkpoint, start.path)
+        run.scheduler.extend(args.epochs)
+        run.run_dir = RunDir(run_dir_of(start.path))
+        warning(*resume_warnings(start, run.environment))
+        position = f"epoch {run.progress.epoch}/{args.epochs}, batch {run.progress.batch}"
+        info(f"{start.path}: resuming at {position}/{len(sampler)}")
     else:
-        stage("run_dir")
-        reuse_dir = args.exist_ok or args.resume == "auto"
-        run_dir = RunDir(dist.on_main(new_run_dir, Path(args.project), args.name, reuse_dir))
+        reuse = args.exist_ok or args.resume == "auto"
+        run.run_dir = RunDir(dist.on_main(new_run_dir, Path(args.project), args.name, reuse))
     header = {
         "args": vars(args),
         "hyp": hyp.model_dump(),
-        "class_names": list(class_names),
+        "class_names": list(train_data.names),
         "model_config": model.config,
         "data_fingerprint": fingerprint,
-        "environment": environment,
+        "environment": run.environment,
     }
-    checkpointer = Checkpointer(run_dir, header, parts, dist, stop, args.save_every)
+    run.checkpointer = Checkpointer(run.run_dir, header, run.parts, dist, stop, args.save_every)
     torch.autograd.set_detect_anomaly(args.detect_anomaly)
     if args.detect_anomaly:
         detect_anomaly(model)
-    ddp_model = dist.wrap_ddp(model, same_order)
-    return Run(
-        args, hyp, dist, stop, device, bf16, environment,
-        train_data, val_data, train_set, sampler, train_loader, val_loader, coco_gt,
-        model, ddp_model, frozen_modules, ema, optimizer, scheduler, lr_plan, progress, parts,
-        run_dir, checkpointer, tensorboard,
-    )  # positional, in the order of the fields
+    run.ddp_model = dist.wrap_ddp(model, same_order)
+    return run
 
 
 def train_one_epoch(run: Run, progress: Progress) -> None:
     """Train from batch `progress.batch` to the end of epoch `progress.epoch`."""
-    hyp, sampler, epoch = run.hyp, run.sampler, progress.epoch
-    dtype = torch.bfloat16 if run.bf16 else torch.float32
+    hyp, sampler, epoch = run.hyp, run.loaders.sampler, progress.epoch
     sampler.epoch, sampler.start_batch = epoch, progress.batch
     run.scheduler.step(epoch)
     run.ddp_model.train()
@@ -248,7 +221,7 @@ def train_one_epoch(run: Run, progress: Progress) -> None:
         module.eval()  # BatchNorm statistics are frozen, too
     window_loss = 0.0
     bar = tqdm(
-        run.train_loader,
+        run.loaders.train,
         f"{epoch}/{run.args.epochs - 1}",
         len(sampler),
         initial=progress.batch,
@@ -270,11 +243,14 @@ def train_one_epoch(run: Run, progress: Progress) -> None:
 
         # Forward and backward.
         images = images.to(run.device, non_blocking=True)
-        images = apply_color_matrix(images, [target["color"] for target in targets], dtype)
+        images = apply_color_matrix(images, [target["color"] for target in targets], run.dtype)
         with torch.autocast(run.device.type, torch.bfloat16, enabled=run.bf16):
             losses = run.ddp_model(images, targets)
         if batch == epoch == 0 and (unused := hyp.loss_weights.keys() - losses.keys()):
-            warning(f"{run.args.model}: its losses are {', '.join(losses)}; the loss weights {', '.join(sorted(unused))} have no effect")
+            warning(
+                f"{run.args.model}: the loss weights {', '.join(sorted(unused))} have no effect; "
+                f"its losses are {', '.join(losses)}"
+            )
         losses = {name: loss * hyp.loss_weights.get(name, 1.0) for name, loss in losses.items()}
         (sum(losses.values()) / (window_end - window_start)).backward()
         reduced = run.dist.all_reduce_mean(torch.stack([*losses.values()]).detach())
@@ -298,14 +274,16 @@ def train_one_epoch(run: Run, progress: Progress) -> None:
         else:
             run.ema.restore_buffers(run.model)
             names = run.train_data.image_names(sampler.source_images(window_start, batch))
-            warning(f"epoch {epoch}, batch {batch}: loss {window_loss:.3g} or gradient norm "
-                    f"{grad_norm:.3g} is not finite: skipped the optimizer step "
-                    f"({progress.skipped_steps} so far); images: {names}")
+            warning(
+                f"epoch {epoch}, batch {batch}: loss {window_loss:.3g} or gradient norm "
+                f"{grad_norm:.3g} is not finite: skipped the optimizer step "
+                f"({progress.skipped_steps} so far); images: {names}"
+            )
         if progress.consecutive_skips == MAX_CONSECUTIVE_SKIPS:
             raise UserError(
-                f"{run.run_dir.path}: {MAX_CONSECUTIVE_SKIPS} consecutive steps were not finite, up to "
-                f"epoch {epoch}, batch {batch} (last.pt is from before; --detect-anomaly finds the "
-                "first module)"
+                f"{run.run_dir.path}: {MAX_CONSECUTIVE_SKIPS} consecutive steps were not finite, "
+                f"up to epoch {epoch}, batch {batch} (last.pt is from before them; "
+                "--detect-anomaly finds the first module)"
             )
         run.optimizer.zero_grad()
         window_loss = 0.0
@@ -320,14 +298,14 @@ def validate(run: Run, progress: Progress) -> tuple[dict[str, float], bool]:
     """
     stage("validate", epoch=progress.epoch)
     run.dist.broadcast_buffers(run.ema.model)
-    batches = run.stop.stop_on_signal(run.val_loader)
+    batches = run.stop.stop_on_signal(run.loaders.val)
     detections = run_inference(run.ema.model, batches, run.device, run.bf16)
-    progress.batch = len(run.sampler)  # a run that is stopped here resumes here
+    progress.batch = len(run.loaders.sampler)  # a run that is stopped here resumes here
     run.checkpointer.exit_if_interrupted()
     detections = run.dist.gather_rows(detections)
     stage("evaluate")
     result = run.dist.on_main(evaluate, run.coco_gt, detections)
-    confident = torch.from_numpy(detections[detections[:, 5] > MIN_SCORE]).float()
+    confident = torch.from_numpy(detections[detections[:, 5] > REPORT_CONF]).float()
     return result.overall, progress.record_result(result, confident)
 
 
@@ -346,10 +324,10 @@ def main(argv: list[str] | None = None) -> None:
             return dist.shutdown()
         run = build(start, overrides, dist, stop)
         args, progress, path = run.args, run.progress, run.run_dir.path
-        class_names = run.train_data.class_names
+        class_names = run.train_data.names
         draws_plots = dist.is_main and not args.noplots
         info(
-            f"{args.model}, {len(class_names)} classes, {len(run.train_set)} + "
+            f"{args.model}, {len(class_names)} classes, {len(run.loaders.train_set)} + "
             f"{len(run.val_data)} images at {args.imgsz} px, on {run.device}"
             f"{' in bf16' if run.bf16 else ''}, world size {dist.world_size}, into {path}"
         )
@@ -357,11 +335,14 @@ def main(argv: list[str] | None = None) -> None:
             run.run_dir.write_yaml(hyp=run.hyp.model_dump(), args=vars(args))
         if draws_plots:
             stage("start_plots")
-            draw_plan(run.lr_plan, len(run.sampler), path / "lr.png")
+            draw_plan(run.lr_plan, len(run.loaders.sampler), path / "lr.png")
             if start.checkpoint is None:
-                loader = DataLoader(run.train_set, batch_sampler=run.sampler, collate_fn=collate)
+                loader = DataLoader(
+                    run.loaders.train_set, batch_sampler=run.loaders.sampler, collate_fn=collate
+                )
                 images, targets = next(iter(loader))
-                images = apply_color_matrix(images, [target["color"] for target in targets])
+                colors = [target["color"] for target in targets]
+                images = apply_color_matrix(images, colors, run.dtype)
                 draw_batch(images, targets, class_names, path / "train_batch.jpg")
         run.tensorboard.open(path, progress.epoch)
         progress.start_timer()
@@ -373,7 +354,7 @@ def main(argv: list[str] | None = None) -> None:
             progress.start_timer()
             seed_everything(args.seed, epoch)
             train_one_epoch(run, progress)
-            throughput = len(run.train_set) / progress.seconds()
+            throughput = len(run.loaders.train_set) / progress.seconds()
             metrics, improved = {}, False
             if is_last_epoch or not args.noval:
                 metrics, improved = validate(run, progress)
@@ -391,18 +372,29 @@ def main(argv: list[str] | None = None) -> None:
                 run.checkpointer.exit_if_interrupted()
 
         if progress.skipped_steps:
-            warning(
-                f"skipped {progress.skipped_steps} optimizer steps with a non-finite loss or gradient"
-            )
+            count = progress.skipped_steps
+            warning(f"skipped {count} optimizer steps with a non-finite loss or gradient")
         if draws_plots:
             stage("results_plots")
             draw_results(progress.history, path / "results.png")
-            images, targets = next(iter(run.val_loader))
+            images, targets = next(iter(run.loaders.val))
             with torch.no_grad(), torch.autocast(run.device.type, torch.bfloat16, run.bf16):
                 predictions = run.ema.model(images.to(run.device))
             draw_predictions(images, targets, predictions, class_names, path / "val_batch.jpg")
             stage("report")
-            summary = RunSummary(...)
+            summary = RunSummary(
+                command=command_line("train.py", vars(args), defaults()),
+                environment=run.environment,
+                hyp=run.hyp,
+                rows=progress.history,
+                planned=run.lr_plan,
+                batches_per_epoch=len(run.loaders.sampler),
+                result=progress.best_result,
+                coco_gt=run.coco_gt,
+                detections=progress.best_detections,
+                files=run.val_data.files,
+                read_image=read_image,
+            )
             write_report(path, summary)
         run.tensorboard.close(path, len(progress.history) - 1)
         progress.finished = True  # only a run with its plots is finished
@@ -412,7 +404,9 @@ def main(argv: list[str] | None = None) -> None:
                 "(free disk space and use --resume)"
             )
         best = path / "weights" / "best.pt"
-        info(f"best epoch {progress.best_epoch}, saved to {best}", format_table(progress.best_result))
+        info(
+            f"best epoch {progress.best_epoch}, saved to {best}", format_table(progress.best_result)
+        )
         dist.shutdown()
 
 

@@ -19,10 +19,10 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
+from utils.log import logger
+
 settings.register_profile("slow machines", deadline=None)
 settings.load_profile("slow machines")
-
-from utils.log import logger
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
@@ -112,23 +112,23 @@ def bccd() -> Path:
     return BCCD
 
 
-def weights(folder: Path, name: str = "last.pt") -> dict:
+def load_weights(folder: Path, name: str = "last.pt") -> dict:
     return torch.load(folder / "weights" / name, weights_only=True)
 
 
-def rows(folder: Path) -> list[dict[str, str]]:
+def read_results(folder: Path) -> list[dict[str, str]]:
     with (folder / "results.csv").open() as file:
         return list(csv.DictReader(file))
 
 
-def same(a: object, b: object) -> bool:
+def bitwise_equal(a: object, b: object) -> bool:
     """Equal to the bit, through all nested containers."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
+        return len(a) == len(b) and all(map(bitwise_equal, a, b))
     return a == b or (a != a and b != b)
 
 

@@ -10,7 +10,6 @@ from conftest import same, weights, write_tiny
 from PIL import Image
 
 import train
-from data import images as image_module
 from data.images import ImageStore, read_image
 from utils.errors import UserError
 

@@ -1,1 +1,1 @@
-"""Parts that know nothing of the models or the data: schedules, hyp files, checkpoints, the average, metrics, pictures."""
+"""Everything but models and data: schedules, hyp files, checkpoints, metrics, plots, devices."""

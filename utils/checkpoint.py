@@ -96,7 +96,7 @@ def restore(parts: Mapping[str, Part], checkpoint: Mapping[str, Any], path: Path
 
 @contextmanager
 def checkpoint_errors(path: Path, part: str = "") -> Iterator[None]:
-    """Turn an error caused by a missing or wrong entry of the checkpoint `path` into a UserError."""
+    """Turn an error from a missing or wrong entry of the checkpoint `path` into a UserError."""
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:

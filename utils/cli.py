@@ -1,6 +1,7 @@
 """What the commands share: a parser with one-line errors, argument types, exit statuses."""
 
 import argparse
+import functools
 import math
 import os
 import signal
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from utils.errors import UserError, environment_error
+from utils.interrupt import Interrupted
 from utils.letterbox import MAX_IMGSZ, imgsz_bounds
 
 
@@ -23,8 +25,8 @@ class Parser(argparse.ArgumentParser):
 def run_cli(command: str, main_fn: Callable[[], None]) -> int:
     """Run `main_fn` and return the exit status of `command`.
 
-    0 on success, 130 after Ctrl-C, and 2, after one line on stderr, for a UserError or an
-    `environment_error`.
+    0 on success, 128 + its number after a signal (Ctrl-C: 130), and 2, after one line on stderr,
+    for a UserError or an `environment_error`.
     """
     try:
         main_fn()
@@ -39,9 +41,26 @@ def run_cli(command: str, main_fn: Callable[[], None]) -> int:
             raise
         print(f"{command}: {message}", file=sys.stderr)
         return 2
+    except Interrupted as error:
+        if error.message:
+            print(f"{command}: {error.message}", file=sys.stderr)
+        return 128 + error.number
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 0
+
+
+def cli_command(name: str) -> Callable[[Callable[..., None]], Callable[..., int]]:
+    """Decorate the main function of a command, so that it returns the exit status of `run_cli`."""
+
+    def decorate(main_fn: Callable[..., None]) -> Callable[..., int]:
+        @functools.wraps(main_fn)
+        def main(argv: list[str] | None = None) -> int:
+            return run_cli(name, lambda: main_fn(argv))
+
+        return main
+
+    return decorate
 
 
 # ----------------------------------------------------------------------------------------------

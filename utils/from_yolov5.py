@@ -11,7 +11,6 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from utils.cli import Parser, run_cli
-
 from utils.hyp import Hyp
 from utils.yamlfile import read_yaml, validated
 

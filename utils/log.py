@@ -1,7 +1,8 @@
 """Messages of a run: printed by the main process only, and debug records that mark its stages.
 
-A test or a tool that must act at a certain moment of a run adds a `logging.Handler` to `logger`; the handler is called
-synchronously, with the stage's name as the record's message and the details in `record.details`.
+A test or a tool that must act at a certain moment of a run adds a `logging.Handler` to `logger`.
+The handler is called synchronously, with the stage as the record's message and its details in
+`record.details`.
 """
 
 import logging
@@ -33,5 +34,5 @@ def warning(*lines: str) -> None:
 
 
 def stage(name: str, **details: Any) -> None:
-    """Record that the run has reached the stage `name`, for example "batch" with its epoch and batch."""
+    """Record that the run has reached the stage `name`, for example "batch", with its `details`."""
     logger.debug(name, extra={"details": details})

@@ -107,9 +107,9 @@ def resume_args(
         elif not _same_value(key, value, saved_args[key]):
             allowed = f"{saved_args[key]} or more" if key == "epochs" else f"{saved_args[key]}"
             raise UserError(f"{flag}: conflicts with {run_dir}, which was started with {allowed}")
-    if progress["finished"] and args["epochs"] == saved_args["epochs"]:
-        if overrides["resume"] != "auto":
-            raise UserError(f"{path}: this run finished after {progress['epoch']} epochs")
+    is_finished = progress["finished"] and args["epochs"] == saved_args["epochs"]
+    if is_finished and overrides["resume"] != "auto":
+        raise UserError(f"{path}: this run finished after {progress['epoch']} epochs")
     return args
 
 
@@ -137,13 +137,11 @@ def _check_same_hyp(path: Path, saved: Hyp, run_dir: Path) -> None:
             )
 
 
-def check_data_unchanged(
-    saved: Mapping[str, str] | None, current: Mapping[str, str], data: str
-) -> None:
+def check_data_unchanged(saved: Mapping[str, str], current: Mapping[str, str], data: str) -> None:
     """Raise UserError, naming the file `data` and the split, unless every split's fingerprint is
-    the `saved` one; `saved` is None for a new run."""
+    the `saved` one."""
     for split, fingerprint in current.items():
-        if saved and fingerprint != saved[split]:
+        if fingerprint != saved[split]:
             raise UserError(
                 f"{data}: {split} has {fingerprint}, but the run to resume was started with "
                 f"{saved[split]}"
@@ -173,3 +171,16 @@ def environment_diff(saved: Mapping[str, Any], current: Mapping[str, Any]) -> st
         for key, value in current.items()
         if saved.get(key) != value
     )
+
+
+def resume_warnings(start: Start, environment: Mapping[str, Any]) -> list[str]:
+    """Return what makes a resumed run differ from an uninterrupted one."""
+    messages = []
+    epochs = start.checkpoint["args"]["epochs"]
+    if start.args.epochs != epochs:
+        message = f"the schedule from here on is that of {start.args.epochs} epochs, not {epochs}"
+        messages.append(f"--epochs {start.args.epochs}: {message}")
+    if changes := environment_diff(start.checkpoint["environment"], environment):
+        message = f"environment changed ({changes}): results will not be bitwise identical"
+        messages.append(f"{start.path}: {message}")
+    return messages

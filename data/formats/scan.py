@@ -6,11 +6,13 @@ from array import array
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from data.cache import Arrays
 from data.images import image_size
+from utils.metrics import to_coco_gt
 
 Labels = dict[str, int | None]  # class name in a source -> label, None for a class to skip
 Box = tuple[float, float, float, float]  # xyxy as fractions of the image's width and height
@@ -47,6 +49,10 @@ class Annotations:
         for numbers in (self.sizes, self.offsets, self.boxes, self.labels, self.crowd):
             digest.update(np.ascontiguousarray(numbers))
         return f"{len(self)} images with {len(self.labels)} boxes ({digest.hexdigest()})"
+
+    def coco_gt(self) -> dict[str, Any]:
+        """Return the split as a COCO dataset; image i has the id i, class k the category id k."""
+        return to_coco_gt(self.sizes, self.offsets, self.boxes, self.labels, self.crowd, self.names)
 
     def image_names(self, indices: Sequence[int]) -> str:
         """Return the file names, without directories, of the images at `indices`."""

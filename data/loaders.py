@@ -1,0 +1,69 @@
+"""The DataLoaders of a run."""
+
+import math
+from argparse import Namespace
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from data.dataset import TrainSet, ValSet, collate, preload_images
+from data.formats import Annotations
+from data.sampler import EpochBatchSampler
+from utils.device import default_workers
+from utils.distributed import DistributedContext
+from utils.hyp import Hyp
+from utils.interrupt import worker_init
+from utils.letterbox import imgsz_bounds
+
+
+class Loaders(NamedTuple):
+    """What yields the batches of a run, each process's own fraction of them."""
+
+    train_set: TrainSet
+    sampler: EpochBatchSampler  # of the training batches; its `epoch` and `start_batch` are set
+    train: DataLoader
+    val: DataLoader
+
+
+def build_loaders(
+    train_data: Annotations,
+    val_data: Annotations,
+    args: Namespace,
+    hyp: Hyp,
+    stride: int,
+    device: torch.device,
+    dist: DistributedContext,
+) -> Loaders:
+    """Build the loaders that the arguments of `train.py` ask for.
+
+    `args.imgsz` is in multiples of the model's `stride`; `args.batch_size` is that of all processes
+    together. Raises UserError when images cannot be cached as `args.cache` says, or a batch cannot
+    be divided among the processes.
+    """
+    imgsz = imgsz_bounds(args.imgsz, stride)
+    mosaic_until = args.epochs - hyp.close_mosaic
+    train_set = TrainSet(train_data, hyp, args.seed, mosaic_until, args.cache)
+    val_set = ValSet(val_data, imgsz[1], stride, args.cache)
+    preload_images([train_set, val_set], args.cache, dist)
+    sampler = EpochBatchSampler(
+        len(train_set), args.batch_size, imgsz, args.seed, dist.rank, dist.world_size, stride
+    )
+    workers = args.workers
+    if workers is None:
+        workers = default_workers(device, dist.local_world_size)
+    options = {
+        "num_workers": workers,
+        "persistent_workers": workers > 0,
+        "worker_init_fn": worker_init,
+        "collate_fn": collate,
+        "pin_memory": device.type == "cuda",
+    }
+    val_shard = Subset(val_set, range(dist.rank, len(val_set), dist.world_size))
+    val_batch_size = math.ceil(args.batch_size / dist.world_size)
+    return Loaders(
+        train_set,
+        sampler,
+        DataLoader(train_set, batch_sampler=sampler, **options),
+        DataLoader(val_shard, val_batch_size, **options),
+    )
