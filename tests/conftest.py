@@ -1,4 +1,4 @@
-"""Shared by the tests: small datasets, runs, moments of a run to act at, and what a run leaves behind."""
+"""Shared by the tests: small datasets, runs, their stages, and what they leave behind."""
 
 import csv
 import logging
@@ -30,7 +30,10 @@ BCCD = ROOT.parent / "shared" / "datasets" / "bccd"
 
 
 def write_tiny(folder: Path, train: int = 12, val: int = 5, classes: int = 2) -> Path:
-    """Bright rectangles on dark noise in the YOLO layout, one class a brightness; returns the data.yaml."""
+    """Write a dataset in the YOLO layout and return its data.yaml.
+
+    Bright rectangles on dark noise; the brightness is the class.
+    """
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("val", val)):
         for kind in ("images", "labels"):
@@ -49,14 +52,13 @@ def write_tiny(folder: Path, train: int = 12, val: int = 5, classes: int = 2) ->
             Image.fromarray(pixels).save(folder / "images" / split / f"{i}.png")
             (folder / "labels" / split / f"{i}.txt").write_text("".join(lines))
     data = folder / "data.yaml"
-    data.write_text(
-        f"path: .\ntrain: images/train\nval: images/val\nnames: {[f'class{k}' for k in range(classes)]}\n"
-    )
+    names = [f"class{k}" for k in range(classes)]
+    data.write_text(f"path: .\ntrain: images/train\nval: images/val\nnames: {names}\n")
     return data
 
 
 def few_shapes(folder: Path, train: int, val: int) -> Path:
-    """The first pictures of the built-in data set's splits, which is drawn if it is not there; returns their data.yaml."""
+    """Return the data.yaml of the first images of the built-in dataset, which is drawn if needed."""
     from data.config import read_data_config
     from data.images import list_images
     from data.shapes import make_builtin
@@ -112,24 +114,71 @@ def bccd() -> Path:
     return BCCD
 
 
-def load_weights(folder: Path, name: str = "last.pt") -> dict:
-    return torch.load(folder / "weights" / name, weights_only=True)
+def train_args(**options: object) -> list[str]:
+    """Return arguments of a quick run on the CPU, changed by `options`.
+
+    An option that is True is given without a value, one that is None or False not at all:
+    `train_args(data=tiny, epochs=2, workers=None, noplots=True)`.
+    """
+    quick = {"imgsz": 64, "batch_size": 4, "workers": 0, "device": "cpu"}
+    arguments = []
+    for name, value in (quick | options).items():
+        if value is not None and value is not False:
+            arguments.append(f"--{name.replace('_', '-')}")
+            arguments += [] if value is True else [str(value)]
+    return arguments
 
 
-def read_results(folder: Path) -> list[dict[str, str]]:
-    with (folder / "results.csv").open() as file:
+def run_train(**options: object) -> int:
+    """Run train.py in this process with `train_args(**options)`; its exit status."""
+    import train
+
+    return train.main(train_args(**options))
+
+
+def resume_train(path: object = None, **options: object) -> int:
+    """Run `train.py --resume PATH` in this process, with no other options than these."""
+    import train
+
+    none = dict.fromkeys(("imgsz", "batch_size", "workers", "device"))
+    path = True if path is None else path
+    return train.main(train_args(**none | {"resume": path} | options))
+
+
+def load_state(run_dir: Path, name: str = "last.pt") -> dict:
+    """Load a checkpoint of a run."""
+    return torch.load(run_dir / "weights" / name, weights_only=True)
+
+
+def read_results(run_dir: Path) -> list[dict[str, str]]:
+    """Return the rows of results.csv."""
+    with (run_dir / "results.csv").open() as file:
         return list(csv.DictReader(file))
 
 
 def bitwise_equal(a: object, b: object) -> bool:
-    """Equal to the bit, through all nested containers."""
+    """Compare through all nested containers; NaN equals NaN."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+        return a.keys() == b.keys() and all(bitwise_equal(a[k], b[k]) for k in a)
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(bitwise_equal, a, b))
     return a == b or (a != a and b != b)
+
+
+def assert_same_run(one: Path, other: Path, ignore: tuple[str, ...] = ("args",)) -> None:
+    """Both runs end in the same state, bit for bit, and the same results.csv, but for seconds."""
+    states = [load_state(run_dir) for run_dir in (one, other)]
+    for state in states:
+        for row in state["progress"]["history"]:
+            del row["seconds"]
+    for key in (states[0].keys() | states[1].keys()) - {*ignore}:
+        assert bitwise_equal(states[0][key], states[1][key]), key
+    results = [read_results(run_dir) for run_dir in (one, other)]
+    for row in results[0] + results[1]:
+        del row["seconds"]
+    assert results[0] == results[1]
 
 
 class AtStage(logging.Handler):

@@ -4,7 +4,6 @@ Every fork trains, is killed in the middle of an epoch, resumes, and must end bi
 its own uninterrupted run.
 """
 
-import csv
 import math
 import os
 import re
@@ -15,8 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from conftest import ROOT, bitwise_equal, write_tiny
+from conftest import ROOT, assert_same_run, load_state, read_results, write_tiny
 
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 EDITS = dict(re.findall(r"^### \(([a-z])\).*?\n.*?^```diff\n(.*?)^```", CONTRIBUTING, re.M | re.S))
@@ -69,30 +67,10 @@ class Fork:
         every_step = ["--save-every", 1e-6]
         self.run_python("-c", KILLED, *arguments, "killed", *every_step, status=-signal.SIGKILL)
         killed = self.path / "runs" / "killed"
-        progress = load_last(killed)["progress"]
+        progress = load_state(killed)["progress"]
         assert (progress["epoch"], progress["batch"]) == (1, 2)
         self.run_python("train.py", "--resume", killed)
         return self.path / "runs" / "whole", killed
-
-
-def load_last(run_dir: Path) -> dict:
-    return torch.load(run_dir / "weights" / "last.pt", weights_only=True)
-
-
-def read_results(run_dir: Path) -> list[dict[str, str]]:
-    with (run_dir / "results.csv").open() as file:
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
-
-
-def assert_bitwise_equal(whole: Path, resumed: Path) -> None:
-    states = [load_last(run_dir) for run_dir in (whole, resumed)]
-    for state in states:
-        del state["args"]
-        for row in state["progress"]["history"]:
-            del row["seconds"]
-    for name in states[0].keys() | states[1].keys():
-        assert bitwise_equal(states[0][name], states[1][name]), name
-    assert read_results(whole) == read_results(resumed)
 
 
 @pytest.fixture
@@ -112,7 +90,7 @@ def test_every_edit_is_tested():
 @for_edit("a")
 def test_loss_term(fork):
     whole, resumed = fork.train_and_kill("obj: 0.5\n")
-    assert_bitwise_equal(whole, resumed)
+    assert_same_run(whole, resumed)
     assert all(float(row["train/obj"]) > 0 for row in read_results(whole))
     fork.run_python("train.py", "--hyp", "fork.yaml", "--data", "x.yaml", status=2)
 
@@ -120,14 +98,14 @@ def test_loss_term(fork):
 @for_edit("b")
 def test_copy_paste_augmentation(fork):
     whole, resumed = fork.train_and_kill("copy_paste: 1.0\n", "--workers", 2)
-    assert_bitwise_equal(whole, resumed)
+    assert_same_run(whole, resumed)
 
 
 @for_edit("c")
 def test_one_cycle_schedule(fork):
     """Per batch, by the formula written out here; with more epochs, that of the longer run."""
     whole, resumed = fork.train_and_kill("scheduler: {name: onecycle, pct_start: 0.4}\n")
-    assert_bitwise_equal(whole, resumed)
+    assert_same_run(whole, resumed)
     epochs = EPOCHS + 2
     fork.run_python("train.py", "--resume", resumed, "--epochs", epochs)
 
@@ -148,16 +126,16 @@ def test_one_cycle_schedule(fork):
 @for_edit("d")
 def test_second_average(fork):
     whole, resumed = fork.train_and_kill("{}\n")
-    assert_bitwise_equal(whole, resumed)
+    assert_same_run(whole, resumed)
     num_steps = EPOCHS * math.ceil(18 / 4)
-    assert int(load_last(resumed)["swa"]["n_averaged"]) == num_steps
+    assert int(load_state(resumed)["swa"]["n_averaged"]) == num_steps
 
 
 @for_edit("e")
 def test_model_family(fork):
     options = ["--model", "tiny-fcos"]
     whole, resumed = fork.train_and_kill("optimizer: adamw\n", *options)
-    assert_bitwise_equal(whole, resumed)
+    assert_same_run(whole, resumed)
     weights = whole / "weights" / "best.pt"
     assert "class1" in fork.run_python("val.py", "--weights", weights)
     images = fork.data.parent / "images" / "val"
@@ -173,7 +151,7 @@ def test_new_columns(fork):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     whole, resumed = fork.train_and_kill("{}\n", "--tensorboard")
-    assert_bitwise_equal(whole, resumed)
+    assert_same_run(whole, resumed)
     columns = {"train/grad_norm", "metrics/mAP-small"}
     for row in read_results(whole):
         assert columns <= row.keys() and float(row["train/grad_norm"]) > 0

@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FILES = [*ROOT.glob("*.py"), *(f for d in ("models", "data", "utils") for f in (ROOT / d).rglob("*.py"))]
+FILES = [
+    *ROOT.glob("*.py"),
+    *(f for d in ("models", "data", "utils") for f in (ROOT / d).rglob("*.py")),
+]
 FORBIDDEN = {
     "utils": ("models", "data", "train"),
     "models": ("data", "train"),
