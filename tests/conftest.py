@@ -58,7 +58,7 @@ def write_tiny(folder: Path, train: int = 12, val: int = 5, classes: int = 2) ->
 
 
 def few_shapes(folder: Path, train: int, val: int) -> Path:
-    """Return the data.yaml of the first images of the built-in dataset, which is drawn if needed."""
+    """Return a data.yaml of the first images of the built-in dataset, which is drawn if needed."""
     from data.config import read_data_config
     from data.images import list_images
     from data.shapes import make_builtin

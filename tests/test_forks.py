@@ -147,7 +147,7 @@ def test_model_family(fork):
 
 @for_edit("f")
 def test_new_columns(fork):
-    """In results.csv, TensorBoard and the report, and also of a run that was started without them."""
+    """In results.csv, TensorBoard and the report."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     whole, resumed = fork.train_and_kill("{}\n", "--tensorboard")

@@ -94,9 +94,10 @@ if __name__ == "__main__":
 
 def test_import_leaves_multiprocessing_and_signals_alone(tmp_path):
     program = """
-import multiprocessing.queues, signal
+import signal
+from multiprocessing.queues import Queue
 def state():
-    return [multiprocessing.queues.Queue._on_queue_feeder_error, *map(signal.getsignal, signal.Signals)]
+    return [Queue._on_queue_feeder_error, *map(signal.getsignal, signal.Signals)]
 before = state()
 import train, val, detect, export
 print(before == state())
