@@ -17,12 +17,10 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data.augment import apply_color_matrix
 from data.config import read_data_config
-from data.dataset import collate
 from data.formats import Annotations, images_in_both_splits, read_train_val
 from data.images import read_image
 from data.loaders import Loaders, build_loaders
@@ -337,12 +335,7 @@ def main(argv: list[str] | None = None) -> None:
             stage("start_plots")
             draw_plan(run.lr_plan, len(run.loaders.sampler), path / "lr.png")
             if start.checkpoint is None:
-                loader = DataLoader(
-                    run.loaders.train_set, batch_sampler=run.loaders.sampler, collate_fn=collate
-                )
-                images, targets = next(iter(loader))
-                colors = [target["color"] for target in targets]
-                images = apply_color_matrix(images, colors, run.dtype)
+                images, targets = run.loaders.next_train_batch(run.dtype)
                 draw_batch(images, targets, class_names, path / "train_batch.jpg")
         run.tensorboard.open(path, progress.epoch)
         progress.start_timer()
