@@ -22,7 +22,7 @@ from pathlib import Path
 from queue import Queue
 
 from matplotlib.figure import Figure
-from peer_data import copied
+from peer_data import copy_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 PEER = "Ultralytics yolov8n"
@@ -108,7 +108,7 @@ def main() -> None:
     def task(hyp: str, seed: int) -> tuple[str, int, tuple[float, ...]]:
         core = cores.get()
         try:
-            with tempfile.TemporaryDirectory() as folder, copied(args.data) as data:
+            with tempfile.TemporaryDirectory() as folder, copy_dataset(args.data) as data:
                 if hyp == PEER:
                     command = [args.peer / "yolo", "detect", "train", "model=yolov8n.yaml", f"data={data}", f"imgsz={args.imgsz}",
                                f"batch={args.batch_size}", f"epochs={args.peer_epochs}", f"seed={seed}", "device=cpu",
