@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 from matplotlib.figure import Figure
-from peer_data import copied
+from peer_data import copy_dataset
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,7 +97,7 @@ def main() -> None:
     p.add_argument("--plot", type=Path)
     args = p.parse_args()
     rates, began = [], time.perf_counter()
-    with copied(args.data) as data:
+    with copy_dataset(args.data) as data:
         config = yaml.safe_load(data.read_text())
         files = sorted(str(file) for file in (Path(config["path"]) / config["train"]).iterdir())
         for file in files:
