@@ -143,20 +143,20 @@ CRASHING = {
 MISTAKES = {
     # The command line.
     "unknown option": asked("--epoch-count", "3", says="--epoch-count"),
-    "epochs 0": asked("--epochs", "0", says="--epochs: found '0', need a whole number from 1"),
+    "epochs 0": asked("--epochs", "0", says="--epochs: found '0', need an integer from 1"),
     "epochs -1": asked("--epochs", "-1", says="--epochs: found '-1'"),
     "epochs 1.5": asked("--epochs", "1.5", says="--epochs: found '1.5'"),
     "batch size 0": asked("--batch-size", "0", says="--batch-size: found '0'"),
     "batch size in words": asked("--batch-size", "many", says="--batch-size: found 'many'"),
     "batch size auto without a GPU": asked("--batch-size", "auto", says="--batch-size auto"),
-    "imgsz 0": asked("--imgsz", "0", says="--imgsz: found '0', need a whole number from 32"),
+    "imgsz 0": asked("--imgsz", "0", says="--imgsz: found '0', need an integer from 32"),
     "imgsz huge": asked(
         "--imgsz",
         "1000000000",
-        says="--imgsz: found '1000000000', need a whole number from 32 to 16384",
+        says="--imgsz: found '1000000000', need an integer from 32 to 16384",
     ),
     "imgsz of many digits": asked("--imgsz", "9" * 5000, says="--imgsz: found '999"),
-    "imgsz from high to low": asked("--imgsz", "96-64", says="a lower side before a higher one"),
+    "imgsz from high to low": asked("--imgsz", "96-64", says="need MIN-MAX with MAX at least 32 above MIN"),
     "seed below 0": asked("--seed", "-3", says="--seed: found '-3'"),
     "workers below 0": asked("--workers", "-1", says="--workers: found '-1'"),
     "no such GPU": asked("--device", "cuda:99", says="cuda:99"),
@@ -186,7 +186,7 @@ MISTAKES = {
     ),
     "DEFAULT weights of our own model": asked("--weights", "DEFAULT", says="--weights DEFAULT"),
     "batch norm over processes on the CPU": asked(
-        "--sync-bn", "--device", "cpu", says="--sync-bn: needs CUDA"
+        "--sync-bn", "--device", "cpu", says="--sync-bn: requires CUDA"
     ),
     "a name that is none": asked("--name", "", says="--name: found ''"),
     "a name that leads elsewhere": asked("--name", "../..", says="--name: found '../..'"),
@@ -198,14 +198,14 @@ MISTAKES = {
         "--project", "/proc/runs", says="--project /proc/runs: "
     ),
     # The hyp file.
-    "no hyp file": asked("--hyp", "{}/none.yaml", says="{}/none.yaml: is not there"),
-    "a hyp file that is a folder": asked("--hyp", "{}", says="{}: is not there"),
+    "no hyp file": asked("--hyp", "{}/none.yaml", says="{}/none.yaml: file not found"),
+    "a hyp file that is a folder": asked("--hyp", "{}", says="{}: file not found"),
     "a hyp file with a name that is too long": asked("--hyp", "x" * 300, says="File name too long"),
-    "hyp: binary": hyp(b"\xff\xfe\x00\x80", "is no text in UTF-8"),
+    "hyp: binary": hyp(b"\xff\xfe\x00\x80", "not valid UTF-8"),
     "hyp: a list": hyp("- 1\n- 2\n", "found a list, need lines of 'key: value'"),
     "hyp: a text": hyp("lr0", "found a str"),
-    "hyp: unknown key": hyp("zzz: 1\n", "unknown key 'zzz'; known are optimizer, lr0"),
-    "hyp: misspelt key": hyp("momentun: 0.9\n", "unknown key 'momentun'; did you mean 'momentum'?"),
+    "hyp: unknown key": hyp("zzz: 1\n", "unknown key 'zzz' (known keys: optimizer, lr0"),
+    "hyp: misspelt key": hyp("momentun: 0.9\n", "unknown key 'momentun' (did you mean 'momentum'?)"),
     "hyp: misspelt key of a block": hyp(
         "scheduler: {warmup_epochs: 3}\n", "did you mean 'warmup_epoch'?"
     ),
@@ -215,11 +215,11 @@ MISTAKES = {
     "hyp: above its range": hyp("mosaic: 1.5\n", "mosaic: found 1.5"),
     "hyp: nan": hyp("lr0: .nan\n", "lr0: found nan"),
     "hyp: inf": hyp("weight_decay: .inf\n", "weight_decay: found inf"),
-    "hyp: a key twice": hyp("lr0: 0.1\nlr0: 0.2\n", "line 2, column 1: key 'lr0' is given twice"),
+    "hyp: a key twice": hyp("lr0: 0.1\nlr0: 0.2\n", "line 2, column 1: duplicate key 'lr0'"),
     "hyp: no YAML": hyp("lr0: [1\nbox: 2\n", "line 2, column 4: "),
     "hyp: a tab": hyp("scheduler:\n\twarmup_epoch: 1\n", "line 2, column 1: "),
     "hyp: a tag": hyp("!!python/object/apply:os.system ['true']\n", "line 1, column 1: "),
-    "hyp: aliases": hyp("a: &a [1]\nb: [" + "*a, " * 30 + "]\n", "found more than 20 aliases"),
+    "hyp: aliases": hyp("a: &a [1]\nb: [" + "*a, " * 30 + "]\n", "more than 20 aliases"),
     "hyp: unknown schedule": hyp(
         "scheduler: {name: cosine}\n", "name: found 'cosine', allowed are cawb"
     ),
@@ -240,10 +240,10 @@ MISTAKES = {
         "scheduler: {lf: 'lambda x, y: 0.5 - x / y'}\n", "epoch ", "not negative"
     ),
     # data.yaml.
-    "no data file": asked("--data", "{}/none.yaml", says="{}/none.yaml: is not there"),
-    "a data file that is a folder": asked("--data", "{}/images", says="{}/images: is not there"),
+    "no data file": asked("--data", "{}/none.yaml", says="{}/none.yaml: file not found"),
+    "a data file that is a folder": asked("--data", "{}/images", says="{}/images: file not found"),
     "data: empty": data("", "{}/data.yaml: key 'train' is missing"),
-    "data: binary": data(b"\x89PNG\xff", "is no text in UTF-8"),
+    "data: binary": data(b"\x89PNG\xff", "not valid UTF-8"),
     "data: no YAML": data("train: images/train\n  val: x\n", "{}/data.yaml: line 2, column "),
     "data: no names": data("train: images/train\nval: images/val\n", "key 'names' is missing"),
     "data: names with a gap": data(
@@ -548,7 +548,7 @@ def test_what_is_unusual_but_no_mistake(tmp_path, capsys):
     out, error = capsys.readouterr()
     assert error.splitlines() == [
         "val: 22 of its 27 pictures are in train, too; metrics say little of pictures that a model has learned",
-        "imgsz 50: a side is a multiple of 32, so it is 64",
+        "--imgsz 50: not a multiple of 32; using 64",
         "--batch-size 99: there are 22 pictures to train on, so a batch has 22",
     ]
     assert "22 + 27 pictures at 64 px" in out and "größe" in out
