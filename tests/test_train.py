@@ -286,7 +286,7 @@ def test_a_mistake_from_the_command_line(tmp_path):
     assert done.returncode == 2 and done.stdout == ""
     assert (
         done.stderr
-        == f"train.py: {tmp_path / 'bad.yaml'}: unknown key 'lr_0'; did you mean 'lr0'?\n"
+        == f"train.py: {tmp_path / 'bad.yaml'}: unknown key 'lr_0' (did you mean 'lr0'?)\n"
     )
 
 
