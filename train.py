@@ -135,7 +135,7 @@ def build(
     run.coco_gt = val_data.coco_gt()
 
     stage("model")
-    model = run.model = build_model(args.model, len(train_data.names), args.backbone)
+    model = run.model = build_model(args.model, len(train_data.class_names), args.backbone)
     args.epochs = args.epochs or config.epochs
     args.batch_size = args.batch_size or config.batch_size
     args.imgsz = args.imgsz or config.imgsz
@@ -196,7 +196,7 @@ def build(
     header = {
         "args": vars(args),
         "hyp": hyp.model_dump(),
-        "class_names": list(train_data.names),
+        "class_names": list(train_data.class_names),
         "model_config": model.config,
         "data_fingerprint": fingerprint,
         "environment": run.environment,
@@ -322,7 +322,7 @@ def main(argv: list[str] | None = None) -> None:
             return dist.shutdown()
         run = build(start, overrides, dist, stop)
         args, progress, path = run.args, run.progress, run.run_dir.path
-        class_names = run.train_data.names
+        class_names = run.train_data.class_names
         draws_plots = dist.is_main and not args.noplots
         info(
             f"{args.model}, {len(class_names)} classes, {len(run.loaders.train_set)} + "

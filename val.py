@@ -136,9 +136,9 @@ def evaluate_detector(args: argparse.Namespace) -> None:
     data_file = Path(find_file(args.data or model.data, ROOT / "data"))
     config = read_data_config(data_file)
     data = read_split(config, args.split)
-    if data.names != model.class_names:
+    if data.class_names != model.class_names:
         raise UserError(
-            f"{data_file}: has the classes {list(data.names)}, but {args.weights} was trained on "
+            f"{data_file}: has the classes {list(data.class_names)}, but {args.weights} was trained on "
             f"{list(model.class_names)} (they must be the same)"
         )
     warning(*imgsz_warning(args.imgsz or model.imgsz, model.stride), *data.messages(args.split))
@@ -153,7 +153,7 @@ def evaluate_detector(args: argparse.Namespace) -> None:
     timer = Timer(device)
     timed_model, timed_batches = TimedDetector(model, timer), time_batches(loader, timer)
     detections = run_inference(timed_model, timed_batches, device, bf16)
-    coco_gt = to_coco_gt(data.sizes, data.offsets, data.boxes, data.labels, data.crowd, data.names)
+    coco_gt = to_coco_gt(data.sizes, data.offsets, data.boxes, data.labels, data.crowd, data.class_names)
     result, curves = evaluate_with_curves(coco_gt, detections)
     info(format_table(result))
     ms = "  ".join(f"{stage} {1000 * s / len(data):.1f}" for stage, s in timer.seconds.items())
@@ -168,9 +168,9 @@ def evaluate_detector(args: argparse.Namespace) -> None:
         with atomic_write(results_dir / "predictions.json") as file:
             file.write(json.dumps(coco_results(detections, data, config, args.split)).encode())
     if not args.noplots:
-        draw_curves(*curves, data.names, results_dir)
+        draw_curves(*curves, data.class_names, results_dir)
         counts = confusion_matrix(coco_gt, detections)
-        draw_confusion(counts, data.names, results_dir / "confusion_matrix.png")
+        draw_confusion(counts, data.class_names, results_dir / "confusion_matrix.png")
     info(f"results written to {results_dir}")
 
 

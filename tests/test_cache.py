@@ -34,7 +34,7 @@ def read(path):
 def same(a, b):
     arrays = ("files", "sizes", "offsets", "boxes", "labels", "crowd")
     return (
-        a.names == b.names
+        a.class_names == b.class_names
         and a.errors == b.errors
         and all(np.array_equal(getattr(a, n), getattr(b, n)) for n in arrays)
     )

@@ -55,7 +55,7 @@ def test_convert_keeps_boxes_and_metrics_in_every_format(bccd, tmp_path):
     expected = by_name(original)
     for source in sources.values():
         a = read_split(read_data_config(source), "val")
-        assert a.names == original.names and not a.errors
+        assert a.class_names == original.class_names and not a.errors
         actual = by_name(a)
         assert actual.keys() == expected.keys()
         for name, rows in expected.items():
@@ -63,7 +63,7 @@ def test_convert_keeps_boxes_and_metrics_in_every_format(bccd, tmp_path):
         order = {Path(file).name: k for k, file in enumerate(a.files.tolist())}
         reordered = detections.copy()
         reordered[:, 0] = [order[Path(original.files[int(i)]).name] for i in detections[:, 0]]
-        gt = to_coco_gt(a.sizes, a.offsets, a.boxes, a.labels, a.crowd, a.names)
+        gt = to_coco_gt(a.sizes, a.offsets, a.boxes, a.labels, a.crowd, a.class_names)
         result = evaluate(gt, reordered)
         if source == sources["voc"]:
             first = result.overall

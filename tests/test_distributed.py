@@ -98,13 +98,13 @@ def test_sampler_order_does_not_depend_on_the_number_of_processes(processes):
         EpochBatchSampler(50, 8, (64, 640), 1, rank, processes) for rank in range(processes)
     ]
     for sampler in samplers:
-        sampler.epoch, sampler.start = 2, 3
+        sampler.epoch, sampler.start_batch = 2, 3
     single = EpochBatchSampler(50, 8, (64, 640), 1)
-    single.epoch, single.start = 2, 3
+    single.epoch, single.start_batch = 2, 3
     for batch, shards in zip(single, zip(*samplers, strict=True), strict=True):
         assert sorted(key for shard in shards for key in shard) == sorted(batch)
         assert max(map(len, shards)) - min(map(len, shards)) <= 1
-    assert all(sampler.sizes == single.sizes for sampler in samplers)
+    assert all(sampler.batch_sizes == single.batch_sizes for sampler in samplers)
 
 
 def test_sampler_refuses_a_batch_with_fewer_images_than_processes():

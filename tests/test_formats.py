@@ -54,7 +54,7 @@ def test_read_split_directory_list_and_glob_are_equal(tiny):
         assert sorted(data.boxes.tolist()) == sorted(expected.boxes.tolist())
     assert split(
         write_data(folder, train="images/train", val="images/val", names=dict(enumerate(names)))
-    ).names == tuple(names)
+    ).class_names == tuple(names)
 
 
 def test_read_split_coco_equals_yolo(bccd, tmp_path):
@@ -81,7 +81,7 @@ def test_read_split_coco_equals_yolo(bccd, tmp_path):
                 names=list(names.values()),
             )
         )
-        assert coco_data.names == yolo_data.names
+        assert coco_data.class_names == yolo_data.class_names
         assert len(coco_data) == len(yolo_data) == 292 and len(coco_data.boxes) == 3941
         order = np.argsort(coco_data.files)
         assert all(map(os.path.samefile, coco_data.files[order], yolo_data.files))
@@ -122,7 +122,7 @@ def test_read_split_coco_sparse_ids_and_crowds(tmp_path):
         )
     )
     data = split(write_data(tmp_path, train="labels.json", val="labels.json"))
-    assert data.names == ("first", "last")
+    assert data.class_names == ("first", "last")
     assert data.labels.tolist() == [1, 0] and data.crowd.tolist() == [False, True]
     np.testing.assert_allclose(data.boxes, [[0.1, 0.1, 0.3, 0.3], [0, 0, 0.1, 1]], atol=1e-6)
     assert len(data.errors) == 3 and all("labels.json" in error for error in data.errors)
@@ -167,7 +167,7 @@ def test_read_split_remaps_classes_of_every_format(tmp_path):
         rest = "names: [person, vehicle]\nremap: {car: vehicle, truck: vehicle, tree: null}\n"
         path.write_text(f"train: {source}\nval: {source}\n{rest}")
         data = split(path)
-        assert data.names == ("person", "vehicle") and data.errors == ()
+        assert data.class_names == ("person", "vehicle") and data.errors == ()
         assert data.labels.tolist() == [1, 1, 0, 1], source
         expected = [[x / 100, 0, (x + 10) / 100, 0.4] for _, x in boxes if x != 10]
         np.testing.assert_allclose(data.boxes, expected, atol=1e-6)
@@ -291,7 +291,7 @@ def test_label_file_replaces_last_images_directory():
         ("val: images/val\nnames: [a, b]\n", "'train' is missing"),
         ("train: [\n", "line"),
         ("- 1\n", "key: value"),
-        ("train: images/train\ntrain: images/val\nval: images/val\nnames: [a, b]\n", "twice"),
+        ("train: images/train\ntrain: images/val\nval: images/val\nnames: [a, b]\n", "duplicate key"),
         ("train: a.json\nval: images/val\nnames: [a, b]\n", "a.json"),
         (
             "train: images/train\nval: images/val\nnames: [a, b]\nremap: {a: b}\n",

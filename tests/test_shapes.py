@@ -41,7 +41,7 @@ def test_make_builtin_draws_a_valid_dataset(small_dataset, tmp_path):
     config = read_data_config(SHAPES_YAML).model_copy(update={"path": str(tmp_path / "shapes")})
     assert shapes.make_builtin(config) and not shapes.make_builtin(config)
     data = read_split(config, "train")
-    assert data.errors == () and len(data) == 12 and len(data.names) == 5
+    assert data.errors == () and len(data) == 12 and len(data.class_names) == 5
     assert (data.boxes[:, 2:] > data.boxes[:, :2]).all() and len(np.unique(data.labels)) == 5
 
 
