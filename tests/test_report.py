@@ -10,7 +10,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 import yaml
-from conftest import rows
+from conftest import read_results
 from PIL import Image
 
 from utils.confusion import per_image_confusion, per_image_f1
@@ -62,7 +62,7 @@ def test_report_is_self_contained_and_complete(trained):
     assert not page.tags & {"script", "link"} and "url(" not in text and "@import" not in text
     assert all(url.startswith("data:image/") for url in page.urls)
     assert len(page.urls) == 3 + 2 * 5  # plots, and two of each validation image
-    best = max(rows(run_dir), key=lambda row: float(row["metrics/mAP50-95"]))
+    best = max(read_results(run_dir), key=lambda row: float(row["metrics/mAP50-95"]))
     for key in ("precision", "recall", "mAP50", "mAP75", "mAP50-95"):
         assert f"{float(best[f'metrics/{key}']):.3f}" in page.text
     for key in yaml.safe_load((run_dir / "hyp.yaml").read_text()):

@@ -5,7 +5,7 @@ import signal
 import sys
 
 import pytest
-from conftest import rows, write_tiny
+from conftest import read_results, write_tiny
 
 import train
 from utils.tensorboard import TensorBoardLogger
@@ -36,7 +36,7 @@ def test_tensorboard_agrees_with_results_csv_after_an_interruption(tmp_path, mon
     assert train.main(args) == 128 + signal.SIGTERM
     assert train.main(["--resume", str(tmp_path / "exp")]) == 0
     events = read_events(tmp_path / "exp")
-    table = rows(tmp_path / "exp")
+    table = read_results(tmp_path / "exp")
     assert set(events.Tags()["scalars"]) == set(table[0]) - {"epoch"}
     for name in events.Tags()["scalars"]:
         scalars = events.Scalars(name)

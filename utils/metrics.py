@@ -150,9 +150,13 @@ def _class_metrics(precision: np.ndarray) -> dict[str, float]:
 
 
 def table_rows(result: Result) -> list[dict[str, Any]]:
-    """Return a row for all classes together, with `class` "all", and the row of each class."""
+    """Return a row for all classes together, with `class` "all", and the row of each class.
+
+    A metric that the result does not have is nan: a fork may add one to a run and resume it.
+    """
     total = {"class": "all", "images": "", "boxes": sum(row["boxes"] for row in result.classes)}
-    return [total | result.overall, *result.classes]
+    no_metrics = dict.fromkeys(METRICS, float("nan"))
+    return [no_metrics | row for row in (total | result.overall, *result.classes)]
 
 
 def format_table(result: Result) -> str:
