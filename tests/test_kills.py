@@ -18,7 +18,8 @@ from data.dataset import ValSet, collate
 from data.formats import read_split
 from models import build_model
 from utils.device import prefers_bf16
-from utils.metrics import evaluate, run_inference, to_coco_gt
+from utils.inference import run_inference
+from utils.metrics import evaluate, to_coco_gt
 
 ROOT = Path(__file__).parents[1]
 ANNOUNCED = Path(__file__).with_name("phase_train.py")

@@ -17,7 +17,7 @@ def test_round_up(value, expected):
 
 
 @pytest.mark.parametrize(
-    ("imgsz", "stride", "bounds", "rounded"),
+    ("imgsz", "stride", "bounds", "expected"),
     [
         (640, 32, (640, 640), 640),
         (50, 32, (64, 64), 64),
@@ -27,9 +27,9 @@ def test_round_up(value, expected):
         (641, 64, (704, 704), 704),
     ],
 )
-def test_imgsz_is_rounded_up_to_the_stride(imgsz, stride, bounds, rounded):
+def test_imgsz_is_rounded_up_to_the_stride(imgsz, stride, bounds, expected):
     assert imgsz_bounds(imgsz, stride) == bounds
-    assert round_imgsz(imgsz, stride) == rounded
+    assert round_imgsz(imgsz, stride) == expected
 
 
 def test_imgsz_warning_names_the_size_in_use():
