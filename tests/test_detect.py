@@ -72,8 +72,8 @@ def test_detect_directory_matches_val(trained, tmp_path):
         assert box == pytest.approx(prediction["box"], abs=0.01)
         assert f"class{label:.0f}" == prediction["class"]
         assert score == pytest.approx(prediction["score"], abs=1e-4)
-    with Image.open(results / "0.png") as drawn, Image.open(images / "0.png") as image:
-        assert drawn.size == image.size and (np.asarray(drawn) != np.asarray(image)).any()
+    with Image.open(results / "0.png") as output, Image.open(images / "0.png") as image:
+        assert output.size == image.size and (np.asarray(output) != np.asarray(image)).any()
 
 
 def test_detect_image_glob_and_list(trained, tmp_path):
@@ -124,9 +124,9 @@ def test_detect_video(trained, tmp_path, capsys):
     results = run_detect(trained, video, tmp_path / "runs", *options)
     assert f"{video}, frame 4: " in capsys.readouterr().out
     assert {p.stem for p in (results / "labels").iterdir()} == {f"video_{i}" for i in range(5)}
-    drawn = cv2.VideoCapture(str(results / "video.mp4"))
-    assert (drawn.get(cv2.CAP_PROP_FRAME_COUNT), drawn.get(cv2.CAP_PROP_FPS)) == (5, 10)
-    assert drawn.read()[1].shape == (64, 80, 3)
+    output = cv2.VideoCapture(str(results / "video.mp4"))
+    assert (output.get(cv2.CAP_PROP_FRAME_COUNT), output.get(cv2.CAP_PROP_FPS)) == (5, 10)
+    assert output.read()[1].shape == (64, 80, 3)
     # The frames are JPEG images, so the pixels differ a little from the files'.
     from_images = run_detect(trained, images, tmp_path / "images", *options)
     num_boxes = sum(map(len, read_labels(results).values()))
