@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from data.config import DataConfig, read_data_config
 from data.dataset import ValSet, collate
 from data.formats import Annotations, original_ids, read_split
+from data.shapes import make_builtin
 from models import load
 from models.detector import Detector
 from utils.atomic import atomic_write
@@ -135,6 +136,8 @@ def evaluate_detector(args: argparse.Namespace) -> None:
 
     data_file = Path(find_file(args.data or model.data, ROOT / "data"))
     config = read_data_config(data_file)
+    if make_builtin(config):
+        info(f"drew the built-in dataset into {config.path}")
     data = read_split(config, args.split)
     if data.class_names != model.class_names:
         raise UserError(
