@@ -334,7 +334,9 @@ def test_two_processes_find_what_one_finds(whole, data):
     )
     assert set(found[:, 0]) == set(range(24))
     result = evaluate(
-        to_coco_gt(split.sizes, split.offsets, split.boxes, split.labels, split.crowd, split.class_names),
+        to_coco_gt(
+            split.sizes, split.offsets, split.boxes, split.labels, split.crowd, split.class_names
+        ),
         found,
     )
     assert best["best"] > 0.02 and result.overall["mAP50-95"] == pytest.approx(
