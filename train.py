@@ -116,7 +116,7 @@ def build(
     same_order = args.deterministic or device.type == "cpu"
     set_deterministic(same_order)
     disable_malloc_trim()
-    torch.manual_seed(args.seed)
+    seed_everything(args.seed)
 
     stage("data")
     args.data = str(find_file(args.data, ROOT / "data").resolve())  # for a resume from elsewhere
