@@ -3,6 +3,7 @@
 import csv
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -75,7 +76,7 @@ def few_shapes(folder: Path, train: int, val: int) -> Path:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take minutes first, so that no process is left with one at the end."""
-    long = ["test_readme", "test_kills", "test_resume", "test_mistakes"]
+    long = ["test_readme", "test_kills", "test_resume", "test_user_errors"]
     items.sort(key=lambda item: long.index(item.path.stem) if item.path.stem in long else len(long))
 
 
@@ -100,7 +101,7 @@ def trained(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def hangups():
+def default_sighup():
     """A process that does not ignore SIGHUP, even where the tests were started by nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
@@ -212,3 +213,20 @@ class AtStage(logging.Handler):
 def signal_at(stage: str, number: int = signal.SIGTERM, **details: object) -> AtStage:
     """Send this process a signal, once, when a run reaches `stage`."""
     return AtStage(stage, lambda: os.kill(os.getpid(), number), **details)
+
+
+# What Python's `warnings` print: a line, and the source line that it is about.
+WARNING = re.compile(r"^\S+:\d+: \w*Warning: .*\n(  .*\n)?", re.MULTILINE)
+
+
+def assert_one_line_error(stderr: str, *parts: str, command: str = "train.py") -> None:
+    """`stderr` is a single line that starts with the command's name and contains all `parts`.
+
+    Warnings that libraries print are ignored.
+    """
+    text = WARNING.sub("", stderr)
+    assert text.startswith(f"{command}: ") and text.endswith("\n"), stderr
+    assert text.count("\n") == 1, stderr
+    assert "Traceback" not in text, stderr
+    for part in parts:
+        assert part in text, f"{part!r} is not in: {stderr}"
