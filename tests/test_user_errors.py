@@ -186,7 +186,8 @@ def voc(content: str, *message: str) -> Case:
 
 def resume(state: object, *message: str) -> Case:
     """`--resume` of a run with this checkpoint."""
-    return Case(write_checkpoint(state), ("--resume", "{}/old"), ("last.pt: ", *message))
+    arguments = ("--resume", "{}/old", "--project", "{}")
+    return Case(write_checkpoint(state), arguments, ("{}/old/weights/last.pt: ", *message))
 
 
 CASES = {
