@@ -1,11 +1,15 @@
-"""Finds objects in pictures and films: `python detect.py --weights runs/train/exp/weights/best.pt --source pictures/`."""
+"""Detect objects in images and videos with a trained detector.
+
+python detect.py --weights runs/train/exp/weights/best.pt --source images/
+python detect.py --weights runs/train/exp/weights/best.pt --source video.mp4 --conf 0.5 --save-txt
+"""
 
 import argparse
 import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,229 +28,266 @@ from utils.atomic import atomic_write
 from utils.cli import Parser, dir_name, int_range, run_cli, unit_interval
 from utils.device import prefers_bf16, select_device
 from utils.errors import UserError
+from utils.letterbox import letterbox_size
+from utils.log import info, warning
 from utils.memory import disable_malloc_trim
 from utils.plots import draw_boxes
 from utils.run_dir import new_dir
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    p = Parser(description="Find objects with a trained detector. Defaults stand in parentheses.")
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line, by default the process's. Raises UserError if it is invalid."""
+    p = Parser(description="Detect objects with a trained detector. Defaults in parentheses.")
     p.add_argument(
         "--weights",
         metavar="FILE",
         required=True,
-        help="best.pt or last.pt of a run; the averaged weights are taken",
+        help="best.pt or last.pt of a run; its EMA weights are used",
     )
     p.add_argument(
         "--source",
-        metavar="WHAT",
+        metavar="SOURCE",
         required=True,
-        help="a picture, a folder, a glob, a .txt list, a film, or a camera's number",
+        help="image, directory, glob, .txt list, video file or camera index",
     )
     p.add_argument(
         "--imgsz",
         type=int_range(32),
         metavar="PX",
-        help="longer side of what the model sees (what it was trained at)",
+        help="size in pixels that the longer side of an image is resized to (as trained)",
     )
     p.add_argument(
         "--conf",
         type=unit_interval,
         default=0.25,
         metavar="SCORE",
-        help="lowest score of a detection (0.25)",
+        help="confidence threshold (%(default)s)",
     )
     p.add_argument(
         "--iou",
         type=unit_interval,
         default=0.45,
         metavar="IOU",
-        help="overlap above which the lower score is dropped (0.45)",
+        help="IoU threshold for NMS (%(default)s)",
     )
     p.add_argument(
-        "--classes", nargs="+", metavar="CLASS", help="only these, by name or number (all)"
+        "--classes",
+        nargs="+",
+        metavar="CLASS",
+        help="detect only these classes, by name or index (all)",
     )
     p.add_argument(
         "--save-txt",
         action="store_true",
-        help="write labels/NAME.txt: class cx cy w h score a line, 0..1",
+        help="write labels/NAME.txt: a line `class cx cy w h score` per box, coordinates in 0..1",
     )
     p.add_argument(
         "--save-json",
         action="store_true",
-        help="write predictions.json: picture, class, box in pixels, score",
+        help="write predictions.json: file, frame, class, box in pixels, score",
     )
     p.add_argument(
         "--device",
         default="auto",
         metavar="NAME",
-        help="cpu, cuda, cuda:1, ... (auto: cuda if there is one, else cpu)",
+        help="cpu, cuda, cuda:1, ... (%(default)s: CUDA if available, else CPU)",
     )
     p.add_argument(
         "--project",
         default="runs/detect",
         metavar="DIR",
-        help="folder of the folders of results (runs/detect)",
+        help="parent directory of the results (%(default)s)",
     )
     p.add_argument(
         "--name",
         type=dir_name,
         default="exp",
         metavar="NAME",
-        help="the folder: exp, or exp2, exp3, ... (exp)",
+        help="directory of the results; NAME2, NAME3, ... if it exists (%(default)s)",
     )
-    p.add_argument("--exist-ok", action="store_true", help="use the folder even if it is taken")
+    p.add_argument("--exist-ok", action="store_true", help="reuse an existing directory")
     return p.parse_args(argv)
 
 
 def detect_objects(args: argparse.Namespace) -> None:
+    """Detect objects in every image of `args.source` and write the results."""
     device = select_device(args.device)
     disable_malloc_trim()
     model = load(args.weights).to(device, memory_format=torch.channels_last)
     model.set_thresholds(args.conf, args.iou)
-    imgsz = args.imgsz or model.imgsz
-    wanted = chosen_classes(args.classes, model.class_names)
-    pictures = frames(args.source)
-    first = next(pictures)  # what is wrong with the source is said before there is a folder
-    folder = new_dir(Path(args.project), args.name, args.exist_ok)
-    if args.save_txt:
-        (folder / "labels").mkdir(exist_ok=True)
+    class_ids = select_classes(args.classes, model.class_names)
+    frames = iter_images(args.source)
+    first_frame = next(frames)  # raises for an invalid source before a directory is created
 
-    rows: list[dict[str, Any]] = []
-    taken: set[str] = set()  # names in the folder: two folders may have a picture of the same name
-    film = VideoWriter(folder / f"{Path(args.source).stem}.mp4")
-    count, broken, began = 0, 0, time.perf_counter()
+    results_dir = new_dir(Path(args.project), args.name, args.exist_ok)
+    results = ResultWriter(results_dir, args.source, model.class_names, args.save_txt)
+    num_images = num_failed = 0
+    start_time = time.perf_counter()
     try:
-        for frame in chain([first], pictures):
-            if isinstance(frame.image, UserError):  # is said and counted, and the others go on
-                print(f"detect.py: {frame.image}", file=sys.stderr)
-                broken += 1
+        for frame in chain([first_frame], frames):
+            if frame.image is None:
+                warning(f"detect.py: {frame.error}")
+                num_failed += 1
                 continue
-            found = look(model, frame.image, imgsz, device, wanted)
-            labels, scores = found["labels"].tolist(), found["scores"].tolist()
-            counts = Counter(model.class_names[label] for label in labels)
-            place = (
-                frame.source if frame.number is None else f"{frame.source}, frame {frame.number}"
-            )
-            print(
-                f"{place}: {', '.join(f'{n} {name}' for name, n in counts.most_common()) or 'nothing'}"
-            )
-            count += 1
-            drawn = draw_boxes(frame.image, found, model.class_names)
-            if frame.number is None:
-                name = unique_stem(frame.source, taken)
-                to_pil_image(drawn).save(folder / f"{name}{Path(frame.source).suffix}")
-            else:
-                name = f"{Path(frame.source).stem}_{frame.number}"
-                film.write(drawn, frame.rate)
-            if args.save_txt:
-                write_txt(found, frame.image.shape[-2:], folder / "labels" / f"{name}.txt")
-            rows += [
-                {
-                    "file": frame.source,
-                    "frame": frame.number,
-                    "class": model.class_names[k],
-                    "box": [round(v, 3) for v in box],
-                    "score": s,
-                }
-                for k, box, s in zip(labels, found["boxes"].tolist(), scores, strict=True)
-            ]
-    except KeyboardInterrupt:
-        print(
-            "stopped"
-        )  # which is how one takes leave of a camera: what there is so far is written to its end
+            imgsz = args.imgsz or model.imgsz
+            results.add(frame, predict(model, frame.image, imgsz, device, class_ids))
+            num_images += 1
+    except KeyboardInterrupt:  # the way to end a camera stream: keep what has been detected
+        info("stopped")
     finally:
-        film.close()
+        results.video.close()
     if args.save_json:
-        with atomic_write(folder / "predictions.json") as output:
-            output.write(json.dumps(rows).encode())
-    left = f", {broken} more could not be decoded" if broken else ""
-    print(f"{count} pictures in {time.perf_counter() - began:.1f} s{left}; written to {folder}")
+        with atomic_write(results_dir / "predictions.json") as file:
+            file.write(json.dumps(results.predictions).encode())
+    images = f"{num_images} image{'' if num_images == 1 else 's'}"
+    failed = f" ({num_failed} failed)" if num_failed else ""
+    seconds = time.perf_counter() - start_time
+    info(f"processed {images} in {seconds:.1f} s{failed}; results written to {results_dir}")
 
 
 class Frame(NamedTuple):
-    """A picture to look at."""
+    """An image, or a frame of a video."""
 
-    source: str  # its file, or the film's, or the camera's number
-    number: int | None  # in a film, counted from 0; None for a picture of its own
-    image: Tensor | UserError  # (3, h, w) uint8, or why it cannot be decoded
-    rate: float = 0.0  # of a film: frames a second
+    source: str  # the image or video file, or the camera index
+    index: int | None  # in a video, from 0; None for an image
+    image: Tensor | None  # (3, h, w) uint8; None if it cannot be decoded
+    fps: float = 0.0  # of a video
+    error: str = ""  # why `image` is None
 
 
-def frames(source: str) -> Iterator[Frame]:
-    """Every picture of the source. Raises UserError where the source is not there, or has no picture at all."""
+def iter_images(source: str) -> Iterator[Frame]:
+    """Yield every image of a `--source`.
+
+    Raises UserError if the source is not found, contains no images, or is not a readable video.
+    """
     if source.isdecimal() or Path(source).suffix.lower() in VIDEO_SUFFIXES:
-        for number, (image, rate) in enumerate(read_video(source)):
-            yield Frame(source, number, image, rate)
+        for index, (image, fps) in enumerate(read_video(source)):
+            yield Frame(source, index, image, fps)
         return
     files = list_images(Path(source))
     if files is None:
         raise UserError(
-            f"--source {source}: is not there; allowed are a picture, a folder, a glob, a .txt list, a film, a camera"
+            f"--source {source}: not found (need an image, directory, glob, .txt list, video file "
+            "or camera index)"
         )
     if not files:
-        raise UserError(f"--source {source}: has no picture")
+        raise UserError(f"--source {source}: contains no images")
     for file in files:
+        size = image_size(file)
+        if isinstance(size, str):  # an error message
+            yield Frame(file, None, None, error=size)
+            continue
         try:
-            if isinstance(size := image_size(file), str):
-                raise UserError(size)
-            yield Frame(file, None, read_image(file))
+            image = read_image(file)
         except UserError as error:
-            yield Frame(file, None, error)
+            yield Frame(file, None, None, error=str(error))
+        else:
+            yield Frame(file, None, image)
 
 
 @torch.inference_mode()
-def look(
-    model: Detector, image: Tensor, imgsz: int, device: torch.device, wanted: set[int] | None = None
+def predict(
+    model: Detector,
+    image: Tensor,
+    imgsz: int,
+    device: torch.device,
+    class_ids: set[int] | None = None,
 ) -> dict[str, Tensor]:
-    """The detections in a picture (3, h, w) uint8, of the `wanted` classes or of all, boxes in its own pixels, on the CPU."""
+    """Return the detections in an image (3, h, w) uint8, of `class_ids` or of all classes.
+
+    The image is resized as in validation. `boxes` (k, 4), xyxy in pixels of `image`, `scores` (k,)
+    and `labels` (k,) are float32 and int64 on the CPU.
+    """
     height, width = image.shape[-2:]
-    ratio = imgsz / max(height, width)
-    small = resize(image, max(1, round(height * ratio)), max(1, round(width * ratio))).to(device)
+    new_height, new_width = letterbox_size(height, width, imgsz)
+    resized = resize(image, new_height, new_width).to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=prefers_bf16(device)):
-        (found,) = model([small])
-    found = {
-        key: value.float().cpu() if key != "labels" else value.cpu() for key, value in found.items()
-    }
-    found["boxes"] /= torch.tensor([small.shape[-1] / width, small.shape[-2] / height]).repeat(2)
-    if wanted is None:
-        return found
-    kept = torch.isin(found["labels"], torch.tensor(sorted(wanted)))
-    return {key: value[kept] for key, value in found.items()}
+        (detections,) = model([resized])
+    scale = torch.tensor([new_width / width, new_height / height])
+    boxes = detections["boxes"].float().cpu() / scale.repeat(2)
+    scores, labels = detections["scores"].float().cpu(), detections["labels"].cpu()
+    if class_ids is not None:
+        selected = torch.isin(labels, torch.tensor(sorted(class_ids)))
+        boxes, scores, labels = boxes[selected], scores[selected], labels[selected]
+    return {"boxes": boxes, "scores": scores, "labels": labels}
 
 
-def chosen_classes(asked: list[str] | None, names: tuple[str, ...]) -> set[int] | None:
-    """The numbers of the classes that are asked for by name or number. Raises UserError for one that is not there."""
-    if asked is None:
+def select_classes(classes: list[str] | None, class_names: Sequence[str]) -> set[int] | None:
+    """Return the indices of `classes`, given by name or index; None for None, which means all.
+
+    A name that is a number goes before an index. Raises UserError for an unknown class.
+    """
+    if classes is None:
         return None
-    numbers = {name: k for k, name in enumerate(names)} | {
-        str(k): k for k in range(len(names)) if str(k) not in names
-    }
-    for name in asked:
-        if name not in numbers:
+    index = {str(k): k for k in range(len(class_names))}
+    index |= {name: k for k, name in enumerate(class_names)}
+    for name in classes:
+        if name not in index:
             raise UserError(
-                f"--classes {name}: is not there; the model knows {', '.join(names)}, or 0 to {len(names) - 1}"
+                f"--classes {name}: not a class of the model (choose from "
+                f"{', '.join(class_names)}, or 0 to {len(class_names) - 1})"
             )
-    return {numbers[name] for name in asked}
+    return {index[name] for name in classes}
 
 
-def write_txt(found: dict[str, Tensor], size: tuple[int, int], path: Path) -> None:
-    """YOLO's label file with a score at each line's end; `size` is the picture's height and width."""
+class ResultWriter:
+    """Writes the results to `directory`: images or a video with the boxes, and label files.
+
+    `predictions` collects the rows of predictions.json.
+    """
+
+    def __init__(
+        self, directory: Path, source: str, class_names: Sequence[str], save_txt: bool
+    ) -> None:
+        self.directory, self.class_names, self.save_txt = directory, class_names, save_txt
+        self.video = VideoWriter(directory / f"{Path(source).stem}.mp4")
+        self.predictions: list[dict[str, Any]] = []
+        self._used_stems: set[str] = set()  # images in two directories may have the same name
+        if save_txt:
+            (directory / "labels").mkdir(exist_ok=True)
+
+    def add(self, frame: Frame, detections: dict[str, Tensor]) -> None:
+        """Print and write the detections in `frame`, as `predict` returns them."""
+        names = [self.class_names[label] for label in detections["labels"].tolist()]
+        counts = ", ".join(f"{n} {name}" for name, n in Counter(names).most_common())
+        position = "" if frame.index is None else f", frame {frame.index}"
+        info(f"{frame.source}{position}: {counts or 'no detections'}")
+
+        drawn = draw_boxes(frame.image, detections, self.class_names)
+        if frame.index is None:
+            stem = unique_stem(frame.source, self._used_stems)
+            to_pil_image(drawn).save(self.directory / f"{stem}{Path(frame.source).suffix}")
+        else:
+            stem = f"{Path(frame.source).stem}_{frame.index}"
+            self.video.write(drawn, frame.fps)
+        if self.save_txt:
+            label_file = self.directory / "labels" / f"{stem}.txt"
+            write_labels(label_file, detections, frame.image.shape[-2:])
+        boxes, scores = detections["boxes"].tolist(), detections["scores"].tolist()
+        for name, box, score in zip(names, boxes, scores, strict=True):
+            box = [round(value, 3) for value in box]
+            row = {"file": frame.source, "frame": frame.index, "class": name}
+            self.predictions.append(row | {"box": box, "score": score})
+
+
+def write_labels(path: Path, detections: dict[str, Tensor], size: tuple[int, int]) -> None:
+    """Write a YOLO label file with the score at the end of each line.
+
+    `size`: height and width of the image.
+    """
     height, width = size
-    boxes = box_convert(found["boxes"], "xyxy", "cxcywh") / torch.tensor(
-        [width, height, width, height]
-    )
-    lines = [
-        " ".join([str(label), *(f"{value:.6f}" for value in (*box, score))]) + "\n"
-        for box, label, score in zip(
-            boxes.tolist(), found["labels"].tolist(), found["scores"].tolist(), strict=True
-        )
-    ]
+    boxes = box_convert(detections["boxes"], "xyxy", "cxcywh")
+    boxes = boxes / torch.tensor([width, height, width, height])
+    labels, scores = detections["labels"].tolist(), detections["scores"].tolist()
+    lines = []
+    for label, box, score in zip(labels, boxes.tolist(), scores, strict=True):
+        numbers = " ".join(f"{value:.6f}" for value in (*box, score))
+        lines.append(f"{label} {numbers}\n")
     path.write_text("".join(lines), encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit status is that of `exit_status`."""
+    """Run the command and return its exit status."""
     return run_cli("detect.py", lambda: detect_objects(parse_args(argv)))
 
 

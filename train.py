@@ -17,12 +17,10 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data.augment import apply_color_matrix
 from data.config import read_data_config
-from data.dataset import collate
 from data.formats import Annotations, images_in_both_splits, read_train_val
 from data.images import read_image
 from data.loaders import Loaders, build_loaders
@@ -137,7 +135,7 @@ def build(
     run.coco_gt = val_data.coco_gt()
 
     stage("model")
-    model = run.model = build_model(args.model, len(train_data.names), args.backbone)
+    model = run.model = build_model(args.model, len(train_data.class_names), args.backbone)
     args.epochs = args.epochs or config.epochs
     args.batch_size = args.batch_size or config.batch_size
     args.imgsz = args.imgsz or config.imgsz
@@ -198,7 +196,7 @@ def build(
     header = {
         "args": vars(args),
         "hyp": hyp.model_dump(),
-        "class_names": list(train_data.names),
+        "class_names": list(train_data.class_names),
         "model_config": model.config,
         "data_fingerprint": fingerprint,
         "environment": run.environment,
@@ -324,7 +322,7 @@ def main(argv: list[str] | None = None) -> None:
             return dist.shutdown()
         run = build(start, overrides, dist, stop)
         args, progress, path = run.args, run.progress, run.run_dir.path
-        class_names = run.train_data.names
+        class_names = run.train_data.class_names
         draws_plots = dist.is_main and not args.noplots
         info(
             f"{args.model}, {len(class_names)} classes, {len(run.loaders.train_set)} + "
@@ -337,12 +335,7 @@ def main(argv: list[str] | None = None) -> None:
             stage("start_plots")
             draw_plan(run.lr_plan, len(run.loaders.sampler), path / "lr.png")
             if start.checkpoint is None:
-                loader = DataLoader(
-                    run.loaders.train_set, batch_sampler=run.loaders.sampler, collate_fn=collate
-                )
-                images, targets = next(iter(loader))
-                colors = [target["color"] for target in targets]
-                images = apply_color_matrix(images, colors, run.dtype)
+                images, targets = run.loaders.next_train_batch(run.dtype)
                 draw_batch(images, targets, class_names, path / "train_batch.jpg")
         run.tensorboard.open(path, progress.epoch)
         progress.start_timer()

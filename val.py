@@ -1,4 +1,8 @@
-"""Evaluates a trained detector: `python val.py --weights runs/train/exp/weights/best.pt --data mine/data.yaml`."""
+"""Evaluate a trained detector on a dataset.
+
+python val.py --weights runs/train/exp/weights/best.pt
+python val.py --weights runs/train/exp/weights/best.pt --data mine/data.yaml --split test
+"""
 
 import argparse
 import json
@@ -11,25 +15,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from data.config import read_data_config
+from data.config import DataConfig, read_data_config
 from data.dataset import ValSet, collate
 from data.formats import Annotations, original_ids, read_split
-from data.shapes import make_builtin
-from models import YOLO, load
+from models import load
+from models.detector import Detector
 from utils.atomic import atomic_write
 from utils.cli import Parser, dir_name, int_range, run_cli, unit_interval
 from utils.confusion import confusion_matrix
-from utils.device import (
-    default_workers,
-    prefers_bf16,
-    select_device,
-    set_deterministic,
-)
+from utils.device import default_workers, prefers_bf16, select_device, set_deterministic
 from utils.errors import UserError
 from utils.inference import run_inference
 from utils.letterbox import imgsz_bounds, imgsz_warning
+from utils.log import info, warning
 from utils.memory import disable_malloc_trim
 from utils.metrics import evaluate_with_curves, format_table, to_coco_gt
 from utils.plots import draw_confusion, draw_curves
@@ -39,43 +40,51 @@ from utils.yamlfile import find_file
 ROOT = Path(__file__).resolve().parent
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    p = Parser(description="Evaluate a trained detector. Defaults stand in parentheses.")
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line, by default the process's. Raises UserError if it is invalid."""
+    p = Parser(description="Evaluate a trained detector. Defaults in parentheses.")
     p.add_argument(
         "--weights",
         metavar="FILE",
         required=True,
-        help="best.pt or last.pt of a run; the averaged weights are taken",
+        help="best.pt or last.pt of a run; its EMA weights are evaluated",
     )
     p.add_argument(
         "--data",
         metavar="FILE",
-        help="data set: a data.yaml, or the name of one in data/ (what the run trained on)",
+        help="dataset: a data.yaml, or the name of one in data/ (what the run trained on)",
     )
     p.add_argument(
-        "--split", choices=("train", "val", "test"), default="val", help="train, val or test (val)"
+        "--split",
+        choices=("train", "val", "test"),
+        default="val",
+        help="split to evaluate: train, val or test (%(default)s)",
     )
     p.add_argument(
         "--imgsz",
         type=int_range(32),
         metavar="PX",
-        help="side of a sample, in steps of 32 (what it was trained at)",
+        help="image size in pixels, rounded up to a multiple of the model's stride (as trained)",
     )
     p.add_argument(
-        "--batch-size", type=int_range(1), default=16, metavar="N", help="pictures in a batch (16)"
+        "--batch-size",
+        type=int_range(1),
+        default=16,
+        metavar="N",
+        help="images per batch (%(default)s)",
     )
     p.add_argument(
         "--conf",
         type=unit_interval,
         default=0.001,
         metavar="SCORE",
-        help="lowest score of a detection (0.001)",
+        help="confidence threshold (%(default)s)",
     )
     p.add_argument(
         "--iou",
         type=unit_interval,
         metavar="IOU",
-        help="overlap above which the lower score is dropped (the model's: 0.7)",
+        help="IoU threshold for NMS (the model's; 0.7 for the YOLO models)",
     )
     p.add_argument(
         "--save-json",
@@ -86,140 +95,161 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--device",
         default="auto",
         metavar="NAME",
-        help="cpu, cuda, cuda:1, ... (auto: cuda if there is one, else cpu)",
+        help="cpu, cuda, cuda:1, ... (%(default)s: CUDA if available, else CPU)",
     )
     p.add_argument(
         "--workers",
         type=int_range(0),
         metavar="N",
-        help="loaders (cuda: a core each, <= 8; cpu: 0)",
+        help="DataLoader workers (CUDA: min(8, cores); CPU: 0)",
     )
     p.add_argument(
         "--project",
         default="runs/val",
         metavar="DIR",
-        help="folder of the evaluations' folders (runs/val)",
+        help="parent directory of the results (%(default)s)",
     )
     p.add_argument(
         "--name",
         type=dir_name,
         default="exp",
         metavar="NAME",
-        help="the folder: exp, or exp2, exp3, ... (exp)",
+        help="directory of the results; NAME2, NAME3, ... if it exists (%(default)s)",
     )
-    p.add_argument("--exist-ok", action="store_true", help="use the folder even if it is taken")
-    p.add_argument("--noplots", action="store_true", help="draw no pictures")
+    p.add_argument("--exist-ok", action="store_true", help="reuse an existing directory")
+    p.add_argument("--noplots", action="store_true", help="skip the plots")
     return p.parse_args(argv)
 
 
 def evaluate_detector(args: argparse.Namespace) -> None:
+    """Evaluate the detector in `args.weights`, print the metrics and write the results."""
     device = select_device(args.device)
     bf16 = prefers_bf16(device)
     set_deterministic(device.type == "cpu")
     disable_malloc_trim()
-    workers = default_workers(device, 1) if args.workers is None else args.workers
 
-    # Model: the averaged weights of a checkpoint.
-    model = load(args.weights).to(
-        device, memory_format=torch.channels_last
-    )  # as training validates it
+    # channels_last, because training validates in it and the metrics must be the same.
+    model = load(args.weights).to(device, memory_format=torch.channels_last)
     model.set_thresholds(args.conf, args.iou)
-    imgsz = imgsz_bounds(args.imgsz or model.imgsz)[1]
+    imgsz = imgsz_bounds(args.imgsz or model.imgsz, model.stride)[1]
 
-    # Data.
-    file = Path(find_file(args.data or model.data, ROOT / "data"))
-    config = read_data_config(file)
-    if make_builtin(config):
-        print(f"drew the built-in dataset into {config.path}")
+    data_file = Path(find_file(args.data or model.data, ROOT / "data"))
+    config = read_data_config(data_file)
     data = read_split(config, args.split)
-    if data.names != model.names:
+    if data.class_names != model.class_names:
         raise UserError(
-            f"{file}: has the classes {list(data.names)}, but {args.weights} detects {list(model.names)}"
+            f"{data_file}: has the classes {list(data.class_names)}, but {args.weights} was trained on "
+            f"{list(model.class_names)} (they must be the same)"
         )
-    for sentence in [*imgsz_warning(args.imgsz or model.imgsz), *data.messages(args.split)]:
-        print(sentence, file=sys.stderr)
-    loader = DataLoader(ValSet(data, imgsz, stride=32), args.batch_size, num_workers=workers, collate_fn=collate,
-                        pin_memory=device.type == "cuda")  # fmt: skip
-    truth = to_coco_gt(data.sizes, data.offsets, data.boxes, data.labels, data.crowd, data.names)
-
-    # Detect, and see where the time goes.
-    watch = Timer(device)
-    model.register_forward_pre_hook(lambda *_: watch.lap("preprocess"))
-    if own := isinstance(model, YOLO):
-        model.head.register_forward_hook(lambda *_: watch.lap("inference"))
-    last = "NMS" if own else "inference with NMS"
-    model.register_forward_hook(lambda *_: watch.lap(last))
-    detections = run_inference(model, _timed(loader, watch), device, bf16)
-    result, curves = evaluate_with_curves(truth, detections)
-    print(format_table(result))
-    each = "  ".join(
-        f"{stage} {1000 * watch.seconds[stage] / len(data):.1f}"
-        for stage in watch.seconds
-        if stage != "the rest"
-    )
-    print(
-        f"ms a picture at {imgsz} px, batches of {args.batch_size}, on {device}{' in bf16' if bf16 else ''}: {each}"
+    warning(*imgsz_warning(args.imgsz or model.imgsz, model.stride), *data.messages(args.split))
+    loader = DataLoader(
+        ValSet(data, imgsz, model.stride),
+        args.batch_size,
+        num_workers=default_workers(device, 1) if args.workers is None else args.workers,
+        collate_fn=collate,
+        pin_memory=device.type == "cuda",
     )
 
-    # Write it down.
-    folder = new_dir(Path(args.project), args.name, args.exist_ok)
-    with atomic_write(folder / "metrics.json") as output:
-        output.write(
-            json.dumps({"all": result.overall, "classes": result.classes}, indent=2).encode()
-        )
+    timer = Timer(device)
+    timed_model, timed_batches = TimedDetector(model, timer), time_batches(loader, timer)
+    detections = run_inference(timed_model, timed_batches, device, bf16)
+    coco_gt = to_coco_gt(data.sizes, data.offsets, data.boxes, data.labels, data.crowd, data.class_names)
+    result, curves = evaluate_with_curves(coco_gt, detections)
+    info(format_table(result))
+    ms = "  ".join(f"{stage} {1000 * s / len(data):.1f}" for stage, s in timer.seconds.items())
+    precision = ", bf16" if bf16 else ""
+    info(f"ms/image at {imgsz} px, batch size {args.batch_size}, {device}{precision}: {ms}")
+
+    results_dir = new_dir(Path(args.project), args.name, args.exist_ok)
+    metrics = {"all": result.overall, "classes": result.classes}
+    with atomic_write(results_dir / "metrics.json") as file:
+        file.write(json.dumps(metrics, indent=2).encode())
     if args.save_json:
-        with atomic_write(folder / "predictions.json") as output:
-            output.write(
-                json.dumps(
-                    coco_results(detections, data, *original_ids(config, args.split, data))
-                ).encode()
-            )
+        with atomic_write(results_dir / "predictions.json") as file:
+            file.write(json.dumps(coco_results(detections, data, config, args.split)).encode())
     if not args.noplots:
-        draw_curves(*curves, data.names, folder)
-        draw_confusion(
-            confusion_matrix(truth, detections), data.names, folder / "confusion_matrix.png"
-        )
-    print(f"written to {folder}")
+        draw_curves(*curves, data.class_names, results_dir)
+        counts = confusion_matrix(coco_gt, detections)
+        draw_confusion(counts, data.class_names, results_dir / "confusion_matrix.png")
+    info(f"results written to {results_dir}")
 
 
 class Timer:
-    """Adds up the seconds of consecutive stages; each `lap` waits for pending work of the device."""
+    """Adds up the time that each stage takes; kernels still running on the GPU are waited for."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.seconds: dict[str, float] = defaultdict(float)
-        self._since = time.perf_counter()
+        self._stage_start = 0.0
 
-    def lap(self, stage: str) -> None:
-        """Count the time since the last call as `stage`."""
+    def start(self) -> None:
+        """Start the first stage of a batch."""
+        self._stage_start = time.perf_counter()
+
+    def stop(self, stage: str) -> None:
+        """End `stage` and start the next one."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         now = time.perf_counter()
-        self.seconds[stage] += now - self._since
-        self._since = now
+        self.seconds[stage] += now - self._stage_start
+        self._stage_start = now
 
 
-def _timed(batches: Iterable[Any], watch: Timer) -> Iterator[Any]:
-    """The batches; the time they take counts as preprocessing, what the caller does after detecting as nothing of the three."""
+def time_batches(batches: Iterable[Any], timer: Timer) -> Iterator[Any]:
+    """Yield the batches; start `timer` whenever the next one is requested."""
+    timer.start()
     for batch in batches:
-        watch.lap("preprocess")
         yield batch
-        watch.lap("the rest")
+        timer.start()
+
+
+class TimedDetector(nn.Module):
+    """A detector in evaluation mode that stops `timer` after each stage.
+
+    The time until it is called, in which the batch is loaded and copied to the device, is
+    "preprocess".
+    """
+
+    def __init__(self, model: Detector, timer: Timer) -> None:
+        super().__init__()
+        self.model, self.timer = model, timer
+
+    def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
+        self.timer.stop("preprocess")
+        if not self.model.exportable:  # its post-processing cannot be called separately
+            detections = self.model(images)
+            self.timer.stop("inference with NMS")
+            return detections
+        batch, sizes = self.model.prepare(images)
+        boxes, scores = self.model.predict(batch)
+        self.timer.stop("inference")
+        detections = self.model.postprocess(boxes, scores, sizes)
+        self.timer.stop("NMS")
+        return detections
 
 
 def coco_results(
-    detections: np.ndarray, data: Annotations, images: list[int | str], categories: list[int]
+    detections: np.ndarray, data: Annotations, config: DataConfig, split: str
 ) -> list[dict[str, Any]]:
-    """Detections (k, 7) as a COCO results file has them, with the ids of the pictures and of the classes."""
+    """Convert detections (k, 7), as `run_inference` returns them, to the COCO results format.
+
+    Images and classes have the ids that `original_ids` returns for the split.
+    """
+    image_ids, category_ids = original_ids(config, split, data)
     return [
-        {"image_id": images[int(image)], "file_name": Path(data.files[int(image)]).name, "category_id": categories[int(label)],
-         "bbox": [round(value, 3) for value in box], "score": round(score, 9)}
+        {
+            "image_id": image_ids[int(image)],
+            "file_name": Path(data.files[int(image)]).name,
+            "category_id": category_ids[int(label)],
+            "bbox": [round(value, 3) for value in box],
+            "score": round(score, 9),
+        }
         for image, *box, score, label in detections.tolist()
-    ]  # fmt: skip
+    ]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit status is that of `exit_status`."""
+    """Run the command and return its exit status."""
     return run_cli("val.py", lambda: evaluate_detector(parse_args(argv)))
 
 

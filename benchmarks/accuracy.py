@@ -24,7 +24,7 @@ from pathlib import Path
 from queue import Queue
 
 from matplotlib.figure import Figure
-from peer_data import copied
+from peer_data import copy_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 PEER = "Ultralytics yolov8n"
@@ -150,7 +150,7 @@ def main() -> None:
     def task(hyp: str, seed: int) -> tuple[str, int, tuple[float, ...]]:
         core = cores.get()
         try:
-            with tempfile.TemporaryDirectory() as project, copied(args.data) as data:
+            with tempfile.TemporaryDirectory() as project, copy_dataset(args.data) as data:
                 command = train_command(hyp, seed, data, Path(project), args)
                 result = run(command, Path(project) / "exp" / "results.csv", core)
         finally:

@@ -1,8 +1,9 @@
-"""Training samples a second from one loader process, beside Ultralytics' loader: mosaic, scale, shift, colour and flip on.
+"""Measures training samples per second from one DataLoader worker, compared with Ultralytics.
 
-`python benchmarks/data.py --data DATA.yaml [--peer PYTHON]`, where PYTHON is the interpreter of a virtual environment that has
-Ultralytics. Each side runs in a process of its own and hands over whole batches; they take turns. The first epoch, in which
-worker processes start and files are first read, stands apart; of the later ones the median.
+`python benchmarks/data.py --data DATA.yaml [--peer PYTHON]`, where PYTHON is the interpreter of a
+virtual environment with Ultralytics. Both augment with mosaic, scale, translation, color and
+flips, collate whole batches, and run in turns, each in a process of its own. The first epoch, in
+which workers start and files are first read, is reported separately from the median of the others.
 """
 
 import argparse
@@ -12,91 +13,93 @@ import subprocess
 import sys
 from pathlib import Path
 
-from peer_data import copied
+from peer_data import copy_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
-OURS = """
+THIS_REPO = """
 import json, sys, time
 from pathlib import Path
-root, data, imgsz, batch, epochs, folder = sys.argv[1:]
+root, data, imgsz, batch_size, epochs = sys.argv[1:]
 sys.path.insert(0, root)
 from torch.utils.data import DataLoader
-from data.dataset import TrainSet, collate
 from data.config import read_data_config
+from data.dataset import TrainSet, collate
 from data.formats import read_split
 from data.sampler import EpochBatchSampler
 from utils.hyp import Hyp
-split = read_split(read_data_config(Path(data)), "train")
-samples = TrainSet(split, Hyp(), seed=0, mosaic_until=int(epochs))
-batches = EpochBatchSampler(len(samples), int(batch), (int(imgsz), int(imgsz)), seed=0)
-loader = DataLoader(samples, batch_sampler=batches, num_workers=1, persistent_workers=True, collate_fn=collate)
+annotations = read_split(read_data_config(Path(data)), "train")
+train_set = TrainSet(annotations, Hyp(), seed=0, mosaic_until=int(epochs))
+batches = EpochBatchSampler(len(train_set), int(batch_size), (int(imgsz), int(imgsz)), seed=0)
+loader = DataLoader(
+    train_set, batch_sampler=batches, num_workers=1, persistent_workers=True, collate_fn=collate
+)
 rates = []
 for batches.epoch in range(int(epochs)):
-    began = time.perf_counter()
-    seen = sum(len(images) for images, _ in loader)
-    rates.append(seen / (time.perf_counter() - began))
+    start = time.perf_counter()
+    num_samples = sum(len(images) for images, _ in loader)
+    rates.append(num_samples / (time.perf_counter() - start))
 print(json.dumps(["this repo", rates]))
 """
 PEER = """
-import json, os, shutil, sys, time
-root, data, imgsz, batch, epochs, folder = sys.argv[1:]
+import json, sys, time
+root, data, imgsz, batch_size, epochs = sys.argv[1:]
 import ultralytics
 from ultralytics.cfg import get_cfg
 from ultralytics.data import build_dataloader, build_yolo_dataset
 from ultralytics.data.utils import check_det_dataset
 info = check_det_dataset(data)
-settings = get_cfg(overrides={"imgsz": int(imgsz), "task": "detect", "mode": "train"})
-samples = build_yolo_dataset(settings, info["train"], int(batch), info, mode="train", rect=False, stride=32)
-loader = build_dataloader(samples, int(batch), workers=1, shuffle=True, rank=-1)
+cfg = get_cfg(overrides={"imgsz": int(imgsz), "task": "detect", "mode": "train"})
+dataset = build_yolo_dataset(
+    cfg, info["train"], int(batch_size), info, mode="train", rect=False, stride=32
+)
+loader = build_dataloader(dataset, int(batch_size), workers=1, shuffle=True, rank=-1)
 rates = []
 for epoch in range(int(epochs)):
-    began = time.perf_counter()
-    seen = sum(len(batch["img"]) for batch in loader)
-    rates.append(seen / (time.perf_counter() - began))
+    start = time.perf_counter()
+    num_samples = sum(len(batch["img"]) for batch in loader)
+    rates.append(num_samples / (time.perf_counter() - start))
 print("\\n" + json.dumps(["Ultralytics " + ultralytics.__version__, rates]))
 """
+
+
+def measure(python: str | Path, code: str, *arguments: object) -> tuple[str, list[float]]:
+    """Run `code` in a new process; return its name and the samples per second of each epoch."""
+    command = [python, "-W", "ignore", "-c", code, ROOT, *arguments]
+    result = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, check=True
+    )
+    name, rates = json.loads(result.stdout.splitlines()[-1])
+    return name, rates
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--data", type=Path, required=True)
-    p.add_argument("--peer", type=Path, help="the Python that has Ultralytics")
+    p.add_argument("--peer", type=Path, help="Python interpreter that has Ultralytics")
     p.add_argument("--imgsz", type=int, nargs="+", default=[320, 640])
     p.add_argument("--batch-size", type=int, default=16)
     p.add_argument("--epochs", type=int, default=5)
     p.add_argument("--rounds", type=int, default=3)
     args = p.parse_args()
-    with copied(args.data) as data:
+    programs = [(sys.executable, THIS_REPO)]
+    if args.peer:
+        programs.append((args.peer, PEER))
+    with copy_dataset(args.data) as data:
         for imgsz in args.imgsz:
-            first: dict[str, list[float]] = {}
-            later: dict[str, list[float]] = {}
+            first_epochs: dict[str, list[float]] = {}
+            later_epochs: dict[str, list[float]] = {}
             for _ in range(args.rounds):
-                for python, code in [
-                    (sys.executable, OURS),
-                    *([(args.peer, PEER)] if args.peer else []),
-                ]:
-                    command = [
-                        python,
-                        "-W",
-                        "ignore",
-                        "-c",
-                        code,
-                        ROOT,
-                        data,
-                        imgsz,
-                        args.batch_size,
-                        args.epochs,
-                        data.parent,
-                    ]
-                    done = subprocess.run(
-                        [*map(str, command)], capture_output=True, text=True, check=True
-                    )
-                    name, rates = json.loads(done.stdout.splitlines()[-1])
-                    first.setdefault(name, []).append(rates[0])
-                    later.setdefault(name, []).extend(rates[1:])
-            for name, rates in later.items():
-                print(f"{imgsz} px  {name:<20} {statistics.median(rates):5.0f} samples/s ({min(rates):.0f} to {max(rates):.0f})"
-                      f"   first epoch {statistics.median(first[name]):5.0f}", flush=True)  # fmt: skip
+                for python, code in programs:
+                    name, rates = measure(python, code, data, imgsz, args.batch_size, args.epochs)
+                    first_epochs.setdefault(name, []).append(rates[0])
+                    later_epochs.setdefault(name, []).extend(rates[1:])
+            for name, rates in later_epochs.items():
+                print(
+                    f"{imgsz} px  {name:<20} {statistics.median(rates):5.0f} samples/s "
+                    f"({min(rates):.0f} to {max(rates):.0f})   first epoch "
+                    f"{statistics.median(first_epochs[name]):5.0f}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A copy of a data set for a peer that writes into what it reads, with a data.yaml that every tool understands."""
+"""A copy of a dataset for a peer that writes into the dataset's directory."""
 
 import shutil
 import tempfile
@@ -10,12 +10,15 @@ import yaml
 
 
 @contextmanager
-def copied(data: Path) -> Iterator[Path]:
-    """The data.yaml of a temporary copy of the YOLO data set behind `data`, with an absolute `path`."""
+def copy_dataset(data: Path) -> Iterator[Path]:
+    """Copy the YOLO dataset of the data.yaml `data` to a temporary directory.
+
+    Yields a data.yaml with an absolute `path`, which every tool understands.
+    """
     config = yaml.safe_load(data.read_text(encoding="utf-8"))
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder) / "data"
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory) / "data"
         shutil.copytree(data.parent / config.get("path", "."), root)
-        target = Path(folder) / "data.yaml"
+        target = Path(directory) / "data.yaml"
         target.write_text(yaml.safe_dump(config | {"path": str(root)}), encoding="utf-8")
         yield target

@@ -1,7 +1,10 @@
-"""Seconds from the command to the first optimizer step, on the built-in data: `python benchmarks/start.py`.
+"""Seconds from the command to the first optimizer step, on the built-in dataset.
 
-Everything a plain run does before it is included: imports, reading the data, drawing the plan and the first batch, the first
-checkpoint, the first batch itself. Beside it the bare import of torch and torchvision; medians of several runs, in turn.
+    python benchmarks/start.py
+
+Includes everything that a plain run does before it: imports, reading the data, plotting the
+learning rate and the first batch, the first checkpoint, the first batch itself. Compared with the
+bare import of torch and torchvision; both take turns, medians.
 """
 
 import argparse
@@ -21,36 +24,37 @@ sys.path.insert(0, sys.argv[1])
 import train
 sys.exit(train.main(["--project", sys.argv[2]]) or 1)
 """
-SIDES = {
+PROGRAMS = {
     "first optimizer step": FIRST_STEP,
     "import torch, torchvision": "import torch, torchvision",
 }
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("--rounds", type=int, default=5)
+    """Print a line for each of `PROGRAMS`."""
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--rounds", type=int, default=5, help="(%(default)s)")
     args = p.parse_args()
     sys.path.insert(0, str(ROOT))
     from data.config import read_data_config
-    from data.shapes import make_builtin
 
-    make_builtin(read_data_config(ROOT / "data" / "shapes.yaml"))
-    seconds: dict[str, list[float]] = {name: [] for name in SIDES}
-    with tempfile.TemporaryDirectory() as folder:
+    read_data_config(ROOT / "data" / "shapes.yaml")  # generates the dataset if it does not exist
+    seconds: dict[str, list[float]] = {name: [] for name in PROGRAMS}
+    with tempfile.TemporaryDirectory() as project:
         for _ in range(args.rounds):
-            for name, code in SIDES.items():
-                began = time.perf_counter()
+            for name, program in PROGRAMS.items():
+                start_time = time.perf_counter()
                 subprocess.run(
-                    [sys.executable, "-W", "ignore", "-c", code, ROOT, folder],
+                    [sys.executable, "-W", "ignore", "-c", program, ROOT, project],
                     check=True,
                     stdout=subprocess.DEVNULL,
                 )
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(time.perf_counter() - start_time)
     for name, values in seconds.items():
-        print(
-            f"{name:<26} {statistics.median(values):5.2f} s   ({', '.join(f'{value:.2f}' for value in values)})"
-        )
+        rounds = ", ".join(f"{value:.2f}" for value in values)
+        print(f"{name:<26} {statistics.median(values):5.2f} s   ({rounds})")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 import torch
-from peer_data import copied
+from peer_data import copy_dataset
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -146,7 +146,7 @@ def main() -> None:
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} cores, batch size {args.batch_size}"
     )
-    with copied(args.data) as data:
+    with copy_dataset(args.data) as data:
         num_images = len(read_split(read_data_config(data), "train"))
         for imgsz in args.imgsz:
             rates: dict[str, list[float]] = {name: [] for name in trainers}

@@ -22,7 +22,7 @@ def cached(path: Path, cache_key: str, scan: Callable[[], tuple[Arrays, Iterable
     """Return the arrays of `scan()`, from the cache file `path` if that is up to date.
 
     `scan` returns arrays of numbers or strings, and the files and directories it has read;
-    `cache_key` is whatever else its result depends on. Raises what `scan` raises.
+    `cache_key` is everything else that the result depends on. Raises what `scan` raises.
     """
     arrays = _read(path, cache_key)
     if arrays is not None:

@@ -46,7 +46,7 @@ def convert(format: str, source: Path, target: Path) -> list[str]:
             messages.append(f"{split}: skipped {count} {boxes}, which {format} does not support")
         files = [unique_stem(file, used_stems) + Path(file).suffix for file in data.files.tolist()]
         data_yaml[split] = WRITERS[format](split, data, files, target)
-    data_yaml["names"] = list(splits["train"].names)
+    data_yaml["names"] = list(splits["train"].class_names)
     (target / "data.yaml").write_text(
         yaml.safe_dump(data_yaml, sort_keys=False, allow_unicode=True), encoding="utf-8"
     )
@@ -105,7 +105,7 @@ def _write_coco(split: str, data: Annotations, files: Sequence[str], target: Pat
             {"id": i, "file_name": name, "width": int(width), "height": int(height)}
             for i, (name, (width, height)) in enumerate(zip(files, data.sizes, strict=True))
         ],
-        "categories": [{"id": label, "name": name} for label, name in enumerate(data.names)],
+        "categories": [{"id": label, "name": name} for label, name in enumerate(data.class_names)],
         "annotations": annotations,
     }
     (target / "annotations").mkdir(exist_ok=True)
@@ -126,7 +126,7 @@ def _write_voc(split: str, data: Annotations, files: Sequence[str], target: Path
         boxes, labels, crowd = _boxes(data, i)
         for (x1, y1, x2, y2), label in zip(boxes[~crowd], labels[~crowd], strict=True):
             obj = ElementTree.SubElement(root, "object")
-            ElementTree.SubElement(obj, "name").text = data.names[label]
+            ElementTree.SubElement(obj, "name").text = data.class_names[label]
             bndbox = ElementTree.SubElement(obj, "bndbox")
             # VOC counts pixels from 1, and the last one belongs to the box.
             corners = {"xmin": x1 + 1, "ymin": y1 + 1, "xmax": x2, "ymax": y2}

@@ -37,8 +37,8 @@ def describe_split(split: str, data: Annotations) -> str:
         f"  image width {widths.min()} to {widths.max()} px (median {np.median(widths):.0f}), "
         f"height {heights.min()} to {heights.max()} px (median {np.median(heights):.0f})",
     ]
-    width = max(map(len, data.names))
-    for label, name in enumerate(data.names):
+    width = max(map(len, data.class_names))
+    for label, name in enumerate(data.class_names):
         of_class = data.labels == label
         num_boxes, num_images = int(of_class.sum()), len(np.unique(image_index[of_class]))
         lines.append(f"  {name:<{width}}  {num_boxes:7} boxes in {num_images:6} images")
@@ -57,7 +57,7 @@ def draw_grid(data: Annotations, path: Path) -> None:
     samples = ValSet(data, GRID_IMGSZ, stride=1)
     indices = np.unique(np.linspace(0, len(data) - 1, GRID_IMAGES).round().astype(int)).tolist()
     images, targets = collate([samples[i] for i in indices])
-    draw_batch(images, targets, data.names, path)
+    draw_batch(images, targets, data.class_names, path)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -5,8 +5,10 @@ from argparse import Namespace
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from data.augment import apply_color_matrix
 from data.dataset import TrainSet, ValSet, collate, preload_images
 from data.formats import Annotations
 from data.sampler import EpochBatchSampler
@@ -24,6 +26,12 @@ class Loaders(NamedTuple):
     sampler: EpochBatchSampler  # of the training batches; its `epoch` and `start_batch` are set
     train: DataLoader
     val: DataLoader
+
+    def next_train_batch(self, dtype: torch.dtype) -> tuple[Tensor, list[dict[str, Tensor]]]:
+        """Return the next training batch as the model gets it, images (B, 3, h, w) in `dtype`."""
+        samples = self.train_set.__getitems__(next(iter(self.sampler)))
+        images, targets = collate(samples)
+        return apply_color_matrix(images, [t["color"] for t in targets], dtype), targets
 
 
 def build_loaders(

@@ -4,6 +4,7 @@ import csv
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -76,7 +77,7 @@ def few_shapes(folder: Path, train: int, val: int) -> Path:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take minutes first, so that no process is left with one at the end."""
-    long = ["test_readme", "test_kills", "test_resume", "test_user_errors"]
+    long = ["test_readme", "test_kills", "test_resume", "test_resume_refusals", "test_user_errors"]
     items.sort(key=lambda item: long.index(item.path.stem) if item.path.stem in long else len(long))
 
 
@@ -230,3 +231,35 @@ def assert_one_line_error(stderr: str, *parts: str, command: str = "train.py") -
     assert "Traceback" not in text, stderr
     for part in parts:
         assert part in text, f"{part!r} is not in: {stderr}"
+
+
+def fail_at(stage: str, **details: object) -> AtStage:
+    """Let a run end with ZeroDivisionError, as abruptly as in a crash, when it reaches `stage`."""
+    return AtStage(stage, lambda: 1 / 0, **details)
+
+
+def write_hyp(folder: Path, text: str) -> Path:
+    """Write a hyp file and return its path."""
+    path = folder / "h.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture(scope="session")
+def interrupted_run(tmp_path_factory) -> Path:
+    """A folder with a dataset in `data` and in `runs/exp` a run of 3 epochs that a signal stopped.
+
+    It stopped at epoch 1, batch 2 of 3. Not to be changed: see `moved_run`.
+    """
+    folder = tmp_path_factory.mktemp("interrupted")
+    options = {"hyp": write_hyp(folder, "lr0: 0.004\n"), "data": write_tiny(folder / "data")}
+    with signal_at("batch", epoch=1, batch=1):
+        status = run_train(**options, epochs=3, noplots=True, project=folder / "runs")
+    assert status == 128 + signal.SIGTERM
+    return folder
+
+
+@pytest.fixture
+def moved_run(interrupted_run, tmp_path) -> Path:
+    """A copy of `interrupted_run` elsewhere, as on another machine."""
+    return shutil.copytree(interrupted_run, tmp_path / "moved")

@@ -1,7 +1,8 @@
-"""Feeds a reader whatever leads it down a new path: only its own errors may come out. Coverage-guided, by atheris.
+"""Coverage-guided fuzzing of the readers with atheris: only UserError may be raised.
 
-`python tests/fuzz_readers.py labels|yaml|pictures|pixels -atheris_runs=1000000`, with other options of libFuzzer, such as a
-folder to keep what it found in. It ends at the first other exception and writes what led to it to a file `crash-...`.
+`python tests/fuzz_readers.py labels|yaml|images|pixels -atheris_runs=1000000`; other options are
+libFuzzer's, such as a directory for the corpus. The first other exception ends it, and the input
+that caused it is written to a file `crash-...`.
 """
 
 import sys
@@ -16,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 with atheris.instrument_imports(include=["data", "utils", "yaml", "PIL"]):
     from PIL import Image
 
-    from data import formats
+    from data.formats.scan import Annotations, Scan
+    from data.formats.yolo import read_yolo
     from data.images import FORMATS, image_size, read_image
     from utils.errors import UserError
     from utils.hyp import Hyp
@@ -30,14 +32,13 @@ IMAGE, LABELS, HYP = FOLDER / "images" / "a.png", FOLDER / "labels" / "a.txt", F
 
 def labels(content: bytes) -> None:
     LABELS.write_bytes(content)
-    scan = formats._Scan()
-    formats._read_yolo(scan, [str(IMAGE)], [0, 1, 2])
-    found = formats.Annotations(**scan.finish("abc"))
-    assert len(found.boxes) == len(found.labels) == found.offsets[-1] and len(found) == 1
-    assert ((found.boxes >= 0) & (found.boxes <= 1)).all() and (
-        (found.labels >= 0) & (found.labels < 3)
-    ).all()
-    assert all(str(LABELS) in sentence and "\n" not in sentence for _, sentence in scan.errors)
+    scan = Scan()
+    read_yolo(scan, [str(IMAGE)], [0, 1, 2])
+    data = Annotations(**scan.finish("abc"))
+    assert len(data.boxes) == len(data.labels) == data.offsets[-1] and len(data) == 1
+    assert ((data.boxes >= 0) & (data.boxes <= 1)).all()
+    assert ((data.labels >= 0) & (data.labels < 3)).all()
+    assert all(str(LABELS) in message and "\n" not in message for _, message in scan.errors)
 
 
 def yaml(content: bytes) -> None:
@@ -50,15 +51,15 @@ def yaml(content: bytes) -> None:
 
 def images(content: bytes) -> None:
     IMAGE.write_bytes(content)
-    found = image_size(str(IMAGE))
-    if isinstance(found, str):
-        assert found.startswith(str(IMAGE)) and "\n" not in found
+    size = image_size(str(IMAGE))
+    if isinstance(size, str):
+        assert size.startswith(str(IMAGE)) and "\n" not in size
     else:
-        assert min(found) > 0
+        assert min(size) > 0
 
 
 def pixels(content: bytes) -> None:
-    """A decoder that ends the process is found, too. Large pictures are left out: they take a second each."""
+    """Also detects decoders that crash the process. Large images, a second each, are skipped."""
     IMAGE.write_bytes(content)
     size = image_size(str(IMAGE))
     if not isinstance(size, str) and size[0] * size[1] < 100_000:
@@ -67,7 +68,7 @@ def pixels(content: bytes) -> None:
 
 
 def seeds(reader: str) -> list[bytes]:
-    """What to begin with."""
+    """Return valid inputs to start from."""
     if reader == "labels":
         return [b"0 0.5 0.5 0.25 0.25\n2 .1 .2 .3 .4\r\n\n1 1e-1 5e-1 1 1"]
     if reader == "yaml":
@@ -76,12 +77,12 @@ def seeds(reader: str) -> list[bytes]:
             b"scheduler: {name: cawb, steps: [33%, 7], lf: 'lambda x, y: x / y'}\n",
             *(h.read_bytes() for h in hyps),
         ]
-    found = []
+    files = []
     for format in FORMATS:
         output = BytesIO()
         Image.new("RGB", (9, 7), (10, 200, 30)).save(output, format)
-        found.append(output.getvalue())
-    return found
+        files.append(output.getvalue())
+    return files
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A kept scan is taken as long as nothing it looked at has changed, and only then."""
+"""A cached scan is used as long as nothing that it read has changed, and only then."""
 
 import os
 import time
@@ -8,18 +8,23 @@ import pytest
 from PIL import Image
 
 import data.cache
-import data.formats
+import data.formats.scan
 from data.config import read_data_config
 from data.formats import read_split
 
 
 @pytest.fixture
 def scans(monkeypatch):
-    """Every scan is worth keeping; how many pictures have been looked at."""
-    monkeypatch.setattr(data.cache, "WORTH_KEEPING", -1.0)
-    seen, look = [], data.formats.image_size
-    monkeypatch.setattr(data.formats, "image_size", lambda file: (seen.append(file), look(file))[1])
-    return seen
+    """Cache every scan, however fast; return a list to which each image read is appended."""
+    monkeypatch.setattr(data.cache, "MIN_SCAN_SECONDS", -1.0)
+    files, image_size = [], data.formats.scan.image_size
+
+    def recording_image_size(file):
+        files.append(file)
+        return image_size(file)
+
+    monkeypatch.setattr(data.formats.scan, "image_size", recording_image_size)
+    return files
 
 
 def read(path):
@@ -29,20 +34,20 @@ def read(path):
 def same(a, b):
     arrays = ("files", "sizes", "offsets", "boxes", "labels", "crowd")
     return (
-        a.names == b.names
+        a.class_names == b.class_names
         and a.errors == b.errors
         and all(np.array_equal(getattr(a, n), getattr(b, n)) for n in arrays)
     )
 
 
-def test_a_scan_is_kept_with_its_faults(tiny, scans):
+def test_cached_scan_keeps_errors(tiny, scans):
     (tiny.parent / "labels" / "train" / "3.txt").write_text("7 0.5 0.5 0.2 0.2\n")
     first, count = read(tiny), len(scans)
     assert count == 12 and len(first.errors) == 1
     assert same(read(tiny), first) and len(scans) == count
 
 
-def test_a_quick_scan_leaves_no_file(tiny):
+def test_cached_fast_scan_writes_no_file(tiny):
     before = sorted(tiny.parent.rglob("*"))
     read(tiny)
     assert sorted(tiny.parent.rglob("*")) == before
@@ -58,19 +63,19 @@ def change_label_of_equal_size(root):
     path.write_text(("1" if text[0] == "0" else "0") + text[1:])
 
 
-def touch_picture(root):
+def touch_image(root):
     os.utime(root / "images" / "train" / "3.png", ns=(time.time_ns(), time.time_ns() + 10**9))
 
 
-def replace_picture(root):
+def replace_image(root):
     Image.new("RGB", (77, 55)).save(root / "images" / "train" / "3.png")
 
 
-def add_picture(root):
+def add_image(root):
     Image.new("RGB", (50, 50)).save(root / "images" / "train" / "new.png")
 
 
-def remove_picture(root):
+def remove_image(root):
     (root / "images" / "train" / "3.png").unlink()
 
 
@@ -83,34 +88,44 @@ def change_classes(root):
     path.write_text(path.read_text().replace("class1", "other"))
 
 
-def damage(root):
-    (kept,) = root.glob("train-*.npz")
-    kept.write_bytes(kept.read_bytes()[:-100])
+def truncate_cache(root):
+    (cache_file,) = root.glob("train-*.npz")
+    cache_file.write_bytes(cache_file.read_bytes()[:-100])
 
 
 @pytest.mark.parametrize(
     "change",
-    [change_label, change_label_of_equal_size, touch_picture, replace_picture, add_picture, remove_picture, remove_label,
-     change_classes, damage],
-)  # fmt: skip
-def test_a_stale_or_damaged_cache_is_made_anew(tiny, scans, change):
+    [
+        change_label,
+        change_label_of_equal_size,
+        touch_image,
+        replace_image,
+        add_image,
+        remove_image,
+        remove_label,
+        change_classes,
+        truncate_cache,
+    ],
+)
+def test_cached_outdated_or_corrupted_file_is_replaced(tiny, scans, change):
     read(tiny)
     change(tiny.parent)
     scans.clear()
-    found = read(tiny)
-    assert scans, "nothing was looked at"
+    rescanned = read(tiny)
+    assert scans, "the outdated cache was used"
     scans.clear()
-    assert same(read(tiny), found) and not scans
-    (kept,) = tiny.parent.glob("train-*.npz")
-    kept.unlink()
-    assert same(read(tiny), found)
+    assert same(read(tiny), rescanned) and not scans
+    (cache_file,) = tiny.parent.glob("train-*.npz")
+    cache_file.unlink()
+    assert same(read(tiny), rescanned)
 
 
-def test_a_coco_scan_is_kept_too(bccd, tmp_path, scans):
+def test_cached_coco_scan(bccd, tmp_path, scans):
     text = (bccd / "annotations" / "val.json").read_text()
     (tmp_path / "val.json").write_text(text)
     (tmp_path / "data.yaml").write_text(
-        f"train: &a {{annotations: val.json, images: {bccd / 'images' / 'val'}}}\nval: {{annotations: val.json}}\n"
+        f"train: {{annotations: val.json, images: {bccd / 'images' / 'val'}}}\n"
+        "val: {annotations: val.json}\n"
     )
     first = read(tmp_path / "data.yaml")
     count = len(scans)
@@ -119,7 +134,7 @@ def test_a_coco_scan_is_kept_too(bccd, tmp_path, scans):
     assert same(read(tmp_path / "data.yaml"), first) and len(scans) == 2 * count
 
 
-def test_a_place_that_cannot_be_written_costs_nothing_but_time(tiny, scans, monkeypatch):
+def test_cached_unwritable_directory_is_scanned_again(tiny, scans, monkeypatch):
     def refuse(**_):
         raise PermissionError(13, "Permission denied")
 

@@ -1,4 +1,4 @@
-"""Checkpoints: plain data, written whole or not at all, restored part by part; nothing in them runs."""
+"""Checkpoints: plain data, whole or not at all, restored by part; nothing in them runs."""
 
 import os
 import pickle

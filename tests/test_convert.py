@@ -1,4 +1,4 @@
-"""The three formats say the same: boxes to a hundredth of a pixel, and the same figures for the same predictions."""
+"""Converted datasets: equal boxes to a hundredth of a pixel, and equal metrics of predictions."""
 
 import shutil
 from pathlib import Path
@@ -22,7 +22,7 @@ def pixels(annotations):
 
 
 def by_name(annotations) -> dict[str, list[tuple]]:
-    """Of each picture, by its file's name, the labels and boxes in pixels, in their order."""
+    """Return each image's labels and boxes in pixels, in their order, by file name."""
     boxes = pixels(annotations)
     return {
         Path(file).name: [
@@ -33,15 +33,17 @@ def by_name(annotations) -> dict[str, list[tuple]]:
     }
 
 
-def converted(kind: str, source: Path, folder: Path) -> Path:
-    assert convert.main([kind, str(source), str(folder)]) == 0
+def run_convert(format: str, source: Path, folder: Path) -> Path:
+    assert convert.main([format, str(source), str(folder)]) == 0
     return folder / "data.yaml"
 
 
-def test_bccd_in_all_three_forms(bccd, tmp_path):
-    sources = {kind: converted(kind, bccd / "data.yaml", tmp_path / kind) for kind in FORMATS}
-    sources["back"] = converted(
-        "yolo", converted("coco", sources["voc"], tmp_path / "again"), tmp_path / "back"
+def test_convert_keeps_boxes_and_metrics_in_every_format(bccd, tmp_path):
+    sources = {
+        format: run_convert(format, bccd / "data.yaml", tmp_path / format) for format in FORMATS
+    }
+    sources["back"] = run_convert(
+        "yolo", run_convert("coco", sources["voc"], tmp_path / "again"), tmp_path / "back"
     )
     original = read_split(read_data_config(bccd / "data.yaml"), "val")
     rng = np.random.default_rng(0)
@@ -52,19 +54,17 @@ def test_bccd_in_all_three_forms(bccd, tmp_path):
     detections = np.column_stack((image, noisy, rng.random(len(noisy)), original.labels))
     expected = by_name(original)
     for source in sources.values():
-        found = read_split(read_data_config(source), "val")
-        assert found.names == original.names and not found.errors
-        mine = by_name(found)
-        assert mine.keys() == expected.keys()
+        a = read_split(read_data_config(source), "val")
+        assert a.class_names == original.class_names and not a.errors
+        actual = by_name(a)
+        assert actual.keys() == expected.keys()
         for name, rows in expected.items():
-            assert np.abs(np.array(mine[name]) - np.array(rows)).max() < 0.01
-        a = found
+            assert np.abs(np.array(actual[name]) - np.array(rows)).max() < 0.01
         order = {Path(file).name: k for k, file in enumerate(a.files.tolist())}
-        moved = detections.copy()
-        moved[:, 0] = [order[Path(original.files[int(i)]).name] for i in detections[:, 0]]
-        result = evaluate(
-            to_coco_gt(a.sizes, a.offsets, a.boxes, a.labels, a.crowd, a.names), moved
-        )
+        reordered = detections.copy()
+        reordered[:, 0] = [order[Path(original.files[int(i)]).name] for i in detections[:, 0]]
+        gt = to_coco_gt(a.sizes, a.offsets, a.boxes, a.labels, a.crowd, a.class_names)
+        result = evaluate(gt, reordered)
         if source == sources["voc"]:
             first = result.overall
         assert result.overall == pytest.approx(first, abs=1e-4) and 0.1 < first["mAP50-95"] < 0.9
@@ -72,10 +72,10 @@ def test_bccd_in_all_three_forms(bccd, tmp_path):
     assert len(train) == 292 and len(train.labels) == 3941
 
 
-def voc(
+def write_voc(
     folder: Path, objects: str, name: str = "a", size: str = "<width>100</width><height>50</height>"
 ) -> Path:
-    """A VOC set of one picture, 100 x 50, with `objects`; its data.yaml."""
+    """Write a VOC dataset of one image, 100 x 50, with `objects`; return its data.yaml."""
     folder.mkdir(exist_ok=True)
     Image.new("RGB", (100, 50)).save(folder / f"{name}.jpg")
     (folder / f"{name}.xml").write_text(
@@ -88,21 +88,24 @@ def voc(
     return folder / "data.yaml"
 
 
-def thing(name: str, *corners: object) -> str:
+def voc_object(name: str, *corners: object) -> str:
     keys = zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=False)
-    return f"<object><name>{name}</name><bndbox>{''.join(f'<{k}>{v}</{k}>' for k, v in keys)}</bndbox></object>"
+    bndbox = "".join(f"<{key}>{value}</{key}>" for key, value in keys)
+    return f"<object><name>{name}</name><bndbox>{bndbox}</bndbox></object>"
 
 
-def test_voc_counts_pixels_from_one(tmp_path):
-    """A box over the whole 100 x 50 picture is 1, 1, 100, 50; one that lies in it or reaches out is cut."""
-    data = voc(
+def test_read_voc_counts_pixels_from_one(tmp_path):
+    """A box over the whole 100 x 50 image is 1, 1, 100, 50; one that reaches out is clipped."""
+    data = write_voc(
         tmp_path / "v",
-        thing("dog", 1, 1, 100, 50) + thing("cat", 11, 21, 20, 30) + thing("cat", 51, 1, 140, 60),
+        voc_object("dog", 1, 1, 100, 50)
+        + voc_object("cat", 11, 21, 20, 30)
+        + voc_object("cat", 51, 1, 140, 60),
     )
-    found = read_split(read_data_config(data), "train")
-    assert found.labels.tolist() == [1, 0, 0] and not found.errors
+    annotations = read_split(read_data_config(data), "train")
+    assert annotations.labels.tolist() == [1, 0, 0] and not annotations.errors
     assert np.allclose(
-        pixels(found), [[0, 0, 100, 50], [10, 20, 20, 30], [50, 0, 100, 50]], atol=1e-4
+        pixels(annotations), [[0, 0, 100, 50], [10, 20, 20, 30], [50, 0, 100, 50]], atol=1e-4
     )
 
 
@@ -110,79 +113,86 @@ def test_voc_counts_pixels_from_one(tmp_path):
     ("objects", "message"),
     [
         (
-            thing("cow", 1, 1, 9, 9),
-            "a.xml: object 1: found the name 'cow', known are ['cat', 'dog']; the box is left out",
+            voc_object("cow", 1, 1, 9, 9),
+            "a.xml: object 1: found the name 'cow' (known: ['cat', 'dog']); box skipped",
         ),
-        (thing("cat", 1, 1, 9), "a.xml: object 1: found the bndbox '1 1 9 ', need four numbers"),
         (
-            thing("cat", 1, 1, "nan", 9),
+            voc_object("cat", 1, 1, 9),
+            "a.xml: object 1: found the bndbox '1 1 9 ' (need four numbers)",
+        ),
+        (
+            voc_object("cat", 1, 1, "nan", 9),
             "a.xml: object 1: found the bndbox '1 1 nan 9', which covers nothing",
         ),
         (
-            thing("cat", 20, 1, 9, 9),
-            "a.xml: object 1: found the bndbox '20 1 9 9', which covers nothing of the 100x50 picture",
+            voc_object("cat", 20, 1, 9, 9),
+            "a.xml: object 1: found the bndbox '20 1 9 9', which covers nothing of the "
+            "100x50 image",
         ),
     ],
 )
-def test_faults_in_voc_name_the_file_and_the_object(objects, message, tmp_path):
-    found = read_split(
-        read_data_config(voc(tmp_path / "v", thing("cat", 1, 1, 9, 9) + objects)), "train"
+def test_read_voc_names_file_and_object_of_errors(objects, message, tmp_path):
+    annotations = read_split(
+        read_data_config(write_voc(tmp_path / "v", voc_object("cat", 1, 1, 9, 9) + objects)),
+        "train",
     )
-    assert len(found.labels) == 1 and len(found.errors) == 1 and message in found.errors[0]
+    assert len(annotations.labels) == len(annotations.errors) == 1
+    assert message in annotations.errors[0]
 
 
-def test_voc_files_that_cannot_be_used(tmp_path):
-    data = voc(tmp_path / "v", thing("cat", 1, 1, 9, 9))
+def test_read_voc_skips_invalid_xml(tmp_path):
+    data = write_voc(tmp_path / "v", voc_object("cat", 1, 1, 9, 9))
     (tmp_path / "v" / "b.xml").write_text("<annotation><size>")
     (tmp_path / "v" / "c.xml").write_text(
         "<annotation><size><width>0</width><height>9</height></size></annotation>"
     )
-    laughs = "".join(f'<!ENTITY l{i} "{f"&l{i - 1};" * 10 if i else "ha"}">' for i in range(12))
-    (tmp_path / "v" / "d.xml").write_text(f"<!DOCTYPE x [{laughs}]><annotation>&l11;</annotation>")
-    found = read_split(read_data_config(data), "train")
-    assert len(found) == 1 and len(found.errors) == 3
-    for name, fault in zip("bcd", found.errors, strict=True):
-        assert f"{name}.xml: is no VOC xml with the picture's size" in fault
+    entities = "".join(f'<!ENTITY l{i} "{f"&l{i - 1};" * 10 if i else "ha"}">' for i in range(12))
+    (tmp_path / "v" / "d.xml").write_text(
+        f"<!DOCTYPE x [{entities}]><annotation>&l11;</annotation>"
+    )
+    annotations = read_split(read_data_config(data), "train")
+    assert len(annotations) == 1 and len(annotations.errors) == 3
+    for name, error in zip("bcd", annotations.errors, strict=True):
+        assert f"{name}.xml: not a VOC xml with the image size: " in error
 
 
-def test_what_is_there_is_not_overwritten(tiny, tmp_path, capsys):
-    converted("yolo", tiny, tmp_path / "new")
+def test_convert_does_not_overwrite(tiny, tmp_path, capsys):
+    run_convert("yolo", tiny, tmp_path / "new")
     before = sorted((tmp_path / "new").rglob("*"))
     assert convert.main(["coco", str(tiny), str(tmp_path / "new")]) == 2
-    assert (
-        capsys.readouterr().err
-        == f"data.convert: {tmp_path / 'new'}: is there already; need a new folder, or an empty one\n"
-    )
+    error = "already exists (need a new or an empty directory)"
+    assert capsys.readouterr().err == f"data.convert: {tmp_path / 'new'}: {error}\n"
     assert sorted((tmp_path / "new").rglob("*")) == before
     assert convert.main(["tfrecord", str(tiny), str(tmp_path / "b")]) == 2
 
 
-def test_pictures_of_one_name_stay_two(tiny, tmp_path):
-    """Train and val both have a 0.png; VOC keeps all pictures in one folder."""
-    found = read_data_config(converted("voc", tiny, tmp_path / "voc"))
+def test_convert_keeps_images_of_equal_name(tiny, tmp_path):
+    """Train and val both have a 0.png; VOC keeps all images in one directory."""
+    config = read_data_config(run_convert("voc", tiny, tmp_path / "voc"))
     for split, count in (("train", 12), ("val", 5)):
-        before, after = read_split(read_data_config(tiny), split), read_split(found, split)
+        before, after = read_split(read_data_config(tiny), split), read_split(config, split)
         assert len(after) == count and after.labels.tolist() == before.labels.tolist()
         for a, b in zip(before.files.tolist(), after.files.tolist(), strict=True):
             assert Path(a).read_bytes() == Path(b).read_bytes()
 
 
-def test_describe(tiny, tmp_path, capsys):
-    shutil.copytree(tiny.parent, tmp_path / "faulty")
-    with (tmp_path / "faulty" / "labels" / "train" / "0.txt").open("a") as file:
+def test_describe_prints_statistics_and_every_error(tiny, tmp_path, capsys):
+    shutil.copytree(tiny.parent, tmp_path / "invalid")
+    with (tmp_path / "invalid" / "labels" / "train" / "0.txt").open("a") as file:
         file.write("0 0.5 0.5 0 0\n" * 30)
-    (tmp_path / "faulty" / "labels" / "val" / "1.txt").write_text("")
+    (tmp_path / "invalid" / "labels" / "val" / "1.txt").write_text("")
     assert (
-        describe.main([str(tmp_path / "faulty" / "data.yaml"), "--out", str(tmp_path / "page.jpg")])
+        describe.main(
+            [str(tmp_path / "invalid" / "data.yaml"), "--out", str(tmp_path / "grid.jpg")]
+        )
         == 0
     )
     out, err = capsys.readouterr()
     count = len(read_split(read_data_config(tiny), "train").labels)
-    assert (
-        f"train: 12 pictures, 0 of them without a box; {count} boxes" in out
-        and "val: 5 pictures, 1 of them without" in out
-    )
-    assert "80 to 80 px wide" in out and "class1" in out
-    assert err.count("labels/train/0.txt: line") == 30 and "30 faults in all" in err  # every one
-    with Image.open(tmp_path / "page.jpg") as page:
-        assert min(page.size) > 500
+    assert f"train: 12 images, 0 of them without a box; {count} boxes" in out
+    assert "val: 5 images, 1 of them without" in out
+    assert "image width 80 to 80 px" in out and "class1" in out
+    assert err.count("labels/train/0.txt: line") == 30
+    assert "skipped 30 invalid images or annotations" in err
+    with Image.open(tmp_path / "grid.jpg") as grid:
+        assert min(grid.size) > 500

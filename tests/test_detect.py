@@ -163,7 +163,7 @@ def test_a_film(trained, tmp_path, monkeypatch, capsys):
     [
         (["--source", "nowhere"], "--source nowhere: is not there; allowed are a picture"),
         (["--source", "nowhere.mp4"], "--source nowhere.mp4: not found"),
-        (["--source", "text.mp4"], "--source text.mp4: gives no frame"),
+        (["--source", "text.mp4"], "--source text.mp4: no frame could be read"),
         (["--source", "empty"], "--source empty: has no picture"),
         (
             ["--source", "tiny/images/val", "--classes", "cat"],
@@ -211,6 +211,6 @@ def test_a_picture_that_no_memory_holds_is_not_decoded(trained, tmp_path, capsys
     assert detect.main([*map(str, arguments)]) == 0
     captured = capsys.readouterr()
     assert (
-        "bomb.png: is too large to decode" in captured.err
+        "bomb.png: too large to decode" in captured.err
         and "1 more could not be decoded" in captured.out
     )

@@ -1,4 +1,4 @@
-"""Reading data sets: the YOLO layout in all its forms and COCO json give the same arrays; faults are named and counted."""
+"""Reading datasets: all formats give the same arrays; invalid data is named and skipped."""
 
 import json
 import os
@@ -13,7 +13,8 @@ import yaml
 from PIL import Image
 
 from data.config import read_data_config
-from data.formats import label_file, read_split
+from data.formats import read_split
+from data.formats.yolo import label_file
 from data.images import read_image
 from utils.errors import UserError
 
@@ -22,13 +23,18 @@ def split(path, name="train"):
     return read_split(read_data_config(path), name)
 
 
+def label_box_rows(annotations, image):
+    rows = slice(annotations.offsets[image], annotations.offsets[image + 1])
+    return np.c_[annotations.labels, annotations.boxes * 640][rows]
+
+
 def write_data(folder, **keys):
     path = folder / "other.yaml"
     path.write_text(yaml.safe_dump(keys))
     return path
 
 
-def test_folder_list_and_glob_are_the_same(tiny):
+def test_read_split_directory_list_and_glob_are_equal(tiny):
     folder = tiny.parent
     files = sorted(str(p) for p in (folder / "images" / "train").iterdir())
     (folder / "list.txt").write_text("\n".join(files) + "\n\n")
@@ -42,16 +48,16 @@ def test_folder_list_and_glob_are_the_same(tiny):
         "relative.txt",
         ["images/train/?.png", "images/train/1?.png"],
     ):
-        found = split(write_data(folder, train=source, val="images/val", names=names))
-        order = np.argsort(found.files)
-        assert found.files[order].tolist() == expected.files.tolist()
-        assert sorted(found.boxes.tolist()) == sorted(expected.boxes.tolist())
+        data = split(write_data(folder, train=source, val="images/val", names=names))
+        order = np.argsort(data.files)
+        assert data.files[order].tolist() == expected.files.tolist()
+        assert sorted(data.boxes.tolist()) == sorted(expected.boxes.tolist())
     assert split(
         write_data(folder, train="images/train", val="images/val", names=dict(enumerate(names)))
-    ).names == tuple(names)
+    ).class_names == tuple(names)
 
 
-def test_coco_json_gives_the_same_as_yolo(bccd, tmp_path):
+def test_read_split_coco_equals_yolo(bccd, tmp_path):
     names = {0: "RBC", 1: "WBC", 2: "Platelets"}
     for coco in (
         {
@@ -65,8 +71,8 @@ def test_coco_json_gives_the_same_as_yolo(bccd, tmp_path):
             }
         ],
     ):
-        ours = split(write_data(tmp_path, train=coco, val=coco))
-        yolo = split(
+        coco_data = split(write_data(tmp_path, train=coco, val=coco))
+        yolo_data = split(
             write_data(
                 tmp_path,
                 path=str(bccd),
@@ -75,20 +81,18 @@ def test_coco_json_gives_the_same_as_yolo(bccd, tmp_path):
                 names=list(names.values()),
             )
         )
-        assert (
-            ours.names == yolo.names and len(ours) == len(yolo) == 292 and len(ours.boxes) == 3941
-        )
-        order = np.argsort(ours.files)
-        assert all(map(os.path.samefile, ours.files[order], yolo.files))
-        assert (ours.sizes[order] == yolo.sizes).all()
+        assert coco_data.class_names == yolo_data.class_names
+        assert len(coco_data) == len(yolo_data) == 292 and len(coco_data.boxes) == 3941
+        order = np.argsort(coco_data.files)
+        assert all(map(os.path.samefile, coco_data.files[order], yolo_data.files))
+        assert (coco_data.sizes[order] == yolo_data.sizes).all()
         for i, j in enumerate(order):
-            mine = np.c_[ours.labels, ours.boxes * 640][ours.offsets[j] : ours.offsets[j + 1]]
-            theirs = np.c_[yolo.labels, yolo.boxes * 640][yolo.offsets[i] : yolo.offsets[i + 1]]
-            in_order = [rows[np.lexsort(rows.round().T)] for rows in (mine, theirs)]
+            rows = [label_box_rows(coco_data, j), label_box_rows(yolo_data, i)]
+            in_order = [r[np.lexsort(r.round().T)] for r in rows]
             np.testing.assert_allclose(*in_order, atol=0.01)
 
 
-def test_coco_ids_need_not_be_dense_and_crowds_are_marked(tmp_path):
+def test_read_split_coco_sparse_ids_and_crowds(tmp_path):
     Image.new("RGB", (100, 50)).save(tmp_path / "a.png")
     (tmp_path / "labels.json").write_text(
         json.dumps(
@@ -117,19 +121,16 @@ def test_coco_ids_need_not_be_dense_and_crowds_are_marked(tmp_path):
             }
         )
     )
-    found = split(write_data(tmp_path, train="labels.json", val="labels.json"))
-    assert (
-        found.names == ("first", "last")
-        and found.labels.tolist() == [1, 0]
-        and found.crowd.tolist() == [False, True]
-    )
-    np.testing.assert_allclose(found.boxes, [[0.1, 0.1, 0.3, 0.3], [0, 0, 0.1, 1]], atol=1e-6)
-    assert len(found.errors) == 3 and all("labels.json" in fault for fault in found.errors)
+    data = split(write_data(tmp_path, train="labels.json", val="labels.json"))
+    assert data.class_names == ("first", "last")
+    assert data.labels.tolist() == [1, 0] and data.crowd.tolist() == [False, True]
+    np.testing.assert_allclose(data.boxes, [[0.1, 0.1, 0.3, 0.3], [0, 0, 0.1, 1]], atol=1e-6)
+    assert len(data.errors) == 3 and all("labels.json" in error for error in data.errors)
 
 
-def test_sources_that_call_their_classes_otherwise(tmp_path):
-    """The same five boxes in each layout; car and truck become one class, trees are left out."""
-    own = ["truck", "tree", "person", "car"]
+def test_read_split_remaps_classes_of_every_format(tmp_path):
+    """The same five boxes in each format; car and truck become one class, trees are skipped."""
+    source_names = ["truck", "tree", "person", "car"]
     boxes = [
         ("car", 0),
         ("tree", 10),
@@ -140,13 +141,13 @@ def test_sources_that_call_their_classes_otherwise(tmp_path):
     for folder in ("images", "labels", "xml"):
         (tmp_path / folder).mkdir()
     Image.new("RGB", (100, 50)).save(tmp_path / "images" / "a.png")
-    lines = [f"{own.index(name)} {(x + 5) / 100} 0.2 0.1 0.4" for name, x in boxes]
+    lines = [f"{source_names.index(name)} {(x + 5) / 100} 0.2 0.1 0.4" for name, x in boxes]
     (tmp_path / "labels" / "a.txt").write_text("\n".join(lines))
     annotations = [
-        {"image_id": 1, "category_id": 5 + own.index(name), "bbox": [x, 0, 10, 20]}
+        {"image_id": 1, "category_id": 5 + source_names.index(name), "bbox": [x, 0, 10, 20]}
         for name, x in boxes
     ]
-    categories = [{"id": 5 + k, "name": name} for k, name in enumerate(own)]
+    categories = [{"id": 5 + k, "name": name} for k, name in enumerate(source_names)]
     images = [{"id": 1, "file_name": "images/a.png", "width": 100, "height": 50}]
     coco = {"images": images, "categories": categories, "annotations": annotations}
     (tmp_path / "a.json").write_text(json.dumps(coco))
@@ -157,92 +158,95 @@ def test_sources_that_call_their_classes_otherwise(tmp_path):
     ]
     head = "<filename>a.png</filename><size><width>100</width><height>50</height></size>"
     (tmp_path / "xml" / "a.xml").write_text(f"<annotation>{head}{''.join(objects)}</annotation>")
-    data = tmp_path / "data.yaml"
+    path = tmp_path / "data.yaml"
     for source in (
-        f"{{images: images, names: {own}}}",
+        f"{{images: images, names: {source_names}}}",
         "a.json",
         "{annotations: xml, images: images}",
     ):
         rest = "names: [person, vehicle]\nremap: {car: vehicle, truck: vehicle, tree: null}\n"
-        data.write_text(f"train: {source}\nval: {source}\n{rest}")
-        found = split(data)
-        assert found.names == ("person", "vehicle") and found.errors == ()
-        assert found.labels.tolist() == [1, 1, 0, 1], source
+        path.write_text(f"train: {source}\nval: {source}\n{rest}")
+        data = split(path)
+        assert data.class_names == ("person", "vehicle") and data.errors == ()
+        assert data.labels.tolist() == [1, 1, 0, 1], source
         expected = [[x / 100, 0, (x + 10) / 100, 0.4] for _, x in boxes if x != 10]
-        np.testing.assert_allclose(found.boxes, expected, atol=1e-6)
-    data.write_text(
-        "train: a.json\nval: a.json\nnames: [person, car, truck]\n"
-    )  # and nothing said of trees
+        np.testing.assert_allclose(data.boxes, expected, atol=1e-6)
+    path.write_text("train: a.json\nval: a.json\nnames: [person, car, truck]\n")  # no tree
     with pytest.raises(UserError, match=r"found the class .tree.*`remap`"):
-        split(data)
+        split(path)
 
 
 @pytest.mark.parametrize(
-    ("line", "says"),
+    ("line", "message"),
     [
-        ("0 0.5 0.5 0.2", "4 fields"), ("0 0.5 0.5 0.2 0.2 0.9", "6 fields"), ("0 0.5 x 0.2 0.2", "five numbers"),
-        ("2 0.5 0.5 0.2 0.2", "class 2"), ("-1 0.5 0.5 0.2 0.2", "class -1"), ("0.5 0.5 0.5 0.2 0.2", "class 0.5"),
-        ("0 1.5 0.5 0.2 0.2", "1.5"), ("0 0.5 0.5 0 0.2", "above 0"), ("0 0.5 -0.1 0.2 0.2", "-0.1"),
+        ("0 0.5 0.5 0.2", "4 fields"),
+        ("0 0.5 0.5 0.2 0.2 0.9", "6 fields"),
+        ("0 0.5 x 0.2 0.2", "five numbers"),
+        ("2 0.5 0.5 0.2 0.2", "class 2"),
+        ("-1 0.5 0.5 0.2 0.2", "class -1"),
+        ("0.5 0.5 0.5 0.2 0.2", "class 0.5"),
+        ("0 1.5 0.5 0.2 0.2", "1.5"),
+        ("0 0.5 0.5 0 0.2", "above 0"),
+        ("0 0.5 -0.1 0.2 0.2", "-0.1"),
         ("0 nan 0.5 0.2 0.2", "nan"),
     ],
-)  # fmt: skip
-def test_a_bad_label_line_is_named_and_the_rest_kept(tiny, line, says):
+)
+def test_read_split_skips_and_names_invalid_label_line(tiny, line, message):
     path = tiny.parent / "labels" / "train" / "3.txt"
     before = split(tiny)
     path.write_text(f"{line}\n{path.read_text()}")
-    found = split(tiny)
-    assert found.boxes.tolist() == before.boxes.tolist()
-    assert (
-        len(found.errors) == 1 and f"{path}: line 1" in found.errors[0] and says in found.errors[0]
-    )
+    data = split(tiny)
+    assert data.boxes.tolist() == before.boxes.tolist()
+    (error,) = data.errors
+    assert error.startswith(f"{path}: line 1: ") and message in error
+    assert error.endswith("; box skipped")
 
 
-def test_bad_pictures_are_named_and_left_out(tiny):
+def test_read_split_skips_and_names_invalid_images(tiny):
     images = tiny.parent / "images" / "train"
     (images / "0.png").write_bytes(b"")
     (images / "1.png").write_text("text")
     Image.new("RGB", (400, 400), "red").save(images / "cut.jpg")
-    whole = (images / "cut.jpg").read_bytes()
-    (images / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    found = split(tiny)
-    assert len(found) == 10 and len(found.errors) == 3
+    content = (images / "cut.jpg").read_bytes()
+    (images / "cut.jpg").write_bytes(content[: len(content) // 2])
+    data = split(tiny)
+    assert len(data) == 10 and len(data.errors) == 3
     for name in ("0.png", "1.png", "cut.jpg"):
-        assert any(str(images / name) in fault for fault in found.errors)
+        assert any(str(images / name) in error for error in data.errors)
 
 
-def test_what_a_phone_adds_to_a_picture_is_no_fault(tiny):
+def test_read_split_accepts_image_with_appended_video(tiny):
     for kind in ("png", "jpg"):
         path = tiny.parent / "images" / "train" / f"moving.{kind}"
         Image.new("RGB", (30, 20), "red").save(path)
-        path.write_bytes(path.read_bytes() + b"film" * 3000)
+        path.write_bytes(path.read_bytes() + b"video" * 3000)
         assert read_image(str(path)).shape == (3, 20, 30)
     assert len(split(tiny)) == 14 and not split(tiny).errors
 
 
-def test_postscript_is_no_picture_whatever_its_name(tiny):
-    """Pillow would start an interpreter for it."""
+def test_read_split_rejects_postscript_named_png(tiny):
+    """Pillow would start Ghostscript for it."""
     path = tiny.parent / "images" / "train" / "x.png"
     Image.new("RGB", (30, 20)).save(path, "EPS")
-    found = split(tiny)
-    assert len(found) == 12 and found.errors == (
-        f"{path}: is no picture that can be read; left out",
-    )
+    data = split(tiny)
+    assert len(data) == 12
+    assert data.errors == (f"{path}: not an image in a supported format; skipped",)
     with pytest.raises(UserError, match="cannot be decoded"):
         read_image(str(path))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_damaged_pictures_end_no_process(kind, tmp_path):
-    """torchvision 0.29's decoder of PNGs ended it with SIGSEGV."""
+def test_read_image_corrupted_bytes_do_not_crash(kind, tmp_path):
+    """torchvision 0.29's PNG decoder ends the process with SIGSEGV."""
     rng = np.random.default_rng(0)
-    path = tmp_path / "picture"
+    path = tmp_path / "image"
     Image.fromarray(rng.integers(0, 255, (50, 60, 3), dtype=np.uint8)).save(path, kind)
-    whole, outcomes = path.read_bytes(), set()
+    content, outcomes = path.read_bytes(), set()
     for _ in range(100):
-        damaged = bytearray(whole)
-        for place in rng.integers(30, len(whole), 4):
-            damaged[place] = rng.integers(256)
-        path.write_bytes(damaged)
+        corrupted = bytearray(content)
+        for position in rng.integers(30, len(content), 4):
+            corrupted[position] = rng.integers(256)
+        path.write_bytes(corrupted)
         try:
             outcomes.add(read_image(str(path)).shape[0])
         except UserError as error:
@@ -250,26 +254,26 @@ def test_damaged_pictures_end_no_process(kind, tmp_path):
     assert outcomes <= {3, "cannot be decoded"} and outcomes
 
 
-def test_a_decoder_that_fails_in_its_own_way_is_one_sentence(tiny):
-    """A TIFF whose pixels begin at a fraction: Pillow raises TypeError."""
+def test_read_split_unusual_decoder_exception_is_one_message(tiny):
+    """A TIFF whose StripOffsets is a RATIONAL: Pillow raises TypeError."""
     path = tiny.parent / "images" / "train" / "x.tif"
     Image.new("RGB", (9, 7)).save(path)
     content = bytearray(path.read_bytes())
     tags = int.from_bytes(content[4:8], "little") + 2
-    place = next(
-        at
-        for at in range(tags, len(content), 12)
-        if content[at : at + 2] == (273).to_bytes(2, "little")
+    strip_offsets = next(
+        position
+        for position in range(tags, len(content), 12)
+        if content[position : position + 2] == (273).to_bytes(2, "little")
     )
-    content[place + 2] = 5  # StripOffsets is a RATIONAL
+    content[strip_offsets + 2] = 5  # the type RATIONAL
     path.write_bytes(content)
-    (fault,) = split(tiny).errors
-    assert fault.startswith(f"{path}: cannot be read: ") and fault.endswith("; left out")
+    (error,) = split(tiny).errors
+    assert error.startswith(f"{path}: cannot be read: ") and error.endswith("; skipped")
     with pytest.raises(UserError, match="cannot be decoded"):
         read_image(str(path))
 
 
-def test_labels_lie_where_the_yolo_layout_has_them():
+def test_label_file_replaces_last_images_directory():
     assert (
         str(label_file("a/images/b/images/c/d.x.jpg")).replace("\\", "/")
         == "a/images/b/labels/c/d.x.txt"
@@ -278,20 +282,20 @@ def test_labels_lie_where_the_yolo_layout_has_them():
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("train: images/train\nval: images/val\n", "names"),
         ("train: images/train\nval: images/val\nnames: {0: a, 2: b}\n", "gap"),
         ("train: nowhere\nval: images/val\nnames: [a, b]\n", "nowhere"),
-        ("train: labels\nval: images/val\nnames: [a, b]\n", "no picture"),
+        ("train: labels\nval: images/val\nnames: [a, b]\n", "no images found"),
         ("val: images/val\nnames: [a, b]\n", "'train' is missing"),
         ("train: [\n", "line"),
         ("- 1\n", "key: value"),
-        ("train: images/train\ntrain: images/val\nval: images/val\nnames: [a, b]\n", "twice"),
+        ("train: images/train\ntrain: images/val\nval: images/val\nnames: [a, b]\n", "duplicate key"),
         ("train: a.json\nval: images/val\nnames: [a, b]\n", "a.json"),
         (
             "train: images/train\nval: images/val\nnames: [a, b]\nremap: {a: b}\n",
-            "remap: 'a' is itself one",
+            "remap: 'a' is one of the names",
         ),
         (
             "train: images/train\nval: images/val\nnames: [a, b]\nremap: {c: d}\n",
@@ -308,36 +312,72 @@ def test_labels_lie_where_the_yolo_layout_has_them():
         ),
     ],
 )
-def test_what_is_wrong_with_a_data_file(tiny, text, says):
+def test_read_data_config_error_messages(tiny, text, message):
     tiny.write_text(text)
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         split(tiny)
 
 
-def test_a_data_set_without_any_box(tiny):
+def test_read_split_without_boxes_is_an_error(tiny):
     shutil.rmtree(tiny.parent / "labels")
-    with pytest.raises(UserError, match="no box"):
+    with pytest.raises(UserError, match="no boxes"):
         split(tiny)
 
 
-def png_bomb(path: Path, side: int = 60_000) -> None:
-    """A PNG of a few kilobytes whose header says that it has `side` x `side` pixels."""
+def png_bomb(path: Path, size: int = 60_000) -> None:
+    """Write a PNG of a few kilobytes whose header claims `size` x `size` pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
             struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         )
 
-    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", size, size, 8, 0, 0, 0, 0)
     pixels = zlib.compress(bytes(1_000_000))
     path.write_bytes(
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
     )
 
 
-def test_a_picture_that_no_memory_holds_is_told_by_its_header(tiny):
+def test_read_split_rejects_decompression_bomb_by_header(tiny):
     path = tiny.parent / "images" / "train" / "bomb.png"
     png_bomb(path)
     assert path.stat().st_size < 2000
-    found = split(tiny)
-    assert len(found) == 12 and found.errors == (f"{path}: is too large to decode; left out",)
+    data = split(tiny)
+    assert len(data) == 12 and data.errors == (f"{path}: too large to decode; skipped",)
+
+
+def test_read_split_voc_image_set_and_its_alias(tmp_path):
+    """`image_set` chooses among the xml files; `list` means the same."""
+    (tmp_path / "xml").mkdir()
+    for name in "ab":
+        Image.new("RGB", (100, 50)).save(tmp_path / f"{name}.jpg")
+        box = "<xmin>1</xmin><ymin>1</ymin><xmax>50</xmax><ymax>50</ymax>"
+        (tmp_path / "xml" / f"{name}.xml").write_text(
+            "<annotation><size><width>100</width><height>50</height></size>"
+            f"<object><name>cat</name><bndbox>{box}</bndbox></object></annotation>"
+        )
+    (tmp_path / "set.txt").write_text("b 1\n")
+    for key in ("image_set", "list"):
+        source = {"annotations": "xml", key: "set.txt"}
+        data = split(write_data(tmp_path, train=source, val=source, names=["cat"]))
+        assert [Path(file).name for file in data.files] == ["b.jpg"] and len(data.boxes) == 1
+
+
+def test_annotations_messages_count_errors_with_the_right_plural(tiny):
+    path = tiny.parent / "labels" / "train" / "3.txt"
+    path.write_text("9 .5 .5 .2 .2\n")
+    assert split(tiny).messages("train")[1:] == ["train: skipped 1 invalid image or annotation"]
+    path.write_text("9 .5 .5 .2 .2\n" * 30)
+    messages = split(tiny).messages("train")
+    assert len(messages) == 21
+    assert messages[20] == "train: skipped 30 invalid images or annotations"
+    assert len(split(tiny).messages("train", limit=30)) == 31
+
+
+def test_read_data_config_does_not_draw_the_builtin_dataset(tmp_path):
+    (tmp_path / "data.yaml").write_text(
+        "path: shapes\ntrain: images/train\nval: images/val\nnames: [a]\nmake: shapes\n"
+    )
+    assert read_data_config(tmp_path / "data.yaml").make == "shapes"
+    assert not (tmp_path / "shapes").exists()

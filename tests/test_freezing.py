@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import weights, write_tiny
+from conftest import load_state, write_tiny
 
 import train
 from models import build_model
@@ -24,17 +24,17 @@ def test_freeze_keeps_modules_unchanged_in_training(spec, frozen, tmp_path):
     data = write_tiny(tmp_path / "tiny")
     args = ["--data", str(data), *ARGS, "--project", str(tmp_path)]
     assert train.main([*args, "--name", "first"]) == 0
-    start = weights(tmp_path / "first", "best.pt")["ema"]["model"]
+    start = load_state(tmp_path / "first", "best.pt")["ema"]["model"]
     best = str(tmp_path / "first" / "weights" / "best.pt")
     assert train.main([*args, "--name", "second", "--freeze", spec, "--weights", best]) == 0
-    end = weights(tmp_path / "second")
+    end = load_state(tmp_path / "second")
     for key, value in end["model"].items():
         is_frozen = key.startswith(tuple(frozen))
         if is_frozen or not key.endswith(NORM_STATISTICS):
             assert torch.equal(value, start[key]) == is_frozen, key
         if is_frozen:
             assert torch.equal(end["ema"]["model"][key], start[key]), key
-    assert len(end["optimizer"]["state"]) < len(weights(tmp_path / "first")["optimizer"]["state"])
+    assert len(end["optimizer"]["state"]) < len(load_state(tmp_path / "first")["optimizer"]["state"])
 
 
 def test_freeze_modules_of_torchvision_models():

@@ -1,4 +1,7 @@
-"""Whatever is in a hyp file, a data.yaml, labels in any of the formats or an `lf`: only the project's own errors come out."""
+"""Random hyp files, data.yaml files, labels in every format and `lf`s raise UserError only.
+
+The tests without an assertion require that no other exception is raised.
+"""
 
 import json
 import os
@@ -41,11 +44,13 @@ VALUES = st.recursive(
     max_leaves=8,
 )
 BLOCKS = st.dictionaries(KEYS | TEXTS, VALUES, max_size=5)
-SCRAPS = st.lists(st.sampled_from([*"0123456789.-+e \t\n,:[]{}&*!|>'\"#%x"]), max_size=60).map(
+FRAGMENTS = st.lists(st.sampled_from([*"0123456789.-+e \t\n,:[]{}&*!|>'\"#%x"]), max_size=60).map(
     "".join
 )
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "150"))
-often = settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fuzz_settings = settings(
+    max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @pytest.fixture(scope="module")
@@ -63,40 +68,39 @@ def yolo(folder: Path) -> DataConfig:
     return read_data_config(folder / "yolo.yaml")
 
 
-def only_user_errors(work, *arguments) -> None:
+def only_user_errors(function, *arguments) -> None:
     try:
-        work(*arguments)
+        function(*arguments)
     except UserError as error:
         assert str(error) and "\n" not in str(error)
 
 
-@often
-@given(st.one_of(BLOCKS.map(json.dumps), SCRAPS, st.text(max_size=60), st.binary(max_size=60)))
-def test_hyp_files(folder, content):
+@fuzz_settings
+@given(st.one_of(BLOCKS.map(json.dumps), FRAGMENTS, st.text(max_size=60), st.binary(max_size=60)))
+def test_load_hyp_raises_only_user_errors(folder, content):
     (folder / "h.yaml").write_bytes(
         content if isinstance(content, bytes) else content.encode("utf-8", "replace")
     )
     only_user_errors(load_hyp, folder / "h.yaml")
 
 
-@often
-@given(st.one_of(BLOCKS.map(json.dumps), SCRAPS))
-def test_data_files(folder, content):
+@fuzz_settings
+@given(st.one_of(BLOCKS.map(json.dumps), FRAGMENTS))
+def test_read_data_config_raises_only_user_errors(folder, content):
     (folder / "d.yaml").write_text(content, encoding="utf-8", errors="replace")
 
     def read() -> None:
         config = read_data_config(folder / "d.yaml")
-        if Path(config.path).is_relative_to(
-            folder
-        ):  # what it names elsewhere is not for a test to search
+        # A test must not search directories elsewhere.
+        if Path(config.path).is_relative_to(folder):
             read_split(config, "train")
 
     only_user_errors(read)
 
 
-@often
-@given(st.one_of(SCRAPS, st.text(max_size=60), st.binary(max_size=60)))
-def test_label_files(folder, content):
+@fuzz_settings
+@given(st.one_of(FRAGMENTS, st.text(max_size=60), st.binary(max_size=60)))
+def test_read_split_yolo_raises_only_user_errors(folder, content):
     (folder / "labels" / "a.txt").write_bytes(
         content if isinstance(content, bytes) else content.encode("utf-8", "replace")
     )
@@ -104,7 +108,7 @@ def test_label_files(folder, content):
 
 
 def objects(*keys: str) -> st.SearchStrategy:
-    """A list of objects with some of the keys, or anything else."""
+    """Return a strategy for lists of objects with some of the keys, or anything else."""
     return VALUES | st.lists(
         st.fixed_dictionaries({}, optional=dict.fromkeys(keys, VALUES)), max_size=3
     )
@@ -165,17 +169,17 @@ LF = [
 ]
 
 
-@often
+@fuzz_settings
 @given(st.fixed_dictionaries({}, optional=COCO))
-def test_coco_files(folder, content):
+def test_read_split_coco_raises_only_user_errors(folder, content):
     (folder / "a.json").write_text(json.dumps(content))
     (folder / "coco.yaml").write_text("train: a.json\nval: a.json\n")
     only_user_errors(read_split, read_data_config(folder / "coco.yaml"), "train")
 
 
-@often
+@fuzz_settings
 @given(st.lists(st.sampled_from(XML), max_size=25))
-def test_voc_files(folder, parts):
+def test_read_split_voc_raises_only_user_errors(folder, parts):
     (folder / "xml").mkdir(exist_ok=True)
     (folder / "xml" / "a.xml").write_text("".join(parts))
     (folder / "voc.yaml").write_text(
@@ -184,17 +188,14 @@ def test_voc_files(folder, parts):
     only_user_errors(read_split, read_data_config(folder / "voc.yaml"), "train")
 
 
-@often
+@fuzz_settings
 @given(
     st.lists(st.sampled_from(LF), max_size=12).map("".join), st.floats(-10, 10), st.floats(0.1, 10)
 )
-def test_lf_texts(text, x, y):
+def test_parse_lf_raises_only_value_and_arithmetic_errors(text, x, y):
     try:
         value = parse_lf(text)(x, y)
-    except (
-        ValueError,
-        ArithmeticError,
-    ) as error:  # as an hyp file's validator and the plan of a run catch them
+    except (ValueError, ArithmeticError) as error:  # those that hyp and the lr plan catch
         assert str(error)
     else:
         assert isinstance(value, int | float)

@@ -1,4 +1,4 @@
-"""Decoded pictures, kept in memory or beside their files: the same pixels, and none that are out of date."""
+"""Decoded images, kept in memory or on disk: the same pixels, and never outdated ones."""
 
 import os
 from pathlib import Path
@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import same, weights, write_tiny
+from conftest import bitwise_equal, load_state, write_tiny
 from PIL import Image
 
+import data.images
 import train
-from data.images import ImageStore, read_image
+from data.images import ImageStore, list_images, read_image, unique_stem
 from utils.errors import UserError
 
 QUICK = ["--imgsz", "64", "--batch-size", "4", "--epochs", "2", "--device", "cpu", "--noplots"]
@@ -26,77 +27,95 @@ def files(tmp_path):
     return [str(tmp_path / f"{i}.jpg") for i in range(6)]
 
 
-def decodes(monkeypatch) -> list[str]:
-    """The files that are decoded from here on."""
-    seen = []
-    monkeypatch.setattr(pictures, "read_image", lambda file: seen.append(file) or read_image(file))
-    return seen
+@pytest.fixture
+def decoded(monkeypatch):
+    """A list to which every file that is decoded from here on is appended."""
+    decoded_files = []
+
+    def recording_read_image(file):
+        decoded_files.append(file)
+        return read_image(file)
+
+    monkeypatch.setattr(data.images, "read_image", recording_read_image)
+    return decoded_files
 
 
-def test_memory_keeps_what_fits(files, monkeypatch):
-    seen = decodes(monkeypatch)
-    kept = ImageStore(files, memory=3 * 30 * (20 + 21))
+def test_image_store_keeps_images_up_to_cache_bytes(files, decoded):
+    store = ImageStore(files, cache_bytes=3 * 30 * (20 + 21))
     for _ in range(2):
         for i, file in enumerate(files):
-            assert torch.equal(kept[i], read_image(file))
-    assert [seen.count(file) for file in files] == [1, 1, 2, 2, 2, 2]
+            assert torch.equal(store[i], read_image(file))
+    assert [decoded.count(file) for file in files] == [1, 1, 2, 2, 2, 2]
 
 
-def test_all_in_memory(files, monkeypatch):
-    kept = ImageStore(files)
-    kept.preload(np.array([[30, 20 + i] for i in range(6)]))
-    seen = decodes(monkeypatch)
-    assert all(torch.equal(kept[i], read_image(file)) for i, file in enumerate(files)) and not seen
-    monkeypatch.setattr(pictures, "free_memory", lambda: 100_000)
-    with pytest.raises(
-        UserError, match=r"--cache ram: takes 0\.0 GB, and 0\.0 GB are free; --cache disk"
-    ):
-        ImageStore(files).preload(np.full((6, 2), 100), processes=2)
+def test_image_store_preload_keeps_all_images_in_memory(files, decoded, monkeypatch):
+    store = ImageStore(files)
+    store.preload(np.array([[30, 20 + i] for i in range(6)]))
+    decoded.clear()
+    assert all(torch.equal(store[i], read_image(file)) for i, file in enumerate(files))
+    assert not decoded
+    monkeypatch.setattr(data.images, "available_memory", lambda: 100_000)
+    message = (
+        r"--cache ram: needs 0\.0 GB of memory, and 0\.0 GB are available \(use --cache disk\)"
+    )
+    with pytest.raises(UserError, match=message):
+        ImageStore(files).preload(np.full((6, 2), 100), num_processes=2)
 
 
-def test_beside_the_files(files, monkeypatch):
-    ImageStore(files, beside=True).preload(np.zeros((6, 2)))
-    seen = decodes(monkeypatch)
-    kept = ImageStore(files, beside=True)
-    assert all(torch.equal(kept[i], read_image(file)) for i, file in enumerate(files)) and not seen
-    Image.new("RGB", (8, 9), "red").save(files[2])  # another picture of the same name
-    assert kept[2].shape == (3, 9, 8) and kept[2].shape == (3, 9, 8) and seen == [files[2]]
-    for broken in (b"", b"no array", b"\x93NUMPY\x01\x00v\x00{"):
-        Path(f"{files[3]}.npy").write_bytes(broken)
-        time = Path(files[3]).stat().st_mtime_ns
-        os.utime(f"{files[3]}.npy", ns=(time, time))
-        assert torch.equal(kept[3], read_image(files[3]))
+def test_image_store_on_disk_is_valid_until_the_image_changes(files, decoded):
+    ImageStore(files, on_disk=True).preload(np.zeros((6, 2)))
+    decoded.clear()
+    store = ImageStore(files, on_disk=True)
+    assert all(torch.equal(store[i], read_image(file)) for i, file in enumerate(files))
+    assert not decoded
+    Image.new("RGB", (8, 9), "red").save(files[2])  # another image of the same name
+    assert store[2].shape == (3, 9, 8) and store[2].shape == (3, 9, 8)
+    assert decoded == [files[2]]
+    for corrupted in (b"", b"no array", b"\x93NUMPY\x01\x00v\x00{"):
+        Path(f"{files[3]}.npy").write_bytes(corrupted)
+        mtime = Path(files[3]).stat().st_mtime_ns
+        os.utime(f"{files[3]}.npy", ns=(mtime, mtime))
+        assert torch.equal(store[3], read_image(files[3]))
     Path(files[4]).unlink()
     with pytest.raises(UserError, match=r"4\.jpg"):
-        kept[4]
+        store[4]
 
 
-def test_a_folder_that_cannot_be_written(files, monkeypatch):
-    def refused(path):
+def test_image_store_on_disk_in_unwritable_directory(files, monkeypatch):
+    """Preloading is an error; reading an image works all the same."""
+
+    def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(pictures, "whole_file", refused)
-    kept = ImageStore(files, beside=True)
-    with pytest.raises(
-        UserError, match=r"--cache disk: .*0\.jpg\.npy: cannot be written: Permission denied"
-    ):
-        kept.preload(np.zeros((6, 2)))
-    assert torch.equal(kept[0], read_image(files[0]))
+    monkeypatch.setattr(data.images, "atomic_write", refuse)
+    store = ImageStore(files, on_disk=True)
+    message = r"--cache disk: .*0\.jpg\.npy: cannot be written: Permission denied"
+    with pytest.raises(UserError, match=message):
+        store.preload(np.zeros((6, 2)))
+    assert torch.equal(store[0], read_image(files[0]))
 
 
-def test_a_run_has_the_same_weights_with_either_and_with_none(tmp_path):
-    data = write_tiny(tmp_path / "tiny")
+def test_unique_stem_numbers_repeated_names():
+    used_stems: set[str] = set()
+    stems = [unique_stem(file, used_stems) for file in ("a/x.jpg", "b/x.png", "x.jpg", "y.jpg")]
+    assert stems == ["x", "x_2", "x_3", "y"] == sorted(used_stems)
+
+
+def test_list_images_of_something_else_is_none(files, tmp_path):
+    assert list_images(Path(files[0])) == files[:1]
+    (tmp_path / "notes.md").write_text("text")
+    assert list_images(tmp_path / "notes.md") is None and list_images(tmp_path / "none") is None
+
+
+def test_train_with_either_cache_gives_the_same_weights(tmp_path):
+    data_yaml = write_tiny(tmp_path / "tiny")
+    arguments = ["--data", str(data_yaml), *QUICK, "--project", str(tmp_path)]
     for name, options in (
         ("none", []),
         ("ram", ["--cache", "ram", "--workers", "2"]),
         ("disk", ["--cache", "disk"]),
     ):
-        assert (
-            train.main(
-                ["--data", str(data), *QUICK, *options, "--project", str(tmp_path), "--name", name]
-            )
-            == 0
-        )
-    assert same(weights(tmp_path / "none")["model"], weights(tmp_path / "ram")["model"])
-    assert same(weights(tmp_path / "none")["model"], weights(tmp_path / "disk")["model"])
-    assert len([*data.parent.rglob("*.npy")]) == 17
+        assert train.main([*arguments, *options, "--name", name]) == 0
+    assert bitwise_equal(load_state(tmp_path / "none")["model"], load_state(tmp_path / "ram")["model"])
+    assert bitwise_equal(load_state(tmp_path / "none")["model"], load_state(tmp_path / "disk")["model"])
+    assert len([*data_yaml.parent.rglob("*.npy")]) == 17

@@ -1,72 +1,111 @@
-"""A loader leaves the signals to its trainer, and does not outlive it."""
+"""utils/interrupt.py: when signals stop a run, and that workers ignore them."""
 
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from utils.interrupt import SIGNALS, worker_init
+from utils.interrupt import SIGNALS, Interrupted, StopSignals, worker_init
 
-fork = multiprocessing.get_context("fork")
-pytestmark = pytest.mark.skipif(
-    multiprocessing.get_start_method() != "fork", reason="loaders are not forked here"
+ROOT = Path(__file__).parents[1]
+needs_fork = pytest.mark.skipif(
+    multiprocessing.get_start_method() != "fork", reason="workers are not forked here"
 )
 
 
-def loader(path, wait):
-    """Says in the file `path` that it has begun, and, after `wait` seconds, that it loads."""
-    path.with_suffix(".begun").write_text(str(os.getpid()))
-    time.sleep(wait)
+def worker(path, delay):
+    """Write the pid to `path`.pid and, `delay` seconds later, "ready" to `path`."""
+    path.with_suffix(".pid").write_text(str(os.getpid()))
+    time.sleep(delay)
     worker_init()
-    path.write_text("loading")
+    path.write_text("ready")
     time.sleep(60)
 
 
-def trainer(path, wait):
-    fork.Process(target=loader, args=(path, wait)).start()
+def main_process(path, delay):
+    multiprocessing.get_context("fork").Process(target=worker, args=(path, delay)).start()
     time.sleep(60)
 
 
-def started(path, wait):
-    """A trainer and the number of its loader, once that has begun."""
-    process = fork.Process(target=trainer, args=(path, wait))
+def start_main_process(path, delay):
+    """Return a main process and the pid of its worker, once that is running."""
+    process = multiprocessing.get_context("fork").Process(target=main_process, args=(path, delay))
     process.start()
-    while not (path.with_suffix(".begun").exists() and path.with_suffix(".begun").read_text()):
+    pid_file = path.with_suffix(".pid")
+    while not (pid_file.exists() and pid_file.read_text()):
         time.sleep(0.01)
-    return process, int(path.with_suffix(".begun").read_text())
+    return process, int(pid_file.read_text())
 
 
-def test_a_loader_whose_trainer_was_killed_before_it_began_to_load_ends(tmp_path):
-    process, number = started(tmp_path / "file", 1.0)
+def is_running(pid):
+    """Return whether the process exists and is not a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+@needs_fork
+def test_worker_ends_if_its_parent_was_killed_before_worker_init(tmp_path):
+    process, pid = start_main_process(tmp_path / "file", 1.0)
     process.kill()
     process.join()
     deadline = time.monotonic() + 30
-    while is_alive(number):
-        assert time.monotonic() < deadline, "the loader is still there"
+    while is_running(pid):
+        assert time.monotonic() < deadline, "the worker still runs"
         time.sleep(0.05)
     assert not (tmp_path / "file").exists()
 
 
-def test_signals_do_not_end_a_loader(tmp_path):
-    process, number = started(tmp_path / "file", 0.0)
+@needs_fork
+def test_worker_ignores_signals(tmp_path):
+    process, pid = start_main_process(tmp_path / "file", 0.0)
     while not (tmp_path / "file").exists():
         time.sleep(0.01)
-    for signal_number in SIGNALS:
-        os.kill(number, signal_number)
+    for number in SIGNALS:
+        os.kill(pid, number)
     time.sleep(0.3)
-    assert is_alive(number)
-    os.kill(number, signal.SIGKILL)
+    assert is_running(pid)
+    os.kill(pid, signal.SIGKILL)
     process.kill()
     process.join()
 
 
-def is_alive(number):
-    """Whether the process is there, and not only as a line in the system's table."""
-    try:
-        with Path(f"/proc/{number}/stat").open() as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+def test_stop_signals_raise_until_deferred():
+    handlers = [signal.getsignal(number) for number in SIGNALS]
+    with StopSignals() as stop:
+        with pytest.raises(Interrupted) as raised:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert raised.value.number == signal.SIGTERM
+        assert raised.value.message.startswith("stopped by SIGTERM before the first batch")
+        stop.defer()
+        assert stop.pending == 0
+        batches = stop.stop_on_signal([1, 2, 3])
+        assert next(batches) == 1 and next(batches) == 2
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.pending == signal.SIGINT and [*batches] == []
+    assert [signal.getsignal(number) for number in SIGNALS] == handlers
+
+
+def test_interrupted_has_no_message_without_a_detail():
+    assert Interrupted(signal.SIGTERM, "").message == str(Interrupted(signal.SIGTERM, "")) == ""
+
+
+def test_import_has_no_side_effects():
+    program = (
+        "import atexit, multiprocessing.queues, signal, torch\n"
+        "hook = multiprocessing.queues.Queue._on_queue_feeder_error\n"
+        "handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]\n"
+        "atexit.register = lambda *_: 1 / 0\n"
+        "import utils.interrupt\n"
+        "assert multiprocessing.queues.Queue._on_queue_feeder_error is hook\n"
+        "assert handlers == [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)

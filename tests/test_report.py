@@ -1,41 +1,50 @@
-"""report.html: one file that needs nothing else, says what the run's other files say, and opens in a browser."""
+"""utils/report.py, utils/plots.py and the F1 of an image (utils/confusion.py)."""
 
 import re
 import shutil
 import subprocess
+from array import array
 from html.parser import HTMLParser
+from io import BytesIO
 
 import numpy as np
 import pytest
 import yaml
-from conftest import rows
+from conftest import read_results
 from PIL import Image
 
 from utils.confusion import per_image_confusion, per_image_f1
+from utils.plots import draw_plan, draw_results, draw_schedule
+from utils.report import command_line
 
 BROWSER = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 )
-HEADLESS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-            "--disable-component-update", "--disable-sync"]  # fmt: skip
+HEADLESS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 class Page(HTMLParser):
-    """The page's text, the addresses it names, and its tags, each of which must be closed."""
+    """The page's text, the URLs in it, and its tags, each of which must be closed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.open, self.tags, self.addresses, self.text = [], set(), [], ""
+        self.open, self.tags, self.urls, self.text = [], set(), [], ""
         self.feed(text)
         assert self.open == []
 
     def handle_starttag(self, tag, attributes):
         self.tags.add(tag)
-        self.addresses += [
-            value
-            for name, value in attributes
-            if name in ("src", "href", "data", "srcset", "action")
-        ]
+        url_attributes = ("src", "href", "data", "srcset", "action")
+        self.urls += [value for name, value in attributes if name in url_attributes]
         if tag not in ("meta", "img"):
             self.open.append(tag)
 
@@ -46,43 +55,36 @@ class Page(HTMLParser):
         self.text += data + " "
 
 
-def test_it_holds_all_and_needs_nothing(trained):
-    folder = trained / "exp"
-    text = (folder / "report.html").read_text()
+def test_report_is_self_contained_and_complete(trained):
+    run_dir = trained / "exp"
+    text = (run_dir / "report.html").read_text()
     page = Page(text)
-    assert (
-        "script" not in page.tags
-        and "link" not in page.tags
-        and "url(" not in text
-        and "@import" not in text
-    )
-    assert (
-        all(address.startswith("data:image/") for address in page.addresses)
-        and len(page.addresses) == 3 + 2 * 5
-    )
-    best = max(rows(folder), key=lambda row: float(row["metrics/mAP50-95"]))
+    assert not page.tags & {"script", "link"} and "url(" not in text and "@import" not in text
+    assert all(url.startswith("data:image/") for url in page.urls)
+    assert len(page.urls) == 3 + 2 * 5  # plots, and two of each validation image
+    best = max(read_results(run_dir), key=lambda row: float(row["metrics/mAP50-95"]))
     for key in ("precision", "recall", "mAP50", "mAP75", "mAP50-95"):
         assert f"{float(best[f'metrics/{key}']):.3f}" in page.text
-    for key in yaml.safe_load((folder / "hyp.yaml").read_text()):
+    for key in yaml.safe_load((run_dir / "hyp.yaml").read_text()):
         assert key in page.text
-    assert (
-        re.search(r"close_mosaic\s+4\s+default: 10", page.text) and page.text.count("default:") == 1
-    )
+    assert re.search(r"close_mosaic\s+4\s+default: 10", page.text)
+    assert page.text.count("default:") == 1
     assert re.search(
-        r"python train\.py --hyp \S*h\.yaml --data \S+ --epochs 20 --batch-size 4 --imgsz 64 --device cpu",
+        r"python train\.py --hyp \S*h\.yaml --data \S+ --epochs 20 --batch-size 4 --imgsz 64"
+        r" --device cpu",
         page.text,
     )
 
 
-@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium")
-def test_a_browser_shows_it(trained, tmp_path):
-    picture = tmp_path / "page.png"
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+def test_report_is_rendered_by_a_browser(trained, tmp_path):
+    screenshot = tmp_path / "page.png"
     command = [
         BROWSER,
         *HEADLESS,
         f"--user-data-dir={tmp_path / 'profile'}",
         "--window-size=1200,4000",
-        f"--screenshot={picture}",
+        f"--screenshot={screenshot}",
     ]
     subprocess.run(
         [*command, (trained / "exp" / "report.html").as_uri()],
@@ -90,17 +92,24 @@ def test_a_browser_shows_it(trained, tmp_path):
         timeout=120,
         capture_output=True,
     )
-    shown = np.asarray(Image.open(picture).convert("L"))
-    assert shown.shape[1] == 1200
-    written = [(shown[y : y + 400] < 200).mean() > 0.005 for y in range(0, 2800, 400)]
-    assert all(written)  # something stands on every part of the page
+    pixels = np.asarray(Image.open(screenshot).convert("L"))
+    assert pixels.shape[1] == 1200
+    # No part of the page is empty.
+    assert all((pixels[y : y + 400] < 200).mean() > 0.005 for y in range(0, 2800, 400))
 
 
-def test_how_well_it_does_in_each_picture():
+def test_command_line_omits_defaults_and_resume():
+    args = {"data": "my data.yaml", "epochs": 5, "noval": True, "seed": 0, "resume": "auto"}
+    defaults = {"data": "shapes.yaml", "epochs": None, "noval": False, "seed": 0, "resume": None}
+    expected = "python train.py --data 'my data.yaml' --epochs 5 --noval"
+    assert command_line("train.py", args, defaults) == expected
+
+
+def test_per_image_f1():
     def box(image, label, x, crowd=0):
         return {"image_id": image, "category_id": label, "bbox": [x, 0, 10, 10], "iscrowd": crowd}
 
-    truth = {
+    coco_gt = {
         "images": [{"id": i} for i in range(5)],
         "categories": [{"id": 0}, {"id": 1}],
         "annotations": [
@@ -109,18 +118,49 @@ def test_how_well_it_does_in_each_picture():
             box(1, 0, 0),
             box(1, 0, 50),
             box(3, 1, 0),
-            box(4, 0, 0, 1),
+            box(4, 0, 0, crowd=1),
         ],
     }
-    found = np.array([
-        [3, 0, 0, 10, 10, 0.9, 0],  # of the other class
-        [0, 0, 0, 10, 10, 0.9, 0], [0, 50, 0, 10, 10, 0.6, 1],  # both
-        [1, 0, 0, 10, 10, 0.9, 0], [1, 80, 0, 10, 10, 0.8, 0], [1, 50, 0, 10, 10, 0.1, 0],  # one, one of nothing, one unsure
-        [4, 2, 0, 5, 5, 0.9, 0],  # in a crowd
-    ])  # fmt: skip
-    scores = per_image_f1(per_image_confusion(truth, found))
-    assert (
-        [scores[i] for i in (0, 1, 3)] == [1.0, 0.5, 0.0]
-        and np.isnan(scores[2])
-        and np.isnan(scores[4])
+    detections = np.array(
+        [
+            [3, 0, 0, 10, 10, 0.9, 0],  # wrong class
+            [0, 0, 0, 10, 10, 0.9, 0],
+            [0, 50, 0, 10, 10, 0.6, 1],
+            [1, 0, 0, 10, 10, 0.9, 0],
+            [1, 80, 0, 10, 10, 0.8, 0],  # background
+            [1, 50, 0, 10, 10, 0.1, 0],  # below the confidence threshold
+            [4, 2, 0, 5, 5, 0.9, 0],  # inside the crowd
+        ]
     )
+    scores = per_image_f1(per_image_confusion(coco_gt, detections))
+    assert [scores[i] for i in (0, 1, 3)] == [1.0, 0.5, 0.0]
+    assert np.isnan(scores[2]) and np.isnan(scores[4])
+
+
+def png_bytes(draw, *args):
+    file = BytesIO()
+    draw(*args, file)
+    return file.getvalue()
+
+
+def test_draw_results_shows_a_column_that_appears_after_a_resume():
+    epochs = [{"epoch": 0, "train/box": 1.0}, {"epoch": 1, "train/box": 0.5, "train/obj": 0.2}]
+    assert png_bytes(draw_results, epochs) == png_bytes(
+        draw_results, [epochs[0] | {"train/obj": None}, epochs[1]]
+    )
+    assert png_bytes(draw_results, epochs) != png_bytes(draw_results, [epochs[0], epochs[0]])
+
+
+def test_draw_schedule_with_a_group_that_some_rows_lack(tmp_path):
+    planned = [array("d", [0.1, 0.2, 0.3, 0.4]), array("d", [0.4, 0.3, 0.2, 0.1])]
+    without, complete = {"epoch": 0, "lr/0": 0.2}, {"epoch": 1, "lr/0": 0.4, "lr/1": 0.1}
+    for history in ([without, complete], [without], []):
+        draw_schedule(planned, 2, history, tmp_path / "lr.png")
+        assert Image.open(tmp_path / "lr.png").size == (900, 400)
+
+
+def test_draw_plan_draws_equal_curves_once():
+    curve = array("d", [0.1, 0.2, 0.3, 0.4])
+    pair = png_bytes(lambda file: draw_plan([curve, curve], 2, file, ["a", "b"]))
+    assert pair == png_bytes(lambda file: draw_plan([curve], 2, file, ["a, b"]))
+    assert pair != png_bytes(lambda file: draw_plan([curve], 2, file))

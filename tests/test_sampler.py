@@ -1,63 +1,73 @@
-"""The order of an epoch: everything once, in even batches, from (seed, epoch) alone."""
+"""The order of an epoch: every image once, in even batches, from (seed, epoch) alone."""
+
+import math
 
 import pytest
 
 from data.sampler import EpochBatchSampler, sample_rng
 
 
-def epoch_of(samples, batch_size, seed, epoch, start=0, imgsz=(64, 64)):
-    batches = EpochBatchSampler(samples, batch_size, imgsz, seed)
-    batches.epoch, batches.start = epoch, start
+def batches_of(num_samples, batch_size, seed, epoch, start_batch=0, imgsz=(64, 64), **options):
+    batches = EpochBatchSampler(num_samples, batch_size, imgsz, seed, **options)
+    batches.epoch, batches.start_batch = epoch, start_batch
     return list(batches)
 
 
 @pytest.mark.parametrize(
-    ("samples", "batch_size"), [(292, 16), (17, 16), (16, 16), (3, 16), (100, 7), (1, 1)]
+    ("num_samples", "batch_size"), [(292, 16), (17, 16), (16, 16), (3, 16), (100, 7), (1, 1)]
 )
-def test_every_picture_once_in_even_batches(samples, batch_size):
-    batches = epoch_of(samples, batch_size, 0, 0)
-    assert (
-        len(batches)
-        == len(EpochBatchSampler(samples, batch_size, (64, 64), 0))
-        == -(-samples // batch_size)
-    )
+def test_sampler_yields_every_image_once_in_even_batches(num_samples, batch_size):
+    batches = batches_of(num_samples, batch_size, 0, 0)
+    sampler = EpochBatchSampler(num_samples, batch_size, (64, 64), 0)
+    assert len(batches) == len(sampler) == math.ceil(num_samples / batch_size)
+    assert [len(batch) for batch in batches] == sampler.batch_sizes
     keys = [key for batch in batches for key in batch]
     for tile in range(4):
-        assert sorted(indices[tile] for _, _, indices, _ in keys) == list(range(samples))
-    assert [place for _, place, _, _ in keys] == list(range(samples))
+        assert sorted(key.indices[tile] for key in keys) == list(range(num_samples))
+    assert [key.position for key in keys] == list(range(num_samples))
     sizes = {len(batch) for batch in batches}
     assert max(sizes) <= batch_size and max(sizes) - min(sizes) <= 1
 
 
-def test_the_order_is_a_function_of_seed_and_epoch():
-    assert epoch_of(50, 8, 1, 2) == epoch_of(50, 8, 1, 2)
-    assert epoch_of(50, 8, 1, 2)[3:] == epoch_of(50, 8, 1, 2, start=3)
+def test_sampler_order_is_a_function_of_seed_and_epoch():
+    assert batches_of(50, 8, 1, 2) == batches_of(50, 8, 1, 2)
+    assert batches_of(50, 8, 1, 2)[3:] == batches_of(50, 8, 1, 2, start_batch=3)
     orders = {
-        tuple(k[2][0] for b in epoch_of(50, 8, seed, epoch) for k in b)
+        tuple(key.indices[0] for batch in batches_of(50, 8, seed, epoch) for key in batch)
         for seed in range(3)
         for epoch in range(3)
     }
     assert len(orders) == 9
 
 
-def test_a_batch_has_one_side_out_of_the_range():
-    batches = epoch_of(400, 2, 1, 2, imgsz=(64, 160))
-    sides = [{side for *_, side in batch} for batch in batches]
-    assert {len(side) for side in sides} == {1}
-    sides = [side.pop() for side in sides]
-    assert set(sides) == {64, 96, 128, 160} and min(map(sides.count, set(sides))) > 25
-    assert epoch_of(400, 2, 1, 2, start=7, imgsz=(64, 160)) == batches[7:]
-    assert [[key[:3] for key in batch] for batch in batches] == [
-        [key[:3] for key in b] for b in epoch_of(400, 2, 1, 2)
-    ]
-    assert sides != [b[0][3] for b in epoch_of(400, 2, 1, 3, imgsz=(64, 160))]
+def test_sampler_draws_one_image_size_for_each_batch():
+    batches = batches_of(400, 2, 1, 2, imgsz=(64, 160))
+    batch_sizes = [{key.imgsz for key in batch} for batch in batches]
+    assert {len(sizes) for sizes in batch_sizes} == {1}
+    sizes = [sizes.pop() for sizes in batch_sizes]
+    assert set(sizes) == {64, 96, 128, 160} and min(map(sizes.count, set(sizes))) > 25
+    assert batches_of(400, 2, 1, 2, start_batch=7, imgsz=(64, 160)) == batches[7:]
+    single_size = [[key._replace(imgsz=64) for key in batch] for batch in batches]
+    assert single_size == batches_of(400, 2, 1, 2)
+    assert sizes != [batch[0].imgsz for batch in batches_of(400, 2, 1, 3, imgsz=(64, 160))]
+    other_stride = batches_of(400, 2, 1, 2, imgsz=(64, 96), stride=8)
+    assert {batch[0].imgsz for batch in other_stride} == {64, 72, 80, 88, 96}
 
 
-def test_no_two_samples_share_their_random_numbers():
-    drawn = {
-        float(sample_rng(seed, epoch, place).random())
+def test_sampler_source_images_of_all_processes():
+    whole = batches_of(50, 8, 1, 2)
+    sampler = EpochBatchSampler(50, 8, (64, 64), 1, rank=1, world_size=2)
+    sampler.epoch, sampler.start_batch = 2, 1
+    expected = {index for batch in whole[3:5] for key in batch for index in key.indices}
+    assert sampler.source_images(3, 4) == sorted(expected)
+    assert (sampler.epoch, sampler.start_batch) == (2, 1)
+
+
+def test_sample_rng_differs_for_every_sample():
+    values = {
+        float(sample_rng(seed, epoch, position).random())
         for seed in range(3)
         for epoch in range(3)
-        for place in range(20)
+        for position in range(20)
     }
-    assert len(drawn) == 180
+    assert len(values) == 180

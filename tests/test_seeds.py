@@ -1,4 +1,4 @@
-"""Random numbers are a function of the place in the run, for everything that draws any."""
+"""utils/seeds.py: random numbers are a function of the position in the run."""
 
 import random
 
@@ -8,21 +8,20 @@ import torch
 from utils.seeds import seed_everything
 
 
-def drawn() -> tuple[float, ...]:
+def draw() -> tuple[float, ...]:
     return float(torch.rand(())), float(np.random.rand()), random.random()
 
 
-def test_the_same_place_gives_the_same_numbers_whatever_was_before():
+def test_seed_everything_repeats_the_numbers_of_a_position():
     seed_everything(0, 3, 5, 1)
-    expected = drawn()
-    drawn()
+    expected = draw()
+    draw()
     seed_everything(0, 3, 5, 1)
-    assert drawn() == expected
+    assert draw() == expected
 
 
-def test_every_place_has_numbers_of_its_own():
-    found = []
-    for place in (
+def test_seed_everything_gives_each_position_other_numbers():
+    keys = [
         (0, 3),
         (0, 3, 5, 1),
         (0, 3, 5, 0),
@@ -30,8 +29,10 @@ def test_every_place_has_numbers_of_its_own():
         (1, 3, 5, 1),
         (0, 3, 6, 1),
         (2**40, 3, 5, 1),
-    ):
-        seed_everything(*place)
-        found.append(drawn())
-    for numbers in zip(*found, strict=True):
-        assert len(set(numbers)) == len(found)
+    ]
+    draws = []
+    for key in keys:
+        seed_everything(*key)
+        draws.append(draw())
+    for numbers in zip(*draws, strict=True):
+        assert len(set(numbers)) == len(keys)

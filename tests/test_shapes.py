@@ -1,4 +1,4 @@
-"""The built-in data set: the same from the same seed, in the YOLO layout, never half there."""
+"""The built-in dataset: the same from the same seed, in the YOLO layout, complete or absent."""
 
 import hashlib
 from pathlib import Path
@@ -10,11 +10,11 @@ from data import shapes
 from data.config import read_data_config
 from data.formats import read_split
 
-SHAPES = Path(__file__).parents[1] / "data" / "shapes.yaml"
+SHAPES_YAML = Path(__file__).parents[1] / "data" / "shapes.yaml"
 
 
 @pytest.fixture
-def few(monkeypatch):
+def small_dataset(monkeypatch):
     monkeypatch.setattr(shapes, "COUNTS", {"train": 12, "val": 4})
 
 
@@ -26,31 +26,35 @@ def digest(folder: Path) -> dict[str, str]:
     }
 
 
-def test_a_seed_is_a_data_set(few, tmp_path):
+def test_make_shapes_is_a_function_of_the_seed(small_dataset, tmp_path):
     assert shapes.make_shapes(tmp_path / "a") and shapes.make_shapes(tmp_path / "b")
     assert shapes.make_shapes(tmp_path / "c", seed=1)
-    assert not shapes.make_shapes(tmp_path / "a")  # it is there
+    assert not shapes.make_shapes(tmp_path / "a")  # exists
     a, b, c = (digest(tmp_path / name) for name in "abc")
     assert a == b and len(a) == 32
-    assert (
-        len(set(a.values()) | set(c.values())) == 64
-    )  # nothing twice: neither in train and val, nor from another seed
+    # No duplicates, neither between train and val nor between seeds.
+    assert len(set(a.values()) | set(c.values())) == 64
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "c"]
 
 
-def test_it_reads_without_a_fault(few, tmp_path):
-    shapes.make_shapes(tmp_path / "shapes")
-    config = read_data_config(SHAPES).model_copy(update={"path": str(tmp_path / "shapes")})
-    found = read_split(config, "train")
-    assert found.errors == () and len(found) == 12 and len(found.names) == 5
-    assert (found.boxes[:, 2:] > found.boxes[:, :2]).all() and len(np.unique(found.labels)) == 5
+def test_make_builtin_draws_a_valid_dataset(small_dataset, tmp_path):
+    config = read_data_config(SHAPES_YAML).model_copy(update={"path": str(tmp_path / "shapes")})
+    assert shapes.make_builtin(config) and not shapes.make_builtin(config)
+    data = read_split(config, "train")
+    assert data.errors == () and len(data) == 12 and len(data.class_names) == 5
+    assert (data.boxes[:, 2:] > data.boxes[:, :2]).all() and len(np.unique(data.labels)) == 5
 
 
-def test_a_failure_leaves_nothing_behind(few, tmp_path, monkeypatch):
-    def full(*_, **__):
+def test_make_builtin_ignores_other_datasets(tiny, tmp_path):
+    config = read_data_config(tiny).model_copy(update={"path": str(tmp_path / "missing")})
+    assert not shapes.make_builtin(config) and not (tmp_path / "missing").exists()
+
+
+def test_make_shapes_failure_leaves_no_files(small_dataset, tmp_path, monkeypatch):
+    def disk_full(*_, **__):
         raise OSError("no space left")
 
-    monkeypatch.setattr(shapes.Image.Image, "save", full)
+    monkeypatch.setattr(shapes.Image.Image, "save", disk_full)
     with pytest.raises(OSError, match="no space"):
         shapes.make_shapes(tmp_path / "shapes")
     assert list(tmp_path.iterdir()) == []

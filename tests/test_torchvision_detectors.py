@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import few_shapes, rows, same, weights
+from conftest import bitwise_equal, few_shapes, load_state, read_results
 from torchvision.models import get_model, get_model_weights
 
 import detect
@@ -97,13 +97,13 @@ def test_torchvision_detector_training_and_exact_resume(name, tmp_path, monkeypa
 
     monkeypatch.setattr(train, "seed_everything", interrupt_in_second_epoch)
     assert run(*args, "--name", "cut") == 128 + signal.SIGTERM
-    assert weights(tmp_path / "cut")["batch"] == 1
+    assert load_state(tmp_path / "cut")["batch"] == 1
     assert run("--resume", tmp_path / "cut") == 0
-    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    whole, resumed = load_state(tmp_path / "whole"), load_state(tmp_path / "cut")
     for key in whole.keys() - {"args", "rows"}:
-        assert same(whole[key], resumed[key]), key
+        assert bitwise_equal(whole[key], resumed[key]), key
     results = [
-        [row | {"seconds": ""} for row in rows(tmp_path / folder)] for folder in ("whole", "cut")
+        [row | {"seconds": ""} for row in read_results(tmp_path / folder)] for folder in ("whole", "cut")
     ]
     assert results[0] == results[1]
     assert any(key.startswith("train/") and float(loss) > 0 for key, loss in results[0][0].items())
@@ -113,7 +113,7 @@ def test_torchvision_detector_training_and_exact_resume(name, tmp_path, monkeypa
     command = ["--weights", str(best), "--device", "cpu"]
     assert val.main([*command, "--noplots", "--project", str(tmp_path / "val")]) == 0
     metrics = json.loads((tmp_path / "val" / "exp" / "metrics.json").read_text())["all"]
-    row = max(rows(tmp_path / "whole"), key=lambda row: float(row["metrics/mAP50-95"]))
+    row = max(read_results(tmp_path / "whole"), key=lambda row: float(row["metrics/mAP50-95"]))
     expected = {key: float(row[f"metrics/{key}"]) for key in metrics}
     assert metrics == pytest.approx(expected, abs=1e-4)
     source = ["--source", str(tmp_path / "val.txt"), "--project", str(tmp_path / "det")]

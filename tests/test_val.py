@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import rows
+from conftest import read_results
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -63,7 +63,7 @@ def test_the_figures_are_those_of_training(trained):
                "--project", trained / "val"]  # fmt: skip
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=trained)
     assert done.returncode == 0, done.stderr
-    best = max(rows(trained / "exp"), key=lambda row: float(row["metrics/mAP50-95"]))
+    best = max(read_results(trained / "exp"), key=lambda row: float(row["metrics/mAP50-95"]))
     found = json.loads((trained / "val" / "exp" / "metrics.json").read_text())
     assert found["all"] == pytest.approx(
         {key: float(best[f"metrics/{key}"]) for key in found["all"]}, abs=1e-4
@@ -94,7 +94,7 @@ def test_the_predictions_are_worth_the_same_to_pycocotools(trained):
         evaluation.summarize()
     found = json.loads((folder / "metrics.json").read_text())["all"]
     assert found["mAP50-95"] == pytest.approx(evaluation.stats[0], abs=1e-4)
-    best = max(rows(trained / "exp"), key=lambda row: float(row["metrics/mAP50-95"]))
+    best = max(read_results(trained / "exp"), key=lambda row: float(row["metrics/mAP50-95"]))
     assert found["mAP50-95"] == pytest.approx(float(best["metrics/mAP50-95"]), abs=1e-4)
 
 

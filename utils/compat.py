@@ -65,14 +65,14 @@ def drop_ddp_references(ddp_model: nn.parallel.DistributedDataParallel) -> None:
 
 
 def implicit_resolvers_without(
-    loader: type[yaml.SafeLoader], tags: Sequence[str]
+    loader_class: type[yaml.SafeLoader], tags: Sequence[str]
 ) -> dict[str, list[Any]]:
-    """Return the type table of `loader`, first character -> (tag, pattern) pairs, without `tags`.
+    """Return the type table of `loader_class` without `tags`.
 
-    PyYAML can add a resolver to a loader but not remove one: the table is the only way to stop
-    reading YAML 1.1 numbers.
+    It maps the first character of a value to (tag, pattern) pairs. PyYAML can add a resolver but
+    not remove one: the table is the only way to stop reading YAML 1.1 numbers.
     """
     return {
         first: [(tag, pattern) for tag, pattern in resolvers if tag not in tags]
-        for first, resolvers in loader.yaml_implicit_resolvers.items()
+        for first, resolvers in loader_class.yaml_implicit_resolvers.items()
     }

@@ -15,7 +15,7 @@ def confusion_matrix(
 
     The last row and column are the background. `coco_gt` and `detections` (k, 7) are those of
     `utils.metrics.evaluate`. Of all pairs of a ground-truth box and a detection with a score above
-    `conf`, of whatever classes, with an IoU above `iou`, those with the highest IoU are matched
+    `conf`, of any two classes, with an IoU above `iou`, those with the highest IoU are matched
     first; each box and each detection is matched at most once. Crowd boxes, and unmatched
     detections inside one, are not counted.
     """

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from utils.cli import Parser, run_cli
 from utils.hyp import Hyp
-from utils.yamlfile import read_yaml, validated
+from utils.yamlfile import read_yaml, validate
 
 Number = Annotated[
     float, BeforeValidator(lambda value: float(value) if type(value) in (int, float) else value)
@@ -82,7 +82,7 @@ def from_yolov5(path: Path) -> str:
         if key in others:
             value = others[key]
             content[new_key] = float(value) if type(value) is int else value
-    validated(content, Hyp, str(path))
+    validate(content, Hyp, str(path))
 
     lines = [
         f"# From {path.name} of YOLOv5; the other keys are as in hyp.yaml.",

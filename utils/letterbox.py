@@ -28,10 +28,10 @@ def round_imgsz(imgsz: int | str, stride: int = 32) -> int | str:
 
 def imgsz_warning(imgsz: int | str, stride: int = 32) -> list[str]:
     """Return a list with a warning if a size in `imgsz` is not a multiple of `stride`, else []."""
-    rounded = round_imgsz(imgsz, stride)
-    if str(rounded) == str(imgsz):
+    multiple = round_imgsz(imgsz, stride)
+    if str(multiple) == str(imgsz):
         return []
-    return [f"--imgsz {imgsz}: not a multiple of {stride}; using {rounded}"]
+    return [f"--imgsz {imgsz}: not a multiple of {stride}; using {multiple}"]
 
 
 def letterbox_size(height: int, width: int, imgsz: int) -> tuple[int, int]:

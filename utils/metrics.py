@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 METRICS = ("precision", "recall", "mAP50", "mAP75", "mAP50-95")
+AREAS = ("all",)  # what COCO calls ranges of box areas: all, small, medium, large
 
 
 @dataclass(frozen=True)
@@ -89,15 +90,16 @@ def evaluate_with_curves(coco_gt: dict[str, Any], detections: np.ndarray) -> tup
     evaluation = COCOeval_faster(
         coco, coco.loadRes(detections), "bbox", print_function=lambda *_: None
     )
-    # Only what is reported: boxes of all sizes, with the highest number of detections per image.
+    # Only what is reported: the `AREAS`, with the highest number of detections per image.
     params = evaluation.params
-    params.areaRng, params.areaRngLbl = params.areaRng[:1], ["all"]
+    ranges = dict(zip(params.areaRngLbl, params.areaRng, strict=True))
+    params.areaRng, params.areaRngLbl = [ranges[area] for area in AREAS], [*AREAS]
     params.maxDets = params.maxDets[-1:]
     evaluation.evaluate()
     evaluation.accumulate()
     # [IoU, recall, class, area, detections per image], -1 where there is no ground truth.
-    precision = evaluation.eval["precision"][:, :, :, 0, 0]
-    present = [k for k in range(precision.shape[2]) if (precision[:, :, k] > -1).all()]
+    precision = evaluation.eval["precision"][..., 0]
+    present = [k for k in range(precision.shape[2]) if (precision[:, :, k, 0] > -1).all()]
     classes = []
     for k, category in enumerate(coco_gt["categories"]):
         boxes = [a for a in coco_gt["annotations"] if a["category_id"] == k and not a["iscrowd"]]
@@ -111,10 +113,7 @@ def evaluate_with_curves(coco_gt: dict[str, Any], detections: np.ndarray) -> tup
         else:
             row |= dict.fromkeys(METRICS, float("nan"))
         classes.append(row)
-    overall = {
-        name: float(np.mean([classes[k][name] for k in present])) if present else 0.0
-        for name in METRICS
-    }
+    overall = {name: _mean([classes[k][name] for k in present]) for name in METRICS}
     curves = Curves(
         *(evaluation.eval[key][0, :, :, 0, 0].T.astype(float) for key in ("precision", "scores"))
     )
@@ -124,8 +123,19 @@ def evaluate_with_curves(coco_gt: dict[str, Any], detections: np.ndarray) -> tup
     return Result(overall, classes), curves
 
 
+def _mean(values: Sequence[float]) -> float:
+    """Return the mean of the classes that have a value, 0 if none has."""
+    values = [value for value in values if not np.isnan(value)]
+    return float(np.mean(values)) if values else 0.0
+
+
 def _class_metrics(precision: np.ndarray) -> dict[str, float]:
-    """Return the metrics of a class from its precision at 10 IoUs (0.50 to 0.95), 101 recalls."""
+    """Return the metrics of a class from its precision (10, 101, a).
+
+    At the IoUs 0.50 to 0.95, the recalls 0 to 1, and for boxes of each of the `AREAS`, the first of
+    which is all; -1 where the class has no box of that area.
+    """
+    precision = precision[:, :, 0]
     recall = np.linspace(0, 1, 101)
     f1 = 2 * precision[0] * recall / np.maximum(precision[0] + recall, 1e-12)
     best = int(f1.argmax())
@@ -140,9 +150,13 @@ def _class_metrics(precision: np.ndarray) -> dict[str, float]:
 
 
 def table_rows(result: Result) -> list[dict[str, Any]]:
-    """Return a row for all classes together, with `class` "all", and the row of each class."""
+    """Return a row for all classes together, with `class` "all", and the row of each class.
+
+    A metric that the result does not have is nan: a fork may add one to a run and resume it.
+    """
     total = {"class": "all", "images": "", "boxes": sum(row["boxes"] for row in result.classes)}
-    return [total | result.overall, *result.classes]
+    no_metrics = dict.fromkeys(METRICS, float("nan"))
+    return [no_metrics | row for row in (total | result.overall, *result.classes)]
 
 
 def format_table(result: Result) -> str:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from typing import Any
 
 import torch
@@ -135,12 +136,16 @@ class Progress:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore all fields. Raises ValueError that names a field that is missing or unknown."""
+        """Restore all fields. Raises ValueError that names a missing, unknown or invalid field."""
         names = {entry.name for entry in fields(self)}
         if different := sorted(names ^ state.keys()):
             raise ValueError(f"progress: missing or unknown {', '.join(different)}")
         for name in names - {"means", "best_result"}:
-            setattr(self, name, state[name])
+            default, value = getattr(self, name), state[name]
+            expected = Real if isinstance(default, Real) else type(default)
+            if default is not None and not isinstance(value, expected):
+                raise ValueError(f"{name}: found {value!r}, need {type(default).__name__}")
+            setattr(self, name, value)
         self.means.load_state_dict(state["means"])
         self.best_result = Result(**state["best_result"]) if state["best_result"] else None
 

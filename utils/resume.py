@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from utils.checkpoint import checkpoint_errors, load_checkpoint
+from utils.checkpoint import HEADER, checkpoint_errors, load_checkpoint
 from utils.distributed import DistributedContext
 from utils.errors import UserError
 from utils.hyp import Hyp, load_hyp
@@ -58,7 +58,8 @@ def start_or_resume(
         return Start(args, load_hyp(hyp_file), hyp_file)
     checkpoint = load_checkpoint(path)
     with checkpoint_errors(path):
-        resumed = Namespace(**resume_args(checkpoint, path, overrides, hyp_dir))
+        # An argument that was added to the code since the run was started gets its default.
+        resumed = Namespace(**vars(args) | resume_args(checkpoint, path, overrides, hyp_dir))
         hyp = Hyp(**checkpoint["hyp"])
     return Start(resumed, hyp, run_dir_of(path) / "hyp.yaml", path, checkpoint)
 
@@ -88,6 +89,8 @@ def resume_args(
     """
     if "optimizer" not in checkpoint:
         raise UserError(f"{path}: has no training state (--resume needs a last.pt)")
+    if missing := sorted({*HEADER} - checkpoint.keys()):
+        raise UserError(f"{path}: has no {', '.join(missing)} (--resume needs a last.pt)")
     saved_args, run_dir, progress = checkpoint["args"], run_dir_of(path), checkpoint["progress"]
     args = dict(saved_args)
     for key, value in overrides.items():

@@ -29,15 +29,18 @@ __all__ = [
 ]
 
 
+CACHE_FORMAT = 2  # of the arrays in a cache; to be raised when the fields of Annotations change
+
+
 def read_train_val(config: DataConfig, path: str) -> tuple[Annotations, Annotations]:
     """Read `train` and `val` of the dataset whose `config` was read from the file `path`.
 
     Raises UserError as `read_split` does, and if their classes differ.
     """
     train, val = read_split(config, "train"), read_split(config, "val")
-    if train.names != val.names:
+    if train.class_names != val.class_names:
         raise UserError(
-            f"{path}: train has the classes {list(train.names)}, val has {list(val.names)} "
+            f"{path}: train has the classes {list(train.class_names)}, val has {list(val.class_names)} "
             "(they must be the same)"
         )
     return train, val
@@ -79,10 +82,10 @@ def read_split(config: DataConfig, split: str) -> Annotations:
     source_hash = hashlib.blake2b(repr(sources).encode(), digest_size=4).hexdigest()
     arrays = cached(
         root / f"{split}-{source_hash}.cache.npz",
-        repr((config.names, config.remap, sources, images)),
+        repr((CACHE_FORMAT, config.names, config.remap, sources, images)),
         lambda: _scan_split(config, split, images),
     )
-    strings = {key: tuple(arrays[key].tolist()) for key in ("names", "errors")}
+    strings = {key: tuple(arrays[key].tolist()) for key in ("class_names", "errors")}
     annotations = Annotations(**arrays | strings)
     if not len(annotations):
         raise UserError(f"{split}: no images found in {root}{_first_error(annotations)}")
@@ -157,7 +160,7 @@ def original_ids(
     without the suffix, as an int if it is one, and the id of a class is its index.
     """
     image_ids: dict[str, int | str] = {}
-    category_ids = {name: label for label, name in enumerate(annotations.names)}
+    category_ids = {name: label for label, name in enumerate(annotations.class_names)}
     for source in getattr(config, split):
         if isinstance(source, AnnotatedSource) and source.is_coco:
             root = Path(config.path)
@@ -172,5 +175,5 @@ def original_ids(
         image_ids.setdefault(file, int(stem) if stem.isdecimal() else stem)
     return (
         [image_ids[file] for file in annotations.files.tolist()],
-        [category_ids[name] for name in annotations.names],
+        [category_ids[name] for name in annotations.class_names],
     )

@@ -26,7 +26,7 @@ class Annotations:
     Arrays instead of an object per box, so that DataLoader workers share their memory.
     """
 
-    names: tuple[str, ...]
+    class_names: tuple[str, ...]
     files: np.ndarray  # (n,) str
     sizes: np.ndarray  # (n, 2) int32: width, height, with the EXIF rotation applied
     offsets: np.ndarray  # (n + 1,) int64
@@ -44,7 +44,7 @@ class Annotations:
         The hash covers the file names and their order, sizes, boxes, labels and class names, but
         neither directories nor pixels.
         """
-        text = "\n".join([*self.names, *map(os.path.basename, self.files)])
+        text = "\n".join([*self.class_names, *map(os.path.basename, self.files)])
         digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6)
         for numbers in (self.sizes, self.offsets, self.boxes, self.labels, self.crowd):
             digest.update(np.ascontiguousarray(numbers))
@@ -52,7 +52,7 @@ class Annotations:
 
     def coco_gt(self) -> dict[str, Any]:
         """Return the split as a COCO dataset; image i has the id i, class k the category id k."""
-        return to_coco_gt(self.sizes, self.offsets, self.boxes, self.labels, self.crowd, self.names)
+        return to_coco_gt(self.sizes, self.offsets, self.boxes, self.labels, self.crowd, self.class_names)
 
     def image_names(self, indices: Sequence[int]) -> str:
         """Return the file names, without directories, of the images at `indices`."""
@@ -121,7 +121,7 @@ class Scan:
         counts = np.bincount(image_indices[order], minlength=len(usable))[usable]
         errors = [message for _, message in sorted(self.errors, key=lambda error: error[0])]
         return {
-            "names": np.array(names, dtype=str),
+            "class_names": np.array(names, dtype=str),
             "files": np.array(self.files, dtype=str)[usable],
             "sizes": sizes[usable],
             "offsets": np.concatenate(([0], np.cumsum(counts, dtype=np.int64))),
