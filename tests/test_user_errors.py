@@ -433,7 +433,9 @@ CASES = {
         {"format": 99}, "format 99", f"reads format {FORMAT}"
     ),
     "resume: no training state": resume({"format": FORMAT, "args": {}}, "no training state"),
-    "resume: incomplete state": resume(INCOMPLETE_CHECKPOINT, "cannot be used by this version"),
+    "resume: incomplete state": resume(
+        INCOMPLETE_CHECKPOINT, "has no class_names, data_fingerprint"
+    ),
 }
 SUBPROCESS_CASES = [
     "unknown option", "imgsz too large", "device unknown", "model unknown", "weights are text",
