@@ -102,7 +102,7 @@ def trained(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def hangups():
+def default_sighup():
     """A process that does not ignore SIGHUP, even where the tests were started by nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield

@@ -1,72 +1,88 @@
-"""train.py, announcing what it is doing, so that a test can kill it at that very moment.
+"""Run train.py and announce its phases, so that a test can kill it at a chosen moment.
 
-Into the file `$ANNOUNCE.RANK` go the process's number and its phase, into `$ANNOUNCE.RANK.samples` the keys of the
-samples it makes (without loader processes). Nothing else is changed.
+The file `$ANNOUNCE.RANK` holds the process's id and its phase; to `$ANNOUNCE.RANK.samples` goes
+the key of each sample that the process makes itself, without DataLoader workers. Nothing else is
+changed.
 """
 
+import logging
 import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import data.dataset
 import train
 import utils.run_dir
+from utils.log import logger
 
-announce = f"{os.environ['ANNOUNCE']}.{os.environ.get('RANK', '0')}"
-file = os.open(announce, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-samples = os.open(f"{announce}.samples", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+WARMUP_EPOCHS = 3
 
-
-phases = []  # those under way, the innermost last
-
-
-def say(phase):
-    os.pwrite(file, f"{os.getpid()} {phase}".ljust(40).encode(), 0)
+prefix = f"{os.environ['ANNOUNCE']}.{os.environ.get('RANK', '0')}"
+phase_file = os.open(prefix, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+samples_file = os.open(f"{prefix}.samples", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
 
-def enter(phase):
-    phases.append(phase)
-    say(phase)
+class PhaseHandler(logging.Handler):
+    """Announces the phases that stages begin: warm-up or training, validation, saving."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.training_phase = "starting"  # what continues after a validation or a save
+        self.announce(self.training_phase)
+
+    def announce(self, phase: str) -> None:
+        os.pwrite(phase_file, f"{os.getpid()} {phase}".ljust(40).encode(), 0)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.msg == "batch":
+            is_warmup = record.details["epoch"] < WARMUP_EPOCHS
+            self.training_phase = "warm-up" if is_warmup else "training"
+            self.announce(self.training_phase)
+        elif record.msg == "validate":
+            self.announce("validation")
+        elif record.msg == "evaluate":
+            self.announce(self.training_phase)
+        elif record.msg == "save":
+            self.announce("saving")
 
 
-def announced(phase, function):
-    def announcing(*arguments, **options):
-        enter(phase)
+def announce_end_of_save(handler: PhaseHandler) -> None:
+    original = utils.run_dir.RunDir.save
+
+    def save(*args: object, **kwargs: object) -> object:
         try:
-            return function(*arguments, **options)
+            return original(*args, **kwargs)
         finally:
-            phases.pop()
-            say(phases[-1])
+            handler.announce(handler.training_phase)
 
-    return announcing
-
-
-def seeded(*place, seed=train.seed_everything):
-    phases.clear()
-    enter("training" if place[1] >= 3 else "warm-up")
-    seed(*place)
+    utils.run_dir.RunDir.save = save
 
 
-def note(*key):
-    os.write(samples, f"{' '.join(map(str, key))}\n".encode())
+def record_samples() -> None:
+    get_train_samples = data.dataset.TrainSet.__getitems__
+    get_val_sample = data.dataset.ValSet.__getitem__
+
+    def write(*key: int) -> None:
+        os.write(samples_file, f"{' '.join(map(str, key))}\n".encode())
+
+    def train_samples(self, keys):
+        for key in keys:
+            write(key.epoch, key.position, *key.indices)
+        return get_train_samples(self, keys)
+
+    def val_sample(self, index):
+        write(index)
+        return get_val_sample(self, index)
+
+    data.dataset.TrainSet.__getitems__ = train_samples
+    data.dataset.ValSet.__getitem__ = val_sample
 
 
-def made(self, index, make=train.ValSet.__getitem__):
-    note(index)
-    return make(self, index)
-
-
-def made_together(self, keys, make=train.TrainSet.__getitems__):
-    for epoch, place, indices, _ in keys:
-        note(epoch, place, *indices)
-    return make(self, keys)
-
-
-enter("starting")
-train.seed_everything = seeded
-train.run_inference = announced("validation", train.run_inference)
-train.TrainSet.__getitems__ = made_together
-train.ValSet.__getitem__ = made
-utils.run_dir.save_checkpoint = announced("saving", utils.run_dir.save_checkpoint)
 if __name__ == "__main__":
+    handler = PhaseHandler()
+    logger.setLevel(logging.DEBUG)
+    logger.addHandler(handler)
+    announce_end_of_save(handler)
+    record_samples()
     sys.exit(train.main())

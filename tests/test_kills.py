@@ -1,4 +1,5 @@
-"""A run that was killed, at any moment, in one process or several, ends in the weights of a run that was not."""
+"""A run that is killed at any moment, in one process or several, ends bitwise identical to one
+that is not."""
 
 import os
 import random
@@ -6,11 +7,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import rows, same, weights, write_tiny
+from conftest import (
+    ROOT,
+    TORCHRUN,
+    assert_same_run,
+    bitwise_equal,
+    load_state,
+    read_results,
+    train_args,
+    write_tiny,
+)
 from torch.utils.data import DataLoader
 
 from data.config import read_data_config
@@ -19,15 +31,13 @@ from data.formats import read_split
 from models import build_model
 from utils.device import prefers_bf16
 from utils.inference import run_inference
-from utils.metrics import evaluate, to_coco_gt
+from utils.metrics import evaluate
 
-ROOT = Path(__file__).parents[1]
-ANNOUNCED = Path(__file__).with_name("phase_train.py")
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-SIZE = ["--imgsz", "64", "--batch-size", "4"]
-EPOCHS, MANY_EPOCHS = 12, 80  # for a few kills, for many
-# Whatever state a run can have: momentum, accumulation over an uneven number of batches, samples counted, restarts,
-# every augmentation.
+PHASE_TRAIN = Path(__file__).with_name("phase_train.py")
+NUM_TRAIN, NUM_VAL = 18, 24  # images
+EPOCHS, LONG_EPOCHS = 12, 80  # of a run that is killed a few times, or many times
+# All state that a run can have: momentum, accumulation over an uneven number of batches, counted
+# samples, restarts, every augmentation.
 HYP = """
 optimizer: {optimizer}
 accumulate: 2
@@ -41,309 +51,301 @@ SCHEDULERS = {
     "muon": "{warmup_epoch: 3, steps: [5, 60%], epoch_scale: 2}",
     "adamw": "{warmup_epoch: 1, lf: 'lambda x, y: (1 - x / y) * 0.8 + 0.2'}",
 }
+# Phases of a run -> the longest time to wait in them before the kill, in seconds: long enough for
+# it to fall anywhere in the phase.
+PHASES = {"warm-up": 0.05, "saving": 0.05, "validation": 0.1, "training": 1.0}
+# What resumes after each kill, and saves after every step.
+AUTO_RESUME = ["--resume", "auto", "--save-every", "0.001"]
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 
 
-def finished(command: list[object], **options: object) -> subprocess.CompletedProcess:
-    done = subprocess.run(
-        [*map(str, command)], capture_output=True, text=True, timeout=600, **options
+def launcher(world_size: int) -> list[str]:
+    """Return the start of a command that runs a script in `world_size` processes."""
+    return [*TORCHRUN, str(world_size)] if world_size > 1 else [sys.executable]
+
+
+def run_checked(
+    command: Sequence[object], announce: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command, which must succeed; phase_train.py announces to `announce`."""
+    process = subprocess.run(
+        [*map(str, command)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | ({"ANNOUNCE": str(announce)} if announce else {}),
     )
-    assert done.returncode == 0, done.stderr
-    return done
+    assert process.returncode == 0, process.stderr
+    return process
 
 
-def assert_same_run(one: Path, other: Path) -> None:
-    """Every tensor and number of the state, the best model, the table and the pictures; seconds apart."""
-    a, b = weights(one), weights(other)
-    for key in a.keys() - {"args", "rows", "seconds", "arithmetic"}:
-        assert same(a[key], b[key]), key
-    for row in (tables := [rows(one), rows(other)])[0] + tables[1]:
-        del row["seconds"]
-    assert tables[0] == tables[1]
-    best = [weights(folder, "best.pt") for folder in (one, other)]
-    assert all(same(best[0][key], best[1][key]) for key in best[0].keys() - {"args"})
+def assert_same_outputs(one: Path, other: Path) -> None:
+    """Both runs have the same checkpoints, results and plots, bit for bit, except for times."""
+    assert_same_run(one, other, ignore=("args", "environment"))
+    best = [load_state(run_dir, "best.pt") for run_dir in (one, other)]
+    for state in best:
+        for row in state["progress"]["history"]:
+            del row["seconds"]
+    for key in (best[0].keys() | best[1].keys()) - {"args", "environment"}:
+        assert bitwise_equal(best[0][key], best[1][key]), key
     for name in ("hyp.yaml", "lr.png", "train_batch.jpg", "val_batch.jpg"):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
     assert (other / "results.png").stat().st_size > 0
     assert not list(other.rglob("*.tmp"))
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("data"), train=18, val=24)
+Uninterrupted = Callable[..., tuple[Path, list[str]]]
 
 
 @pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
-    """Gives the folder of an uninterrupted run, trained when it is first asked for, and its arguments."""
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("data"), train=NUM_TRAIN, val=NUM_VAL)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Uninterrupted:
+    """A function that returns the directory and the arguments of an uninterrupted run, which is
+    trained when it is first asked for."""
     runs = {}
 
-    def uninterrupted(
+    def get(
         optimizer: str = "muon",
-        processes: int = 1,
+        world_size: int = 1,
         epochs: int = EPOCHS,
-        device: tuple[str, ...] = ("cpu",),
+        device: str = "cpu",
+        deterministic: bool = False,
     ) -> tuple[Path, list[str]]:
-        key = optimizer, processes, epochs, device
+        key = optimizer, world_size, epochs, device, deterministic
         if key not in runs:
-            folder = tmp_path_factory.mktemp("whole")
-            (folder / "h.yaml").write_text(
-                HYP.format(optimizer=optimizer, scheduler=SCHEDULERS[optimizer])
+            project = tmp_path_factory.mktemp("uninterrupted")
+            hyp = project / "h.yaml"
+            hyp.write_text(HYP.format(optimizer=optimizer, scheduler=SCHEDULERS[optimizer]))
+            args = train_args(
+                hyp=hyp,
+                data=data,
+                epochs=epochs,
+                device=device,
+                deterministic=deterministic,
+                workers=None,
             )
-            options = {"--hyp": folder / "h.yaml", "--data": data, "--epochs": epochs}
-            arguments = [str(part) for option in options.items() for part in option] + [
-                *SIZE,
-                "--device",
-                *device,
-            ]
-            start = [*TORCHRUN, processes] if processes > 1 else [sys.executable]
-            finished([*start, ROOT / "train.py", *arguments, "--workers", 0, "--project", folder])
-            runs[key] = folder / "exp", arguments
+            command = [*launcher(world_size), ROOT / "train.py", *args]
+            run_checked([*command, "--workers", 0, "--project", project])
+            runs[key] = project / "exp", args
         return runs[key]
 
-    return uninterrupted
+    return get
 
 
-class Prey:
-    """A run that says what it is doing, and is killed for it."""
+class KilledRun:
+    """A run of phase_train.py, one process of which is killed in a phase of the run."""
 
-    def __init__(self, command: list[object], announce: Path) -> None:
+    def __init__(self, command: Sequence[object], announce: Path) -> None:
         self.announce = announce
         for file in announce.parent.glob(f"{announce.name}.?"):
             file.unlink()
-        environment = os.environ | {"ANNOUNCE": str(announce)}
         self.process = subprocess.Popen(
             [*map(str, command)],
-            env=environment,
+            env=os.environ | {"ANNOUNCE": str(announce)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    def now(self, rank: int) -> tuple[int, str]:
-        """The process's number and phase; (0, "") before it has said any."""
+    def status(self, rank: int) -> tuple[int, str]:
+        """Return a process's id and phase; (0, "") until it has announced them."""
         file = Path(f"{self.announce}.{rank}")
-        number, _, phase = (file.read_text() if file.exists() else "").partition(" ")
-        return int(number or 0), phase.strip()
+        pid, _, phase = (file.read_text() if file.exists() else "").partition(" ")
+        return int(pid or 0), phase.strip()
 
-    def kill(self, phase: str, wait: float, rank: int = 0, other_than: int = 0) -> tuple[int, str]:
-        """Kill process `rank` up to `wait` seconds after the first process, if it is not `other_than`, has come to `phase`.
+    def kill(
+        self, phase: str, max_delay: float, rank: int = 0, previous_pid: int = 0
+    ) -> tuple[int, str]:
+        """Kill process `rank`, up to `max_delay` seconds after the main process enters `phase`.
 
-        The first process's number, and its phase after the shot.
+        A main process with the id `previous_pid`, from before a restart, does not count. Returns
+        the main process's id, and its phase after the kill.
         """
         deadline = time.monotonic() + 120
-        while (now := self.now(0))[1] != phase or now[0] == other_than:
+        while (status := self.status(0))[1] != phase or status[0] == previous_pid:
             assert self.process.poll() is None, (
-                f"the run ended before it was in {phase}: {self.process.stderr.read()}"
+                f"the run ended without entering {phase}: {self.process.stderr.read()}"
             )
-            assert time.monotonic() < deadline, f"the run is never in {phase}, but in {now}"
+            assert time.monotonic() < deadline, f"the run does not enter {phase}: {status}"
             time.sleep(0.002)
-        time.sleep(random.uniform(0, wait))
-        number, _ = self.now(rank)
-        assert number, f"process {rank} has not said its number"
-        os.kill(number, signal.SIGKILL)
-        return now[0], self.now(0)[1]
+        time.sleep(random.uniform(0, max_delay))
+        pid, _ = self.status(rank)
+        assert pid, f"process {rank} has not announced its id"
+        os.kill(pid, signal.SIGKILL)
+        return status[0], self.status(0)[1]
 
 
-# How long to wait at most before the shot: long enough to fall anywhere in the phase.
-PHASES = {"warm-up": 0.05, "saving": 0.05, "validation": 0.1, "training": 1.0}
-
-
-def killed_again_and_again(
-    start: list[object],
-    arguments: list[object],
+def run_with_kills(
+    args: Sequence[object],
     project: Path,
-    aims: list[str],
-    processes: int = 1,
-    sure: int = 0,
+    target_phases: Sequence[str],
+    world_size: int = 1,
+    num_exact: int = 0,
 ) -> list[str]:
-    """Start the same command again after each kill, and let it end; the phases that it was killed in.
+    """Run the same command until it ends by itself, after one kill for each of `target_phases`.
 
-    There is a shot for each of `aims`, phases: for the first `sure` of them as soon as the run is in it, and once more if it was
-    not any longer; for the rest some time later.
+    The first `num_exact` kills happen as soon as the run enters the phase, and again if it had
+    already left it; the others some time later. Returns the phases that the run was killed in.
     """
-    command = [
-        *start,
-        ANNOUNCED,
-        *arguments,
-        "--resume",
-        "auto",
-        "--save-every",
-        0.001,
-        "--project",
-        project,
-    ]
+    announce = project / "announced"
+    command = [*launcher(world_size), PHASE_TRAIN, *args, *AUTO_RESUME, "--project", project]
     phases = []
-    for number, aim in enumerate(aims):
-        at_once = number < sure
+    for number, target_phase in enumerate(target_phases):
+        is_exact = number < num_exact
+        max_delay = 0 if is_exact else PHASES[target_phase]
         while True:
-            prey = Prey(command, project / "announced")
-            phases.append(
-                prey.kill(aim, 0 if at_once else PHASES[aim], rank=random.randrange(processes))[1]
-            )
-            assert prey.process.wait(120) != 0
-            if not at_once or phases[-1] == aim:
+            run = KilledRun(command, announce)
+            rank = random.randrange(world_size)
+            phases.append(run.kill(target_phase, max_delay, rank)[1])
+            assert run.process.wait(120) != 0
+            if not is_exact or phases[-1] == target_phase:
                 break
-    finished(command, env=os.environ | {"ANNOUNCE": str(project / "announced")})
+    run_checked(command, announce)
     return phases
 
 
+def random_phases(count: int) -> list[str]:
+    """Return each phase once, then random ones of those that come after the warm-up."""
+    phases_after_warmup = ["training", "validation", "saving"]
+    return [*PHASES, *random.choices(phases_after_warmup, k=count - len(PHASES))]
+
+
 @pytest.mark.parametrize(("optimizer", "workers"), [("sgd", 0), ("muon", 2)])
-def test_a_run_killed_three_times(optimizer, workers, whole, tmp_path):
-    """Once in the warm-up, once while a checkpoint is written, once in validation."""
-    reference, arguments = whole(optimizer)
-    aims = ["warm-up", "saving", "validation"]
-    killed_again_and_again(
-        [sys.executable], [*arguments, "--workers", workers], tmp_path, aims, sure=3
-    )
-    assert_same_run(reference, tmp_path / "exp")
-
-
-def random_aims(kills: int) -> list[str]:
-    """Each phase once, then any that is left when the warm-up is over."""
-    return [*PHASES, *random.choices(["training", "validation", "saving"], k=kills - len(PHASES))]
+def test_run_killed_three_times_is_bitwise_identical(
+    optimizer: str, workers: int, uninterrupted: Uninterrupted, tmp_path: Path
+) -> None:
+    """Killed in the warm-up, while a checkpoint is written, and in a validation."""
+    reference, args = uninterrupted(optimizer)
+    phases = ["warm-up", "saving", "validation"]
+    run_with_kills([*args, "--workers", workers], tmp_path, phases, num_exact=3)
+    assert_same_outputs(reference, tmp_path / "exp")
 
 
 @pytest.mark.kills
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
-def test_a_run_killed_twenty_times(optimizer, workers, whole, tmp_path):
-    reference, arguments = whole(optimizer, 1, MANY_EPOCHS)
-    aims, sure = random_aims(20), len(PHASES)
-    phases = killed_again_and_again(
-        [sys.executable], [*arguments, "--workers", workers], tmp_path, aims, sure=sure
+def test_run_killed_twenty_times_is_bitwise_identical(
+    optimizer: str, workers: int, uninterrupted: Uninterrupted, tmp_path: Path
+) -> None:
+    reference, args = uninterrupted(optimizer, epochs=LONG_EPOCHS)
+    phases = run_with_kills(
+        [*args, "--workers", workers], tmp_path, random_phases(20), num_exact=len(PHASES)
     )
     print(f"{optimizer}, {workers} workers, killed in {phases}")
     assert set(phases) == set(PHASES)
-    assert_same_run(reference, tmp_path / "exp")
+    assert_same_outputs(reference, tmp_path / "exp")
 
 
 @pytest.mark.kills
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_a_run_on_cuda_killed_twenty_times(whole, tmp_path):
-    reference, arguments = whole("muon", 1, MANY_EPOCHS, ("cuda", "--deterministic"))
-    phases = killed_again_and_again(
-        [sys.executable], [*arguments, "--workers", 2], tmp_path, random_aims(20)
-    )
+def test_cuda_run_killed_twenty_times_is_bitwise_identical(
+    uninterrupted: Uninterrupted, tmp_path: Path
+) -> None:
+    reference, args = uninterrupted(epochs=LONG_EPOCHS, device="cuda", deterministic=True)
+    phases = run_with_kills([*args, "--workers", 2], tmp_path, random_phases(20))
     print(f"CUDA, killed in {phases}")
-    assert_same_run(reference, tmp_path / "exp")
+    assert_same_outputs(reference, tmp_path / "exp")
 
 
 @pytest.mark.kills
-@pytest.mark.parametrize(("processes", "kills"), [(2, 20), (3, 5)])
-def test_several_processes_of_which_one_is_killed_again_and_again(
-    processes, kills, whole, tmp_path
-):
-    reference, arguments = whole("muon", processes, MANY_EPOCHS)
-    aims = random_aims(kills)
-    phases = killed_again_and_again(
-        [*TORCHRUN, processes], [*arguments, "--workers", 0], tmp_path, aims, processes
+@pytest.mark.parametrize(("world_size", "kills"), [(2, 20), (3, 5)])
+def test_distributed_run_with_killed_processes_is_bitwise_identical(
+    world_size: int, kills: int, uninterrupted: Uninterrupted, tmp_path: Path
+) -> None:
+    reference, args = uninterrupted(world_size=world_size, epochs=LONG_EPOCHS)
+    phases = run_with_kills([*args, "--workers", 0], tmp_path, random_phases(kills), world_size)
+    print(f"{world_size} processes, killed in {phases}")
+    assert_same_outputs(reference, tmp_path / "exp")
+
+
+def test_torchrun_restarts_killed_processes(uninterrupted: Uninterrupted, tmp_path: Path) -> None:
+    """One of two processes is killed and the run ends; then torchrun restarts the run twice."""
+    reference, args = uninterrupted(world_size=2)
+    program = [PHASE_TRAIN, *args, "--workers", 0, *AUTO_RESUME, "--project", tmp_path]
+    run = KilledRun([*launcher(2), *program], tmp_path / "announced")
+    run.kill("training", 1.0, rank=1)
+    assert run.process.wait(120) != 0
+    run = KilledRun([*launcher(2), "--max-restarts", 3, *program], tmp_path / "announced")
+    pid, _ = run.kill("validation", 0.1, rank=0)
+    run.kill("training", 1.0, rank=0, previous_pid=pid)
+    assert run.process.wait(300) == 0, run.process.stderr.read()
+    assert_same_outputs(reference, tmp_path / "exp")
+
+
+def test_resume_in_two_processes_makes_the_same_samples(
+    uninterrupted: Uninterrupted, tmp_path: Path
+) -> None:
+    """A run of one process is killed and resumed in two.
+
+    Each process makes its fraction of the samples that the uninterrupted run made from there on,
+    in the same order.
+    """
+    epochs, batch_sizes = 8, [4, 3, 4, 3, 4]  # 18 images in batches of at most 4
+    _, args = uninterrupted()
+    options = ["--workers", 0, "--epochs", epochs, "--noplots", "--noval"]
+    command = [sys.executable, PHASE_TRAIN, *args, *options]
+    run_checked([*command, "--project", tmp_path / "uninterrupted"], tmp_path / "one")
+    train_samples, _ = read_samples(tmp_path / "one.0.samples")
+    assert len(train_samples) == epochs * NUM_TRAIN
+
+    killed = [*command, "--project", tmp_path / "killed", "--save-every", 0.001]
+    run = KilledRun(killed, tmp_path / "first")
+    run.kill("training", 0.5)
+    run.process.wait()
+    run_dir = tmp_path / "killed" / "exp"
+    progress = load_state(run_dir)["progress"]
+    resumed = run_checked(
+        [*launcher(2), PHASE_TRAIN, "--resume", run_dir], tmp_path / "two"
     )
-    print(f"{processes} processes, killed in {phases}")
-    assert_same_run(reference, tmp_path / "exp")
+    assert "world_size 1 -> 2" in resumed.stderr
+    assert "not be bitwise identical" in resumed.stderr
 
-
-def test_torchrun_restarts_a_run_whose_processes_are_killed(whole, tmp_path):
-    """Two processes; one is killed and takes the run with it; then torchrun itself starts it again, twice."""
-    reference, arguments = whole("muon", 2)
-    arguments = [
-        ANNOUNCED,
-        *arguments,
-        "--workers",
-        0,
-        "--resume",
-        "auto",
-        "--save-every",
-        0.001,
-        "--project",
-        tmp_path,
-    ]
-    prey = Prey([*TORCHRUN, 2, *arguments], tmp_path / "announced")
-    prey.kill("training", 1.0, rank=1)
-    assert prey.process.wait(120) != 0
-    prey = Prey([*TORCHRUN, 2, "--max-restarts", 3, *arguments], tmp_path / "announced")
-    number, _ = prey.kill("validation", 0.1, rank=0)
-    prey.kill("training", 1.0, rank=0, other_than=number)
-    assert prey.process.wait(300) == 0, prey.process.stderr.read()
-    assert_same_run(reference, tmp_path / "exp")
-
-
-def test_two_processes_take_over_from_one(whole, tmp_path):
-    """The same samples in the same order: each process's are its share of what the uninterrupted run made from there on."""
-    epochs, sizes = 8, [4, 3, 4, 3, 4]  # of an epoch's batches: 18 pictures by 4, as even as can be
-    _, arguments = whole()
-    command = [
-        sys.executable,
-        ANNOUNCED,
-        *arguments,
-        "--workers",
-        0,
-        "--epochs",
-        epochs,
-        "--noplots",
-        "--noval",
-    ]
-    finished(
-        [*command, "--project", tmp_path / "whole"],
-        env=os.environ | {"ANNOUNCE": str(tmp_path / "one")},
-    )
-    made = [key for key in samples(tmp_path / "one.0.samples") if len(key) == 6]
-    assert len(made) == epochs * 18
-
-    prey = Prey(
-        [*command, "--project", tmp_path / "runs", "--save-every", 0.001], tmp_path / "first"
-    )
-    prey.kill("training", 0.5)
-    prey.process.wait()
-    state = weights(tmp_path / "runs" / "exp")
-    environment = os.environ | {"ANNOUNCE": str(tmp_path / "two")}
-    done = finished(
-        [*TORCHRUN, 2, ANNOUNCED, "--resume", tmp_path / "runs" / "exp"], env=environment
-    )
-    assert "processes 1 (now 2)" in done.stderr and "not to the same bits" in done.stderr
-    made_by = {}
+    epoch, batch = progress["epoch"], progress["batch"]
+    start = epoch * NUM_TRAIN + sum(batch_sizes[:batch])
+    sizes = batch_sizes[batch:] + batch_sizes * (epochs - epoch - 1)
+    bounds = start + np.cumsum([0, *sizes])
+    assert bounds[-1] == len(train_samples)
+    val_samples = []
     for rank in (0, 1):
-        share, at = [], state["epoch"] * 18 + sum(sizes[: state["batch"]])
-        for size in sizes[state["batch"] :] + sizes * (epochs - state["epoch"] - 1):
-            share += made[at + size * rank // 2 : at + size * (rank + 1) // 2]
-            at += size
-        assert at == len(made)
-        made_by[rank] = samples(tmp_path / f"two.{rank}.samples")
-        assert [key for key in made_by[rank] if len(key) == 6] == share
-    validated = [key for keys in made_by.values() for key in keys if len(key) == 1]
-    assert sorted(validated) == [(i,) for i in range(24)]
-    assert [row["epoch"] for row in rows(tmp_path / "runs" / "exp")] == [
-        str(epoch) for epoch in range(epochs)
-    ]
+        expected = []
+        for first, size in zip(bounds[:-1], sizes, strict=True):
+            expected += train_samples[first + size * rank // 2 : first + size * (rank + 1) // 2]
+        made_train_samples, made_val_samples = read_samples(tmp_path / f"two.{rank}.samples")
+        assert made_train_samples == expected
+        val_samples += made_val_samples
+    assert sorted(val_samples) == [(i,) for i in range(NUM_VAL)]
+    assert [row["epoch"] for row in read_results(run_dir)] == [*map(str, range(epochs))]
 
 
-def test_two_processes_find_what_one_finds(whole, data):
-    """The figures of a validation in two processes, and those of the same weights over the whole split at once."""
-    folder, _ = whole("muon", 2, 40)
-    best = weights(folder, "best.pt")
+def test_validation_in_two_processes_has_the_metrics_of_one(
+    uninterrupted: Uninterrupted, data: Path
+) -> None:
+    run_dir, _ = uninterrupted(world_size=2, epochs=40)
+    best = load_state(run_dir, "best.pt")
     split = read_split(read_data_config(data), "val")
     model = build_model("yolo-n", 2)
-    model.load_state_dict(best["average"])
+    model.load_state_dict(best["ema"]["model"])
     loader = DataLoader(ValSet(split, 64, stride=32), batch_size=4, collate_fn=collate)
-    found = run_inference(
-        model.to(memory_format=torch.channels_last),
-        loader,
-        torch.device("cpu"),
-        prefers_bf16(torch.device("cpu")),
+    device = torch.device("cpu")
+    detections = run_inference(
+        model.to(memory_format=torch.channels_last), loader, device, prefers_bf16(device)
     )
-    assert set(found[:, 0]) == set(range(24))
-    result = evaluate(
-        to_coco_gt(
-            split.sizes, split.offsets, split.boxes, split.labels, split.crowd, split.class_names
-        ),
-        found,
-    )
-    assert best["best"] > 0.02 and result.overall["mAP50-95"] == pytest.approx(
-        best["best"], rel=0.02
-    )
+    assert set(detections[:, 0]) == set(range(NUM_VAL))
+    result = evaluate(split.coco_gt(), detections)
+    best_map = best["progress"]["best_map"]
+    assert best_map > 0.02
+    assert result.overall["mAP50-95"] == pytest.approx(best_map, rel=0.02)
 
 
-def samples(file: Path) -> list[tuple[int, ...]]:
-    """The keys that a process has made samples of, in order: (epoch, place, picture) in training, (picture,) in validation."""
-    return [tuple(map(int, line.split())) for line in file.read_text().splitlines()]
+def read_samples(file: Path) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Return the keys of the samples that a process has made, in order.
+
+    (epoch, position, four image indices) of training samples; (image index,) of validation ones.
+    """
+    keys = [tuple(map(int, line.split())) for line in file.read_text().splitlines()]
+    return [key for key in keys if len(key) > 1], [key for key in keys if len(key) == 1]

@@ -45,7 +45,7 @@ def learning_rates(run_dir) -> list[float]:
 # ---------------------------------------------------------------------------- signals
 
 
-@pytest.mark.usefixtures("hangups")
+@pytest.mark.usefixtures("default_sighup")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_signal_saves_after_the_optimizer_step_under_way(number, tiny, tmp_path, capsys):
     hyp = write_hyp(tmp_path, "accumulate: 2\nscheduler: {warmup_epoch: 1}\n")
