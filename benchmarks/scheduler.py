@@ -1,8 +1,8 @@
-"""Nanoseconds per batch for the learning rate: `step_batch()` compared with other schedulers.
+"""Time spent on the learning rate per batch: `step_batch()` here, compared with other libraries.
 
-`python benchmarks/scheduler.py` (timm is in benchmarks/requirements.txt). Each figure is the median
-of several rounds; in a round every candidate is timed in turn, so that a slow moment of the machine
-affects all of them.
+`python benchmarks/scheduler.py` (it needs timm, see benchmarks/requirements.txt). Each result is
+the median of several rounds; in a round all candidates are timed one after the other, so that a
+slow moment of the machine affects all of them.
 """
 
 import argparse
@@ -21,57 +21,60 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, Sequ
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils.schedulers import AnnealingLR, CosineAnnealingWarmbootingLR
 
-WARMUP = 10**9  # batches: a warm-up that outlasts the measurement
+WARMUP = 10**9  # batches: a warm-up that lasts longer than the measurement
 BASELINE = "torch LambdaLR.step"
 
 
 def optimizer(groups: int) -> torch.optim.Optimizer:
-    """SGD with `groups` parameter groups of one number each."""
+    """Return SGD with `groups` parameter groups of one number each."""
     return torch.optim.SGD(
         [{"params": [torch.nn.Parameter(torch.zeros(1))]} for _ in range(groups)], lr=0.1
     )
 
 
+def cawb(groups: int, **arguments: int | bool) -> CosineAnnealingWarmbootingLR:
+    """Return CAWB over 10 epochs, at the start of the first."""
+    scheduler = CosineAnnealingWarmbootingLR(optimizer(groups), epochs=10, **arguments)
+    scheduler.step(0)
+    return scheduler
+
+
 def candidates(groups: int) -> dict[str, Callable[[], object]]:
-    """A call for each candidate, to be made once a batch."""
-    in_warmup = CosineAnnealingWarmbootingLR(
-        optimizer(groups), epochs=10, batchs=WARMUP, warmup_epoch=1
-    )
-    after = CosineAnnealingWarmbootingLR(optimizer(groups), epochs=10, batchs=100)
-    after.step(0)
+    """Return the call that each candidate makes per batch."""
+    annealing = AnnealingLR(optimizer(groups), batchs=WARMUP, warmup_epoch=1)
+    poly = AnnealingLR(optimizer(groups), "poly", 1e-6, 0.75)
     lambda_lr = LambdaLR(optimizer(groups), lambda batch: batch / WARMUP)
     inner = optimizer(groups)
     parts = [LinearLR(inner, 1e-3, total_iters=WARMUP), CosineAnnealingLR(inner, T_max=WARMUP)]
     sequential = SequentialLR(inner, parts, milestones=[WARMUP])
-    of_timm = CosineLRScheduler(
+    timm_cosine = CosineLRScheduler(
         optimizer(groups), t_initial=2 * WARMUP, warmup_t=WARMUP, t_in_epochs=False
     )
     batch = iter(range(WARMUP))
     return {
-        "step_batch, in warm-up": in_warmup.step_batch,
-        "step_batch, after it": after.step_batch,
-        "step_batch of AnnealingLR, in warm-up": AnnealingLR(
-            optimizer(groups), batchs=WARMUP, warmup_epoch=1
+        "CAWB step_batch, in the warm-up": cawb(groups, batchs=WARMUP, warmup_epoch=1).step_batch,
+        "CAWB step_batch, after it": cawb(groups, batchs=100).step_batch,
+        "CAWB step_batch, per_batch, after it": cawb(
+            groups, batchs=WARMUP, per_batch=True
         ).step_batch,
-        "step_batch of AnnealingLR poly, after it": AnnealingLR(
-            optimizer(groups), "poly", 1e-6, 0.75
-        ).step_batch,
+        "AnnealingLR step_batch, in the warm-up": annealing.step_batch,
+        "AnnealingLR step_batch of poly, after it": poly.step_batch,
         BASELINE: lambda_lr.step,
         "torch SequentialLR.step": sequential.step,
-        "timm step_update": lambda: of_timm.step_update(next(batch)),
+        "timm step_update": lambda: timm_cosine.step_update(next(batch)),
     }
 
 
-def nanoseconds(call: Callable[[], object], times: int) -> float:
-    """Mean duration of one of `times` calls."""
-    began = time.perf_counter_ns()
-    for _ in range(times):
+def nanoseconds(call: Callable[[], object], calls: int) -> float:
+    """Return the mean duration of one of `calls` calls."""
+    start_time = time.perf_counter_ns()
+    for _ in range(calls):
         call()
-    return (time.perf_counter_ns() - began) / times
+    return (time.perf_counter_ns() - start_time) / calls
 
 
 def main() -> None:
-    """Print a line per candidate, a column per number of groups, with the ratio to LambdaLR."""
+    """Print a row per candidate and a column per number of groups, with the ratio to LambdaLR."""
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -83,9 +86,9 @@ def main() -> None:
         help="numbers of parameter groups (1 3 50)",
     )
     p.add_argument("--rounds", type=int, default=15, help="rounds to take the median of (15)")
-    p.add_argument("--calls", type=int, default=5000, help="calls in a round (5000)")
+    p.add_argument("--calls", type=int, default=5000, help="calls per round (5000)")
     args = p.parse_args()
-    warnings.filterwarnings("ignore")  # torch's, of an optimizer that takes no step
+    warnings.filterwarnings("ignore")  # torch's, about an optimizer that makes no step
     columns = []
     for groups in args.groups:
         calls = candidates(groups)
@@ -96,15 +99,13 @@ def main() -> None:
         columns.append({name: statistics.median(r[name] for r in rounds) for name in calls})
     print(f"torch {torch.__version__}, timm {timm.__version__}, Python {sys.version.split()[0]}")
     print(
-        f"ns per call, median of {args.rounds} rounds of {args.calls} calls; "
-        f"in brackets relative to {BASELINE}\n"
+        f"ns per call, median of {args.rounds} rounds of {args.calls} calls "
+        f"(and the ratio to {BASELINE})\n"
     )
     print(f"{'parameter groups':42}" + "".join(f"{groups:>18}" for groups in args.groups))
     for name in columns[0]:
-        print(
-            f"{name:42}"
-            + "".join(f"{c[name]:10.0f} ({c[name] / c[BASELINE]:.3f})".rjust(18) for c in columns)
-        )
+        cells = [f"{c[name]:.0f} ({c[name] / c[BASELINE]:.3f})" for c in columns]
+        print(f"{name:42}" + "".join(f"{cell:>18}" for cell in cells))
 
 
 if __name__ == "__main__":

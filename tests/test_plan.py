@@ -194,7 +194,7 @@ def test_check_lr_names_a_schedule_whose_plan_is_wrong():
     scheduler = Forgetful(fake_optimizer(), epochs=2, batchs=3)
     curves = plan(scheduler, 2, [1] * 3)
     message = (
-        r"^Forgetful: epoch 0, batch 0: the learning rate of group 0 is 0\.01\d+, "
+        r"^Forgetful: epoch 0, batch 0: the learning rate of group 0 is 0\.025, "
         r"but 0\.05 was planned"
     )
     with pytest.raises(RuntimeError, match=message):

@@ -34,18 +34,19 @@ def build_scheduler(
     """
     arguments = dict(block)
     name = arguments.pop("name")
+    messages = []
+    if name == "cawb":
+        steps = arguments["steps"]
+        messages = _skipped_restarts(steps, arguments["warmup_epoch"], epochs)
+        arguments["steps"] = list(dict.fromkeys(steps))  # an epoch that is listed twice
+    if name in SCHEDULES:
+        scheduler_class = AnnealingLR
+        arguments |= {"learning_rate_schedule": name, "batch_size": batch_size}
+    else:
+        scheduler_class = SCHEDULERS[name]
+        arguments["epochs"] = epochs
     try:
-        if name in SCHEDULES:
-            return AnnealingLR(
-                optimizer, name, batch_size=batch_size, batchs=batches_per_epoch, **arguments
-            ), []
-        messages = []
-        if name == "cawb":
-            messages = _skipped_restarts(arguments["steps"], arguments["warmup_epoch"], epochs)
-            arguments["steps"] = list(dict.fromkeys(arguments["steps"]))
-        scheduler = SCHEDULERS[name](
-            optimizer, epochs=epochs, batchs=batches_per_epoch, **arguments
-        )
+        scheduler = scheduler_class(optimizer, batchs=batches_per_epoch, **arguments)
     except ValueError as error:
         raise ValueError(f"scheduler: {error}") from None
     return scheduler, messages
@@ -75,7 +76,7 @@ def plan(scheduler: BatchWarmup, epochs: int, batch_sizes: Sequence[int]) -> lis
     curves = [array("d") for _ in scheduler.base_lr]
     samples = 0
     for epoch in range(epochs):
-        in_warmup = epoch <= scheduler.warmup_epoch
+        in_warmup = epoch < scheduler.warmup_epoch
         for batch, size in enumerate(batch_sizes):
             # Otherwise the rate is the one of the batch before, which saves most of the time.
             if batch == 0 or scheduler.changes_every_batch or in_warmup:

@@ -260,8 +260,8 @@ class BatchWarmup(LRScheduler):
     def step(self, external_iter: int | None = None) -> float:
         """Go to the next epoch, or to epoch `external_iter`, and set every group's rate.
 
-        Returns the first group's rate. Within an epoch, as when it is resumed, a call for the same
-        epoch changes nothing.
+        Returns the first group's rate. Another call within the same epoch, as when it is resumed,
+        changes nothing, unless the run was extended in between.
         """
         epoch = self.iters + 1 if external_iter is None else external_iter
         if epoch != self.iters:
