@@ -133,13 +133,6 @@ def test_export_half_precision(weights, real_images, tmp_path):
     assert boxes < 2 and scores < 0.01  # float16 has about 3 decimal digits
 
 
-def test_export_nms_without_detections(weights, capsys):
-    run_export(weights, "--format", "torch_export", "--nms", "--conf", 1)
-    assert (
-        "not measured, because nothing is detected in it at this --conf" in capsys.readouterr().out
-    )
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -175,9 +168,16 @@ def test_export_rejects_torchvision_detectors(tmp_path, capsys, monkeypatch):
     )
 
 
-def test_max_abs_diff_raises_if_shapes_differ():
+def test_max_abs_diff_describes_boxes_and_scores():
     boxes, scores = torch.zeros(1, 3, 4), torch.zeros(1, 3, 2)
     text = export.max_abs_diff((boxes, scores), (boxes + 0.5, scores))
     assert text == "0.5 px for boxes (1, 3, 4), 0 for scores"
+    no_boxes, no_scores, no_labels = torch.zeros(0, 4), torch.zeros(0), torch.zeros(0)
+    text = export.max_abs_diff((no_boxes, no_scores, no_labels), (no_boxes, no_scores, no_labels))
+    assert text == "not measured, because nothing is detected in it at this --conf"
+
+
+def test_max_abs_diff_raises_if_shapes_differ():
+    boxes, scores = torch.zeros(1, 3, 4), torch.zeros(1, 3, 2)
     with pytest.raises(RuntimeError, match="returns shapes"):
         export.max_abs_diff((boxes, scores), (boxes[:, :2], scores))
