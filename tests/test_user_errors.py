@@ -599,7 +599,7 @@ def test_torchrun_port_in_use_leaves_nothing(tmp_path):
         port = str(server.getsockname()[1])
         address = ["--master_addr", "127.0.0.1", "--master_port", port]
         command = [*launch, "2", *address, ROOT / "train.py", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode != 0 and "EADDRINUSE" in done.stderr
     assert not (tmp_path / "runs").exists()
 
