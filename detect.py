@@ -253,21 +253,27 @@ class ResultWriter:
         position = "" if frame.index is None else f", frame {frame.index}"
         info(f"{frame.source}{position}: {counts or 'no detections'}")
 
-        drawn = draw_boxes(frame.image, detections, self.class_names)
+        output = draw_boxes(frame.image, detections, self.class_names)
         if frame.index is None:
             stem = unique_stem(frame.source, self._used_stems)
-            to_pil_image(drawn).save(self.directory / f"{stem}{Path(frame.source).suffix}")
+            to_pil_image(output).save(self.directory / f"{stem}{Path(frame.source).suffix}")
         else:
             stem = f"{Path(frame.source).stem}_{frame.index}"
-            self.video.write(drawn, frame.fps)
+            self.video.write(output, frame.fps)
         if self.save_txt:
             label_file = self.directory / "labels" / f"{stem}.txt"
             write_labels(label_file, detections, frame.image.shape[-2:])
         boxes, scores = detections["boxes"].tolist(), detections["scores"].tolist()
         for name, box, score in zip(names, boxes, scores, strict=True):
-            box = [round(value, 3) for value in box]
-            row = {"file": frame.source, "frame": frame.index, "class": name}
-            self.predictions.append(row | {"box": box, "score": score})
+            self.predictions.append(
+                {
+                    "file": frame.source,
+                    "frame": frame.index,
+                    "class": name,
+                    "box": [round(value, 3) for value in box],
+                    "score": score,
+                }
+            )
 
 
 def write_labels(path: Path, detections: dict[str, Tensor], size: tuple[int, int]) -> None:

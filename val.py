@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from data.config import DataConfig, read_data_config
 from data.dataset import ValSet, collate
 from data.formats import Annotations, original_ids, read_split
+from data.shapes import make_builtin
 from models import load
 from models.detector import Detector
 from utils.atomic import atomic_write
@@ -32,7 +33,7 @@ from utils.inference import run_inference
 from utils.letterbox import imgsz_bounds, imgsz_warning
 from utils.log import info, warning
 from utils.memory import disable_malloc_trim
-from utils.metrics import evaluate_with_curves, format_table, to_coco_gt
+from utils.metrics import evaluate_with_curves, format_table
 from utils.plots import draw_confusion, draw_curves
 from utils.run_dir import new_dir
 from utils.yamlfile import find_file
@@ -135,11 +136,13 @@ def evaluate_detector(args: argparse.Namespace) -> None:
 
     data_file = Path(find_file(args.data or model.data, ROOT / "data"))
     config = read_data_config(data_file)
+    if make_builtin(config):
+        info(f"drew the built-in dataset into {config.path}")
     data = read_split(config, args.split)
     if data.class_names != model.class_names:
         raise UserError(
-            f"{data_file}: has the classes {list(data.class_names)}, but {args.weights} was trained on "
-            f"{list(model.class_names)} (they must be the same)"
+            f"{data_file}: has the classes {list(data.class_names)}, but {args.weights} was "
+            f"trained on {list(model.class_names)} (they must be the same)"
         )
     warning(*imgsz_warning(args.imgsz or model.imgsz, model.stride), *data.messages(args.split))
     loader = DataLoader(
@@ -153,7 +156,7 @@ def evaluate_detector(args: argparse.Namespace) -> None:
     timer = Timer(device)
     timed_model, timed_batches = TimedDetector(model, timer), time_batches(loader, timer)
     detections = run_inference(timed_model, timed_batches, device, bf16)
-    coco_gt = to_coco_gt(data.sizes, data.offsets, data.boxes, data.labels, data.crowd, data.class_names)
+    coco_gt = data.coco_gt()
     result, curves = evaluate_with_curves(coco_gt, detections)
     info(format_table(result))
     ms = "  ".join(f"{stage} {1000 * s / len(data):.1f}" for stage, s in timer.seconds.items())

@@ -1,7 +1,8 @@
-"""Nanoseconds that a batch spends on its learning rate: `step_batch()` here, beside what others call once a batch.
+"""Nanoseconds per batch for the learning rate: `step_batch()` compared with other schedulers.
 
-`python benchmarks/scheduler.py` (timm, which it compares with, is in benchmarks/requirements.txt). Each figure is the median of
-several rounds; in a round every candidate is timed in turn, so that a slow moment of the machine meets all of them.
+`python benchmarks/scheduler.py` (timm is in benchmarks/requirements.txt). Each figure is the median
+of several rounds; in a round every candidate is timed in turn, so that a slow moment of the machine
+affects all of them.
 """
 
 import argparse
@@ -70,7 +71,7 @@ def nanoseconds(call: Callable[[], object], times: int) -> float:
 
 
 def main() -> None:
-    """Print a table: a line for each candidate, a column for each number of groups, each with its ratio to LambdaLR."""
+    """Print a line per candidate, a column per number of groups, with the ratio to LambdaLR."""
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -95,7 +96,8 @@ def main() -> None:
         columns.append({name: statistics.median(r[name] for r in rounds) for name in calls})
     print(f"torch {torch.__version__}, timm {timm.__version__}, Python {sys.version.split()[0]}")
     print(
-        f"ns a call, median of {args.rounds} rounds of {args.calls} calls; in brackets the share of {BASELINE}\n"
+        f"ns per call, median of {args.rounds} rounds of {args.calls} calls; "
+        f"in brackets relative to {BASELINE}\n"
     )
     print(f"{'parameter groups':42}" + "".join(f"{groups:>18}" for groups in args.groups))
     for name in columns[0]:

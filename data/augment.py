@@ -1,5 +1,9 @@
 """Augmentation of training samples: mosaic, scale and translation, flips, color.
 
+`train_transforms` lists the transforms in their order; to add one, write a class like
+`HorizontalFlip` and add it to the list. Each transform draws from a random stream of its own
+(`data.sampler.transform_rng`), so that adding or disabling one changes what none of the others do.
+
 Images are only cut, resized and pasted, never warped: scale and translation are part of where an
 image is pasted, so that each pixel is resampled once and boxes follow exactly. Color is a matrix
 per image, applied to a whole batch on the training device.
@@ -7,13 +11,14 @@ per image, applied to a whole batch on the training device.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data.sampler import MOSAIC_SIZE
 from utils.hyp import Hyp
 from utils.letterbox import GRAY
 
@@ -26,6 +31,98 @@ class Sample(NamedTuple):
     image: Tensor  # (3, h, w) uint8
     boxes: np.ndarray  # (n, 4) float32, xyxy in pixels of the image
     labels: np.ndarray  # (n,) int64
+
+
+class SampleContext(NamedTuple):
+    """What a transform may need besides the sample."""
+
+    epoch: int
+    imgsz: int  # height and width of the finished sample, pixels
+    neighbors: Sequence[Sample]  # next MOSAIC_SIZE - 1 images of the epoch, decoded when indexed
+
+
+class Transform(Protocol):
+    """A step of the augmentation.
+
+    `name` is unique, and decides the random stream that `rng` is. The sample and the neighbors
+    are shared with other samples of the batch: return a new `Sample`, and never write into an
+    image or an array that was passed in.
+    """
+
+    name: str
+
+    def __call__(
+        self, sample: Sample, rng: np.random.Generator, context: SampleContext
+    ) -> Sample: ...
+
+
+def train_transforms(hyp: Hyp, mosaic_until: int) -> list[Transform]:
+    """Return the transforms of a training sample, in the order in which they run.
+
+    Before `MosaicOrSingle` a sample is an image as it was decoded, after it `imgsz` x `imgsz`
+    pixels. Color comes last and is not in the list: `color_matrix` draws it for a sample, and
+    `apply_color_matrix` applies it to a whole batch on the training device.
+    """
+    return [
+        MosaicOrSingle(hyp, mosaic_until),
+        HorizontalFlip(hyp.fliplr),
+        VerticalFlip(hyp.flipud),
+    ]
+
+
+class MosaicOrSingle:
+    """Paste the image, or with probability `hyp.mosaic` four images, on a canvas.
+
+    From epoch `mosaic_until` on there are no mosaics.
+    """
+
+    name = "mosaic"
+
+    def __init__(self, hyp: Hyp, mosaic_until: int) -> None:
+        self.hyp, self.mosaic_until = hyp, mosaic_until
+
+    def __call__(self, sample: Sample, rng: np.random.Generator, context: SampleContext) -> Sample:
+        """Return a sample of `context.imgsz` x `context.imgsz` pixels."""
+        if rng.random() < self.hyp.mosaic and context.epoch < self.mosaic_until:
+            samples = [sample, *(context.neighbors[i] for i in range(MOSAIC_SIZE - 1))]
+            return mosaic(samples, context.imgsz, self.hyp, rng)
+        return random_scale_translate(sample, context.imgsz, self.hyp, rng)
+
+
+class HorizontalFlip:
+    """Flip left to right with probability `p`."""
+
+    name = "fliplr"
+
+    def __init__(self, p: float) -> None:
+        self.p = p
+
+    def __call__(self, sample: Sample, rng: np.random.Generator, context: SampleContext) -> Sample:
+        """Return the sample or its mirror image."""
+        if rng.random() >= self.p:
+            return sample
+        image, (x1, y1, x2, y2) = sample.image, sample.boxes.T
+        width = image.shape[-1]
+        boxes = np.stack((width - x2, y1, width - x1, y2), axis=1)
+        return Sample(image.flip(-1), boxes, sample.labels)
+
+
+class VerticalFlip:
+    """Flip upside down with probability `p`."""
+
+    name = "flipud"
+
+    def __init__(self, p: float) -> None:
+        self.p = p
+
+    def __call__(self, sample: Sample, rng: np.random.Generator, context: SampleContext) -> Sample:
+        """Return the sample or its mirror image."""
+        if rng.random() >= self.p:
+            return sample
+        image, (x1, y1, x2, y2) = sample.image, sample.boxes.T
+        height = image.shape[-2]
+        boxes = np.stack((x1, height - y2, x2, height - y1), axis=1)
+        return Sample(image.flip(-2), boxes, sample.labels)
 
 
 class Canvas:
@@ -137,22 +234,6 @@ def mosaic(samples: Sequence[Sample], imgsz: int, hyp: Hyp, rng: np.random.Gener
         top = y if quarter[1] == y else y - scale * height
         canvas.paste(sample, scale, left, top, quarter)
     return canvas.result()
-
-
-def flip(sample: Sample, hyp: Hyp, rng: np.random.Generator) -> Sample:
-    """Flip left to right and upside down, with the probabilities `fliplr` and `flipud`."""
-    image, boxes, labels = sample
-    height, width = image.shape[-2:]
-    horizontal, vertical = rng.random(2) < (hyp.fliplr, hyp.flipud)
-    if horizontal:
-        image = image.flip(-1)
-        x1, y1, x2, y2 = boxes.T
-        boxes = np.stack((width - x2, y1, width - x1, y2), axis=1)
-    if vertical:
-        image = image.flip(-2)
-        x1, y1, x2, y2 = boxes.T
-        boxes = np.stack((x1, height - y2, x2, height - y1), axis=1)
-    return Sample(image, boxes, labels)
 
 
 def color_matrix(hyp: Hyp, rng: np.random.Generator) -> np.ndarray:

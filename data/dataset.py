@@ -4,7 +4,8 @@ What a dataset returns depends on the key alone, not on the worker that asks or 
 before.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -12,10 +13,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data import augment
-from data.augment import Sample
+from data.augment import Sample, SampleContext
 from data.formats import Annotations
 from data.images import ImageStore
-from data.sampler import SampleKey, sample_rng
+from data.sampler import SampleKey, transform_rng
 from utils.distributed import DistributedContext
 from utils.hyp import Hyp
 from utils.letterbox import letterbox_size, round_up
@@ -46,9 +47,9 @@ class TrainSet(_AnnotatedImages):
     """Augmented samples (3, imgsz, imgsz) uint8 by key, or lists of keys, of `EpochBatchSampler`.
 
     A target has `boxes` (n, 4) xyxy in pixels, `labels` (n,) and `color` (3, 3), the matrix for
-    `augment.apply_color_matrix`. From epoch `mosaic_until` on there are no mosaics. `cache` is
-    "ram" or "disk" to keep all decoded images there, or None to keep the first
-    `IMAGE_CACHE_BYTES` of them in memory.
+    `augment.apply_color_matrix`. `transforms` are those of `augment.train_transforms`; from epoch
+    `mosaic_until` on there are no mosaics. `cache` is "ram" or "disk" to keep all decoded images
+    there, or None to keep the first `IMAGE_CACHE_BYTES` of them in memory.
     """
 
     def __init__(
@@ -60,42 +61,45 @@ class TrainSet(_AnnotatedImages):
         cache: str | None = None,
     ) -> None:
         super().__init__(annotations, IMAGE_CACHE_BYTES, cache)
-        self.hyp, self.seed, self.mosaic_until = hyp, seed, mosaic_until
+        self.hyp, self.seed = hyp, seed
+        self.transforms = augment.train_transforms(hyp, mosaic_until)
 
     def __getitem__(self, key: SampleKey) -> tuple[Tensor, Target]:
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> list[tuple[Tensor, Target]]:
-        """Return the samples of a batch. An image that several samples use is decoded once."""
-        rngs = [sample_rng(self.seed, key.epoch, key.position) for key in keys]
-        source_indices = [
-            key.indices if self._is_mosaic(key, rng) else key.indices[:1]
-            for key, rng in zip(keys, rngs, strict=True)
-        ]
-        unique = sorted({index for indices in source_indices for index in indices})
-        sources = {index: self._load_without_crowds(index) for index in unique}
-        return [
-            self._augment([sources[index] for index in indices], key.imgsz, rng)
-            for indices, rng, key in zip(source_indices, rngs, keys, strict=True)
-        ]
+        """Return the samples of a batch. An image that several samples use is loaded once."""
+        load = functools.cache(self._load_without_crowds)
+        return [self._augment(key, load) for key in keys]
 
-    def _is_mosaic(self, key: SampleKey, rng: np.random.Generator) -> bool:
-        return key.epoch < self.mosaic_until and rng.random() < self.hyp.mosaic
+    def _augment(self, key: SampleKey, load: Callable[[int], Sample]) -> tuple[Tensor, Target]:
+        sample = load(key.indices[0])
+        context = SampleContext(key.epoch, key.imgsz, _Neighbors(key.indices[1:], load))
+        for transform in self.transforms:
+            sample = transform(sample, self._rng(key, transform.name), context)
+        color = augment.color_matrix(self.hyp, self._rng(key, "color"))
+        target = {"boxes": sample.boxes, "labels": sample.labels, "color": color}
+        return sample.image, {name: torch.from_numpy(array) for name, array in target.items()}
 
-    def _augment(
-        self, sources: list[Sample], imgsz: int, rng: np.random.Generator
-    ) -> tuple[Tensor, Target]:
-        if len(sources) > 1:
-            sample = augment.mosaic(sources, imgsz, self.hyp, rng)
-        else:
-            sample = augment.random_scale_translate(sources[0], imgsz, self.hyp, rng)
-        image, boxes, labels = augment.flip(sample, self.hyp, rng)
-        arrays = {"boxes": boxes, "labels": labels, "color": augment.color_matrix(self.hyp, rng)}
-        return image, {name: torch.from_numpy(array) for name, array in arrays.items()}
+    def _rng(self, key: SampleKey, name: str) -> np.random.Generator:
+        return transform_rng(self.seed, key.epoch, key.position, name)
 
     def _load_without_crowds(self, index: int) -> Sample:
         (image, boxes, labels), crowd = self._load(index)
         return Sample(image, boxes[~crowd], labels[~crowd])
+
+
+class _Neighbors(Sequence[Sample]):
+    """The samples of `indices`, each loaded when it is indexed."""
+
+    def __init__(self, indices: Sequence[int], load: Callable[[int], Sample]) -> None:
+        self._indices, self._load = indices, load
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, i: int) -> Sample:
+        return self._load(self._indices[i])
 
 
 class ValSet(_AnnotatedImages):

@@ -1,16 +1,18 @@
 """The order of training samples: a function of (seed, epoch) that can be entered at any batch."""
 
+import hashlib
 import math
 from collections.abc import Iterator
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
 from torch.utils.data import Sampler
 
 from utils.errors import UserError
 
-MOSAIC_SIZE = 4  # images in a mosaic
+MOSAIC_SIZE = 4  # images in a mosaic, and indices in a key
 
 
 class SampleKey(NamedTuple):
@@ -68,14 +70,16 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
 
         The batches `first_batch` to `last_batch`, inclusive, of all processes together.
         """
-        batches = EpochBatchSampler(self.num_samples, self.batch_size, self.imgsz, self.seed)
+        batches = EpochBatchSampler(
+            self.num_samples, self.batch_size, self.imgsz, self.seed, stride=self.stride
+        )
         batches.epoch, batches.start_batch = self.epoch, first_batch
         keys = (key for batch in islice(batches, last_batch + 1 - first_batch) for key in batch)
         return sorted({index for key in keys for index in key.indices})
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         # Random streams: (seed, epoch, 0) is the order's, (seed, epoch, 0, i + 1) the image size's
-        # of batch i, and (seed, epoch, position + 1) a sample's (`sample_rng`).
+        # of batch i. The samples' are those of `transform_rng`.
         order = np.random.default_rng((self.seed, self.epoch, 0)).permutation(self.num_samples)
         # A mosaic takes the next images in this order: every image is in equally many mosaics,
         # and a batch decodes few images besides its own.
@@ -95,6 +99,22 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
         return self.stride * int(rng.integers(low, high + 1))
 
 
-def sample_rng(seed: int, epoch: int, position: int) -> np.random.Generator:
-    """Return the random stream of a sample, which does not depend on process or history."""
-    return np.random.default_rng((seed, epoch, position + 1))
+class _HashedSeed(ISeedSequence):
+    """Seeds a bit generator with a hash of `key`, in a tenth of `np.random.SeedSequence`'s time."""
+
+    def __init__(self, key: tuple[int | str, ...]) -> None:
+        self._key = key
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray:
+        little_endian = np.dtype(dtype).newbyteorder("<")  # the same numbers on every machine
+        num_bytes = n_words * little_endian.itemsize
+        digest = hashlib.blake2b(repr(self._key).encode(), digest_size=num_bytes).digest()
+        return np.frombuffer(digest, little_endian).astype(dtype)
+
+
+def transform_rng(seed: int, epoch: int, position: int, name: str) -> np.random.Generator:
+    """Return the random stream of the transform `name` for the sample at `position` of `epoch`.
+
+    It depends on nothing else: neither on the process, nor on what other transforms draw.
+    """
+    return np.random.Generator(np.random.PCG64(_HashedSeed((seed, epoch, position, name))))

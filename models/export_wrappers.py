@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torchvision.ops import nms
 
@@ -46,4 +47,11 @@ def _nms_by_offset(
 
     torchvision's `batched_nms` branches on the number of boxes, which exporters cannot follow.
     """
-    return nms(boxes + (labels * offset)[:, None].to(boxes.dtype), scores, iou_threshold)
+    boxes = boxes + (labels * offset)[:, None].to(boxes.dtype)
+    # torch.export takes for granted that NMS keeps at least 2 boxes, and its program fails on an
+    # image with fewer. So there are 2 more, apart from all others, with scores below all others.
+    extra_boxes = boxes.new_tensor([[-3.0, -3.0, -2.0, -2.0], [-6.0, -6.0, -5.0, -5.0]])
+    extra_scores = scores.new_tensor([-1.0, -2.0])
+    return nms(torch.cat((boxes, extra_boxes)), torch.cat((scores, extra_scores)), iou_threshold)[
+        :-2
+    ]

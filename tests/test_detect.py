@@ -1,4 +1,4 @@
-"""detect.py as a user starts it: on pictures, folders, globs, lists and films."""
+"""detect.py as a user runs it: on images, directories, globs, lists and videos."""
 
 import json
 import shutil
@@ -11,206 +11,200 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_formats import png_bomb
 
 import detect
 import val
+from models import load
 
 ROOT = Path(__file__).parents[1]
 
 
-def run(trained: Path, source: object, folder: Path, *options: object) -> Path:
-    """The folder that a run in this process leaves, which must succeed."""
-    weights = trained / "exp" / "weights" / "best.pt"
-    command = [
-        "--weights",
-        weights,
-        "--source",
-        source,
-        "--device",
-        "cpu",
-        "--project",
-        folder,
-        *options,
-    ]
-    assert detect.main([*map(str, command)]) == 0
-    return folder / "exp"
+def best_weights(trained: Path) -> Path:
+    return trained / "exp" / "weights" / "best.pt"
 
 
-def lines(folder: Path) -> dict[str, np.ndarray]:
-    return {file.stem: np.loadtxt(file, ndmin=2) for file in sorted((folder / "labels").iterdir())}
+def run_detect(trained: Path, source: object, project: Path, *options: object) -> Path:
+    """Run detect.py in this process and return the directory of its results."""
+    command = ["--weights", best_weights(trained), "--source", source, "--device", "cpu"]
+    command += ["--project", project, *options]
+    assert detect.main([str(word) for word in command]) == 0
+    return project / "exp"
 
 
-def test_a_folder_of_pictures(trained, tmp_path):
-    pictures = trained / "tiny" / "images" / "val"
-    command = [sys.executable, ROOT / "detect.py", "--weights", trained / "exp" / "weights" / "best.pt", "--source", pictures,
-               "--conf", "0.05", "--iou", "0.7", "--device", "cpu", "--save-txt", "--save-json"]  # fmt: skip
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    folder = tmp_path / "runs" / "detect" / "exp"
-    assert sorted(p.name for p in folder.glob("*.png")) == sorted(
-        p.name for p in pictures.iterdir()
+def read_labels(results: Path) -> dict[str, np.ndarray]:
+    """Return the rows of each label file, by its stem."""
+    files = sorted((results / "labels").iterdir())
+    return {file.stem: np.loadtxt(file, ndmin=2) for file in files}
+
+
+def test_detect_directory_matches_val(trained, tmp_path):
+    images = trained / "tiny" / "images" / "val"
+    command = [sys.executable, ROOT / "detect.py", "--weights", best_weights(trained)]
+    command += ["--source", images, "--conf", "0.05", "--iou", "0.7", "--device", "cpu"]
+    command += ["--save-txt", "--save-json"]
+    process = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, cwd=tmp_path
     )
-    found = json.loads((folder / "predictions.json").read_text())
-    labels = lines(folder)
-    assert len(found) == sum(map(len, labels.values())) > 5
+    assert process.returncode == 0, process.stderr
+    results = tmp_path / "runs" / "detect" / "exp"
+    assert {p.name for p in results.glob("*.png")} == {p.name for p in images.iterdir()}
+    predictions = json.loads((results / "predictions.json").read_text())
+    labels = read_labels(results)
+    assert len(predictions) == sum(map(len, labels.values())) > 5
 
-    # The same detections as val.py's, which training's figures come from.
-    arguments = ["--weights", trained / "exp" / "weights" / "best.pt", "--conf", 0.05, "--device", "cpu", "--save-json",
-                 "--noplots", "--project", tmp_path / "val"]  # fmt: skip
-    assert val.main([*map(str, arguments)]) == 0
-    expected = json.loads((tmp_path / "val" / "exp" / "predictions.json").read_text())
-    assert len(found) == len(expected)
-    for mine, other in zip(found, expected, strict=True):
-        x, y, w, h = other["bbox"]
-        assert (
-            Path(mine["file"]).name == other["file_name"]
-            and mine["class"] == f"class{other['category_id']}"
-        )
-        assert mine["box"] == pytest.approx([x, y, x + w, y + h], abs=0.01) and mine[
-            "score"
-        ] == pytest.approx(other["score"], abs=1e-4)
+    command = ["--weights", best_weights(trained), "--conf", 0.05, "--device", "cpu"]
+    command += ["--save-json", "--noplots", "--project", tmp_path / "val"]
+    assert val.main([str(word) for word in command]) == 0
+    val_predictions = json.loads((tmp_path / "val" / "exp" / "predictions.json").read_text())
+    assert len(predictions) == len(val_predictions)
+    for prediction, expected in zip(predictions, val_predictions, strict=True):
+        x, y, w, h = expected["bbox"]
+        assert Path(prediction["file"]).name == expected["file_name"]
+        assert prediction["class"] == f"class{expected['category_id']}"
+        assert prediction["box"] == pytest.approx([x, y, x + w, y + h], abs=0.01)
+        assert prediction["score"] == pytest.approx(expected["score"], abs=1e-4)
 
-    # The label lines are those boxes, as shares of the 80 x 64 pictures; what is drawn differs from what was there.
-    rows = [row for name in labels for row in labels[name]]
-    for (label, cx, cy, w, h, score), mine in zip(rows, found, strict=True):
-        corners = [(cx - w / 2) * 80, (cy - h / 2) * 64, (cx + w / 2) * 80, (cy + h / 2) * 64]
-        assert (
-            corners == pytest.approx(mine["box"], abs=0.01) and f"class{label:.0f}" == mine["class"]
-        )
-        assert score == pytest.approx(mine["score"], abs=1e-4)
-    with Image.open(folder / "0.png") as drawn, Image.open(pictures / "0.png") as picture:
-        assert drawn.size == picture.size and (np.asarray(drawn) != np.asarray(picture)).any()
+    # The label files have the same boxes, as fractions of the 80 x 64 images.
+    label_rows = [row for stem in labels for row in labels[stem]]
+    for (label, cx, cy, w, h, score), prediction in zip(label_rows, predictions, strict=True):
+        box = [(cx - w / 2) * 80, (cy - h / 2) * 64, (cx + w / 2) * 80, (cy + h / 2) * 64]
+        assert box == pytest.approx(prediction["box"], abs=0.01)
+        assert f"class{label:.0f}" == prediction["class"]
+        assert score == pytest.approx(prediction["score"], abs=1e-4)
+    with Image.open(results / "0.png") as output, Image.open(images / "0.png") as image:
+        assert output.size == image.size and (np.asarray(output) != np.asarray(image)).any()
 
 
-def test_one_picture_a_glob_and_a_list(trained, tmp_path):
-    pictures = trained / "tiny" / "images" / "val"
-    assert [p.name for p in run(trained, pictures / "1.png", tmp_path / "a").iterdir()] == ["1.png"]
-    assert len([*run(trained, pictures / "[0-2].png", tmp_path / "b").iterdir()]) == 3
+def test_detect_image_glob_and_list(trained, tmp_path):
+    images = trained / "tiny" / "images"
+    one = run_detect(trained, images / "val" / "1.png", tmp_path / "one")
+    assert [p.name for p in one.iterdir()] == ["1.png"]
+    assert len([*run_detect(trained, images / "val" / "[0-2].png", tmp_path / "b").iterdir()]) == 3
     (tmp_path / "list.txt").write_text(
-        f"{pictures / '3.png'}\n{trained / 'tiny' / 'images' / 'train' / '3.png'}\n"
+        f"{images / 'val' / '3.png'}\n{images / 'train' / '3.png'}\n"
     )
-    assert {p.name for p in run(trained, tmp_path / "list.txt", tmp_path / "c").iterdir()} == {
-        "3.png",
-        "3_2.png",
-    }
+    listed = run_detect(trained, tmp_path / "list.txt", tmp_path / "listed")
+    assert {p.name for p in listed.iterdir()} == {"3.png", "3_2.png"}
 
 
-def test_classes_by_name_and_number(trained, tmp_path):
-    pictures = trained / "tiny" / "images" / "val"
-    kept = []
-    for i, options in enumerate(
-        ([], ["--classes", "class1"], ["--classes", "1"], ["--classes", "0", "class1"])
-    ):
-        folder = run(trained, pictures, tmp_path / f"{i}", "--conf", 0.05, "--save-json", *options)
-        kept.append(json.loads((folder / "predictions.json").read_text()))
-    assert (
-        kept[0] == kept[3]
-        and kept[1] == kept[2] == [row for row in kept[0] if row["class"] == "class1"] != kept[0]
-    )
+def test_detect_classes_by_name_and_index(trained, tmp_path):
+    images = trained / "tiny" / "images" / "val"
+
+    def predictions(name: str, *classes: str) -> list[dict]:
+        options = ["--classes", *classes] if classes else []
+        project = tmp_path / name
+        results = run_detect(trained, images, project, "--conf", 0.05, "--save-json", *options)
+        return json.loads((results / "predictions.json").read_text())
+
+    all_classes = predictions("all")
+    class1 = [row for row in all_classes if row["class"] == "class1"]
+    assert predictions("both", "0", "class1") == all_classes
+    assert predictions("name", "class1") == predictions("index", "1") == class1 != all_classes
 
 
-def test_a_broken_picture_is_said_and_the_others_go_on(trained, tmp_path, capsys):
-    shutil.copytree(trained / "tiny" / "images" / "val", tmp_path / "pictures")
-    (tmp_path / "pictures" / "1.png").write_bytes(b"no picture")
-    folder = run(trained, tmp_path / "pictures", tmp_path / "runs")
+def test_detect_reports_corrupted_image_and_continues(trained, tmp_path, capsys):
+    images = tmp_path / "images"
+    shutil.copytree(trained / "tiny" / "images" / "val", images)
+    (images / "1.png").write_bytes(b"not an image")
+    results = run_detect(trained, images, tmp_path / "runs")
     out, err = capsys.readouterr()
-    assert f"{tmp_path / 'pictures' / '1.png'}: not an image in a supported format; skipped" in err
-    assert "4 pictures" in out and "1 more could not be decoded" in out
-    assert {p.name for p in folder.iterdir()} == {"0.png", "2.png", "3.png", "4.png"}
+    assert f"detect.py: {images / '1.png'}: not an image in a supported format; skipped" in err
+    assert "processed 4 images in " in out and "(1 failed)" in out
+    assert {p.name for p in results.iterdir()} == {"0.png", "2.png", "3.png", "4.png"}
 
 
-def test_a_film(trained, tmp_path, monkeypatch, capsys):
-    film = tmp_path / "film.avi"
-    writer = cv2.VideoWriter(str(film), cv2.VideoWriter_fourcc(*"MJPG"), 10, (80, 64))
+def test_detect_video(trained, tmp_path, capsys):
+    video, images = tmp_path / "video.avi", trained / "tiny" / "images" / "val"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*"MJPG"), 10, (80, 64))
     for i in range(5):
-        writer.write(cv2.imread(str(trained / "tiny" / "images" / "val" / f"{i}.png")))
+        writer.write(cv2.imread(str(images / f"{i}.png")))
     writer.release()
-    folder = run(trained, film, tmp_path / "runs", "--save-txt", "--conf", 0.1)
-    assert sorted(p.stem for p in (folder / "labels").iterdir()) == [f"film_{i}" for i in range(5)]
-    drawn = cv2.VideoCapture(str(folder / "film.mp4"))
-    assert (drawn.get(cv2.CAP_PROP_FRAME_COUNT), drawn.get(cv2.CAP_PROP_FPS)) == (5, 10)
-    assert drawn.read()[1].shape == (64, 80, 3)
-    # JPEG in the film changes the pixels a little, and not what is seen.
-    still = run(
-        trained,
-        trained / "tiny" / "images" / "val",
-        tmp_path / "still",
-        "--save-txt",
-        "--conf",
-        0.1,
-    )
-    film_boxes, still_boxes = (sum(map(len, lines(f).values())) for f in (folder, still))
-    assert abs(film_boxes - still_boxes) <= 0.5 * still_boxes
+    options = ["--save-txt", "--conf", 0.1]
+    results = run_detect(trained, video, tmp_path / "runs", *options)
+    assert f"{video}, frame 4: " in capsys.readouterr().out
+    assert {p.stem for p in (results / "labels").iterdir()} == {f"video_{i}" for i in range(5)}
+    output = cv2.VideoCapture(str(results / "video.mp4"))
+    assert (output.get(cv2.CAP_PROP_FRAME_COUNT), output.get(cv2.CAP_PROP_FPS)) == (5, 10)
+    assert output.read()[1].shape == (64, 80, 3)
+    # The frames are JPEG images, so the pixels differ a little from the files'.
+    from_images = run_detect(trained, images, tmp_path / "images", *options)
+    num_boxes = sum(map(len, read_labels(results).values()))
+    expected = sum(map(len, read_labels(from_images).values()))
+    assert abs(num_boxes - expected) <= 0.5 * expected
 
-    monkeypatch.setitem(sys.modules, "cv2", None)  # as where it is not installed
-    command = [
-        "--weights",
-        trained / "exp" / "weights" / "best.pt",
-        "--source",
-        film,
-        "--project",
-        tmp_path / "none",
-    ]
-    assert detect.main([*map(str, command)]) == 2
+
+def test_detect_video_without_opencv(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    video = tmp_path / "video.avi"
+    video.write_bytes(b"")
+    command = ["--weights", best_weights(trained), "--source", video, "--project", tmp_path / "d"]
+    assert detect.main([str(word) for word in command]) == 2
     assert capsys.readouterr().err == (
-        f"detect.py: --source {film}: videos and cameras need OpenCV (pip install opencv-python-headless)\n"
+        f"detect.py: --source {video}: videos and cameras need OpenCV "
+        "(pip install opencv-python-headless)\n"
     )
-    assert not (tmp_path / "none").exists()
+    assert not (tmp_path / "d").exists()
+
+
+def test_detect_ctrl_c_keeps_results(trained, tmp_path, monkeypatch, capsys):
+    def interrupted(source: str):
+        yield detect.Frame("0.png", None, torch.zeros(3, 64, 80, dtype=torch.uint8))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(detect, "iter_images", interrupted)
+    results = run_detect(trained, "0", tmp_path, "--save-json")
+    out = capsys.readouterr().out
+    assert "stopped\n" in out and "processed 1 image in " in out
+    assert {p.name for p in results.iterdir()} == {"0.png", "predictions.json"}
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--source", "nowhere"], "--source nowhere: is not there; allowed are a picture"),
+        (["--source", "nowhere"], "--source nowhere: not found (need an image, directory, glob"),
         (["--source", "nowhere.mp4"], "--source nowhere.mp4: not found"),
         (["--source", "text.mp4"], "--source text.mp4: no frame could be read"),
-        (["--source", "empty"], "--source empty: has no picture"),
+        (["--source", "empty"], "--source empty: contains no images"),
         (
             ["--source", "tiny/images/val", "--classes", "cat"],
-            "--classes cat: is not there; the model knows class0, class1",
+            "--classes cat: not a class of the model (choose from class0, class1, or 0 to 1)",
         ),
-        (["--source", "tiny/images/val", "--classes", "2"], "--classes 2: is not there"),
+        (
+            ["--source", "tiny/images/val", "--classes", "2"],
+            "--classes 2: not a class of the model",
+        ),
         (["--source", "tiny/images/val", "--iou", "-0.1"], "--iou: found '-0.1'"),
         (
             ["--source", "tiny/images/val", "--weights", "tiny/data.yaml"],
-            "tiny/data.yaml: is no checkpoint of this project",
+            "tiny/data.yaml: not a checkpoint of this project",
         ),
     ],
 )
-def test_mistakes_are_one_sentence_and_leave_no_folder(
+def test_detect_error_is_one_line_and_creates_no_directory(
     options, message, trained, capfd, monkeypatch
 ):
     monkeypatch.chdir(trained)
     (trained / "empty").mkdir(exist_ok=True)
-    (trained / "text.mp4").write_text("no film")
+    (trained / "text.mp4").write_text("not a video")
     assert detect.main(["--weights", "exp/weights/best.pt", "--device", "cpu", *options]) == 2
-    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("detect.py: ")]
-    assert len(said) == 1 and message in said[0]
+    lines = capfd.readouterr().err.splitlines()  # OpenCV writes lines of its own
+    errors = [line for line in lines if line.startswith("detect.py: ")]
+    assert len(errors) == 1 and message in errors[0]
     assert not (trained / "runs").exists()
 
 
-def test_pictures_of_any_shape(trained):
-    model = detect.load(trained / "exp" / "weights" / "best.pt")
+def test_predict_keeps_boxes_inside_images_of_extreme_shapes(trained):
+    model = load(best_weights(trained))
     for shape in ((3, 1, 1), (3, 7, 900), (3, 333, 64)):
-        found = detect.look(model, torch.zeros(shape, dtype=torch.uint8), 96, torch.device("cpu"))
-        assert (found["boxes"] <= torch.tensor([shape[2], shape[1]] * 2) + 0.01).all()
+        image = torch.zeros(shape, dtype=torch.uint8)
+        boxes = detect.predict(model, image, 96, torch.device("cpu"))["boxes"]
+        assert (boxes <= torch.tensor([shape[2], shape[1]] * 2) + 0.01).all()
 
 
-def test_a_picture_that_no_memory_holds_is_not_decoded(trained, tmp_path, capsys):
-    from test_formats import png_bomb
-
+def test_detect_does_not_decode_image_larger_than_memory(trained, tmp_path, capsys):
     png_bomb(tmp_path / "bomb.png")
-    arguments = [
-        "--weights",
-        trained / "exp/weights/best.pt",
-        "--source",
-        tmp_path,
-        "--project",
-        tmp_path / "d",
-    ]
-    assert detect.main([*map(str, arguments)]) == 0
-    captured = capsys.readouterr()
-    assert (
-        "bomb.png: too large to decode" in captured.err
-        and "1 more could not be decoded" in captured.out
-    )
+    run_detect(trained, tmp_path, tmp_path / "d")
+    out, err = capsys.readouterr()
+    assert "bomb.png: too large to decode" in err
+    assert "processed 0 images in " in out and "(1 failed)" in out

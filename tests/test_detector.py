@@ -163,3 +163,18 @@ def test_detector_without_published_weights(weights, pretrained, message):
     for model in (GridDetector(2), build_model("yolo-n", 2)):
         with pytest.raises(UserError, match=message):
             load_initial_weights(model, weights, pretrained)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("threshold", [0.0, 0.45, 1.0])
+def test_export_model_with_nms_runs_on_images_without_detections(threshold):
+    torch.manual_seed(0)
+    model = GridDetector(1).eval()
+    model.set_thresholds(score=threshold)
+    images = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        program = torch.export.export(ExportModelWithNMS(model), (images,), strict=False).module()
+        outputs, (expected,) = program(images), model(images)
+    assert (len(expected["boxes"]) == 0) == (threshold == 1.0)
+    for key, output in zip(("boxes", "scores", "labels"), outputs, strict=True):
+        torch.testing.assert_close(output, expected[key])

@@ -1,4 +1,4 @@
-"""export.py as a user starts it: what it writes gives what the model gives, on real pictures, in each format's own runtime."""
+"""export.py as a user runs it: in its own runtime each format returns what the model returns."""
 
 import json
 import subprocess
@@ -9,150 +9,175 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from torch import Tensor, nn
 
 import export
 from data.augment import resize
 from data.images import read_image
-from models import load
+from models import build_model, load
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def images() -> list[torch.Tensor]:
-    """8 real ones, (1, 3, 128, 160), 0..1."""
-    folder = ROOT.parent / "shared" / "datasets" / "bccd" / "images" / "val"
-    if not folder.is_dir():
-        pytest.skip(f"the real images are not at {folder}")
-    return [
-        resize(read_image(str(file)), 128, 160)[None] / 255 for file in sorted(folder.iterdir())[:8]
-    ]
+def real_images() -> list[Tensor]:
+    """Return 8 real images (1, 3, 128, 160) in 0..1."""
+    directory = ROOT.parent / "shared" / "datasets" / "bccd" / "images" / "val"
+    if not directory.is_dir():
+        pytest.skip(f"the real images are not at {directory}")
+    files = sorted(directory.iterdir())[:8]
+    return [resize(read_image(str(file)), 128, 160)[None] / 255 for file in files]
 
 
-def copied(trained: Path, folder: Path) -> Path:
-    target = folder / "best.pt"
+@pytest.fixture
+def weights(trained: Path, tmp_path: Path) -> Path:
+    """Return a copy of best.pt in a directory of its own, where export.py writes."""
+    target = tmp_path / "best.pt"
     target.write_bytes((trained / "exp" / "weights" / "best.pt").read_bytes())
     return target
 
 
-def largest(expected: list[torch.Tensor], found: list[torch.Tensor]) -> list[float]:
-    assert [a.shape for a in expected] == [b.shape for b in found]
-    differences = [
-        (a.float() - torch.as_tensor(b).float()).abs() for a, b in zip(expected, found, strict=True)
+def run_export(weights: Path, *options: object) -> None:
+    assert export.main(["--weights", str(weights), *map(str, options)]) == 0
+
+
+def max_diffs(expected: list[Tensor], outputs: list[Tensor | np.ndarray]) -> list[float]:
+    """Return the largest absolute difference of each output; 0 for an empty one."""
+    assert [a.shape for a in expected] == [b.shape for b in outputs]
+    diffs = [
+        (a.float() - torch.as_tensor(b).float()).abs()
+        for a, b in zip(expected, outputs, strict=True)
     ]
-    return [
-        float(d.max()) if d.numel() else 0.0 for d in differences
-    ]  # a picture may have no detection
+    return [float(diff.max()) if diff.numel() else 0.0 for diff in diffs]
 
 
 @torch.no_grad()
-def raw(model: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every cell's box and scores, by the distances' definition: the mean of the softmax over 0..15, in cells."""
+def raw_predictions(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the boxes and scores of every anchor point, written a second time.
+
+    A distance is the mean of the softmax over 0 to 15, in strides.
+    """
     p = model.head(model.neck(model.backbone(images)))
-    sides = (p.box_logits.softmax(-1) * torch.arange(16.0)).sum(-1) * p.strides[:, None]
-    return torch.cat(
-        (p.points - sides[..., :2], p.points + sides[..., 2:]), -1
-    ), p.cls_logits.sigmoid()
+    distances = (p.box_logits.softmax(-1) * torch.arange(16.0)).sum(-1) * p.strides[:, None]
+    boxes = torch.cat((p.points - distances[..., :2], p.points + distances[..., 2:]), -1)
+    return boxes, p.cls_logits.sigmoid()
 
 
-def test_onnx_of_any_size(trained, pictures, tmp_path):
-    weights = copied(trained, tmp_path)
-    done = subprocess.run(
+def test_export_onnx_dynamic_shapes(weights, real_images, tmp_path):
+    process = subprocess.run(
         [sys.executable, ROOT / "export.py", "--weights", weights, "--dynamic"],
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
-    assert "best.onnx" in done.stdout and "px" in done.stdout
+    assert process.returncode == 0, process.stderr
+    assert "best.onnx" in process.stdout
+    assert "max difference from PyTorch on random input: " in process.stdout
+    assert "px for boxes (2, " in process.stdout
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best.onnx", "best.pt"]
     session = onnxruntime.InferenceSession(tmp_path / "best.onnx")
-    facts = session.get_modelmeta().custom_metadata_map
-    assert (json.loads(facts["names"]), facts["stride"], json.loads(facts["imgsz"])) == (
-        ["class0", "class1"],
-        "32",
-        [64, 64],
-    )
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["names"]) == ["class0", "class1"]
+    assert metadata["stride"] == "32" and json.loads(metadata["imgsz"]) == [64, 64]
     model = load(weights)
-    for images in (*pictures, torch.cat(pictures[:3]), pictures[0][..., :64, :96]):
-        boxes, scores = largest(raw(model, images), session.run(None, {"images": images.numpy()}))
+    for images in (*real_images, torch.cat(real_images[:3]), real_images[0][..., :64, :96]):
+        outputs = session.run(None, {"images": images.numpy()})
+        boxes, scores = max_diffs(raw_predictions(model, images), outputs)
         assert boxes < 0.01 and scores < 1e-4
 
 
-def test_onnx_with_nms(trained, pictures, tmp_path):
-    weights = copied(trained, tmp_path)
-    command = ["--weights", weights, "--nms", "--imgsz", 64, "--conf", 0.02, "--iou", 0.6]
-    assert export.main([*map(str, command)]) == 0
+def test_export_onnx_with_nms(trained, weights, real_images, tmp_path):
+    run_export(weights, "--nms", "--imgsz", 64, "--conf", 0.02, "--iou", 0.6)
     session = onnxruntime.InferenceSession(tmp_path / "best.onnx")
     model = load(weights)
     model.set_thresholds(0.02, 0.6)
-    seen = 0
-    own = sorted(
-        (trained / "tiny" / "images" / "val").iterdir()
-    )  # in which it finds what it has learned
-    for images in [*pictures, *(read_image(str(file))[None] / 255 for file in own)]:
+    num_boxes = 0
+    # In the images of its own dataset the model detects something.
+    val_files = sorted((trained / "tiny" / "images" / "val").iterdir())
+    val_images = [read_image(str(file))[None] / 255 for file in val_files]
+    for images in [*real_images, *val_images]:
         images = resize(images[0], 64, 64)[None]
         with torch.no_grad():
-            (expected,) = model(images)
-        found = session.run(None, {"images": images.numpy()})
-        boxes, scores, labels = largest(
-            [expected[key] for key in ("boxes", "scores", "labels")], found
-        )
+            (detections,) = model(images)
+        expected = [detections[key] for key in ("boxes", "scores", "labels")]
+        outputs = session.run(None, {"images": images.numpy()})
+        boxes, scores, labels = max_diffs(expected, outputs)
         assert boxes < 0.01 and scores < 1e-4 and labels == 0
-        seen += len(expected["boxes"])
-    assert seen > 8
+        num_boxes += len(expected[0])
+    assert num_boxes > 8
 
 
-@pytest.mark.parametrize("kind", ["torchscript", "torch_export"])
-def test_torchs_own_formats(kind, trained, pictures, tmp_path):
-    weights = copied(trained, tmp_path)
-    assert export.main(["--weights", str(weights), "--format", kind, "--imgsz", "128", "160"]) == 0
-    facts = {"names": "", "stride": ""}
-    if kind == "torchscript":
-        run = torch.jit.load(tmp_path / "best.torchscript", _extra_files=facts)
+@pytest.mark.parametrize("format", ["torchscript", "torch_export"])
+def test_export_torch_formats(format, weights, real_images, tmp_path):
+    run_export(weights, "--format", format, "--imgsz", 128, 160)
+    metadata = {"names": "", "stride": ""}
+    if format == "torchscript":
+        exported = torch.jit.load(tmp_path / "best.torchscript", _extra_files=metadata)
     else:
-        run = torch.export.load(tmp_path / "best.pt2", extra_files=facts).module()
-    assert json.loads(facts["names"]) == ["class0", "class1"] and facts["stride"] in ("32", b"32")
+        exported = torch.export.load(tmp_path / "best.pt2", extra_files=metadata).module()
+    assert json.loads(metadata["names"]) == ["class0", "class1"]
+    assert metadata["stride"] in ("32", b"32")
     model = load(weights)
-    for images in pictures:
+    for images in real_images:
         with torch.no_grad():
-            boxes, scores = largest(raw(model, images), run(images))
+            boxes, scores = max_diffs(raw_predictions(model, images), exported(images))
         assert boxes < 0.01 and scores < 1e-4
 
 
-def test_half(trained, pictures, tmp_path):
-    weights = copied(trained, tmp_path)
-    command = ["--weights", weights, "--half", "--imgsz", 128, 160, "--batch-size", 2]
-    assert export.main([*map(str, command)]) == 0
+def test_export_half_precision(weights, real_images, tmp_path):
+    run_export(weights, "--half", "--imgsz", 128, 160, "--batch-size", 2)
     assert (tmp_path / "best.onnx").stat().st_size < 0.6 * weights.stat().st_size
     session = onnxruntime.InferenceSession(tmp_path / "best.onnx")
-    images = torch.cat(pictures[:2])
-    boxes, scores = largest(
-        raw(load(weights), images), session.run(None, {"images": images.numpy().astype(np.float16)})
+    images = torch.cat(real_images[:2])
+    outputs = session.run(None, {"images": images.numpy().astype(np.float16)})
+    boxes, scores = max_diffs(raw_predictions(load(weights), images), outputs)
+    assert boxes < 2 and scores < 0.01  # float16 has about 3 decimal digits
+
+
+def test_export_nms_without_detections(weights, capsys):
+    run_export(weights, "--format", "torch_export", "--nms", "--conf", 1)
+    assert (
+        "not measured, because nothing is detected in it at this --conf" in capsys.readouterr().out
     )
-    assert boxes < 2 and scores < 0.01  # three digits are all that a float16 has
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--format", "torchscript", "--dynamic"], "--dynamic: torchscript has the sizes"),
-        (["--nms", "--batch-size", "2"], "--batch-size 2: with --nms it is one picture"),
+        (["--format", "torchscript", "--dynamic"], "--dynamic: not supported by torchscript"),
+        (["--nms", "--batch-size", "2"], "--batch-size 2: --nms requires a batch size of 1"),
         (["--imgsz", "64", "64", "64"], "--imgsz 64 64 64: found 3 numbers"),
         (["--format", "tflite"], "--format: invalid choice: 'tflite'"),
         (["--weights", "nothing.pt"], "nothing.pt: cannot be read"),
     ],
 )
-def test_mistakes_are_one_sentence(options, message, trained, tmp_path, capsys):
-    weights = copied(trained, tmp_path)
+def test_export_error_is_one_line(options, message, weights, tmp_path, capsys):
     assert export.main(["--weights", str(weights), *options]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and error.startswith("export.py: ")
     assert [p.name for p in tmp_path.iterdir()] == ["best.pt"]
 
 
-def test_what_is_missing_for_onnx_is_said(trained, tmp_path, capsys, monkeypatch):
-    weights = copied(trained, tmp_path)
+def test_export_names_missing_onnx_packages(weights, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert export.main(["--weights", str(weights)]) == 2
     assert "pip install onnx onnxscript onnxruntime" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["best.pt"]
+
+
+def test_export_rejects_torchvision_detectors(tmp_path, capsys, monkeypatch):
+    model = build_model("torchvision/ssdlite320_mobilenet_v3_large", 2)
+    monkeypatch.setattr(export, "load", lambda path: model)
+    command = ["--weights", "ssd.pt", "--format", "torchscript"]
+    assert export.main(command) == 2
+    assert capsys.readouterr().err == (
+        "export.py: ssd.pt: export.py supports the YOLO models only; use torch.onnx for "
+        "torchvision/ssdlite320_mobilenet_v3_large\n"
+    )
+
+
+def test_max_abs_diff_raises_if_shapes_differ():
+    boxes, scores = torch.zeros(1, 3, 4), torch.zeros(1, 3, 2)
+    text = export.max_abs_diff((boxes, scores), (boxes + 0.5, scores))
+    assert text == "0.5 px for boxes (1, 3, 4), 0 for scores"
+    with pytest.raises(RuntimeError, match="returns shapes"):
+        export.max_abs_diff((boxes, scores), (boxes[:, :2], scores))

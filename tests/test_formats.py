@@ -291,7 +291,10 @@ def test_label_file_replaces_last_images_directory():
         ("val: images/val\nnames: [a, b]\n", "'train' is missing"),
         ("train: [\n", "line"),
         ("- 1\n", "key: value"),
-        ("train: images/train\ntrain: images/val\nval: images/val\nnames: [a, b]\n", "duplicate key"),
+        (
+            "train: images/train\ntrain: images/val\nval: images/val\nnames: [a, b]\n",
+            "duplicate key",
+        ),
         ("train: a.json\nval: images/val\nnames: [a, b]\n", "a.json"),
         (
             "train: images/train\nval: images/val\nnames: [a, b]\nremap: {a: b}\n",

@@ -34,7 +34,9 @@ def test_freeze_keeps_modules_unchanged_in_training(spec, frozen, tmp_path):
             assert torch.equal(value, start[key]) == is_frozen, key
         if is_frozen:
             assert torch.equal(end["ema"]["model"][key], start[key]), key
-    assert len(end["optimizer"]["state"]) < len(load_state(tmp_path / "first")["optimizer"]["state"])
+    assert len(end["optimizer"]["state"]) < len(
+        load_state(tmp_path / "first")["optimizer"]["state"]
+    )
 
 
 def test_freeze_modules_of_torchvision_models():

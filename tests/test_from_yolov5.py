@@ -1,4 +1,4 @@
-"""A hyp file of YOLOv5 becomes one that trains the same schedule and augmentation, and says what does not carry over."""
+"""A hyp file of YOLOv5 keeps its schedule and augmentation, and lists what is not converted."""
 
 import subprocess
 import sys
@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from utils.hyp import Hyp, load_hyp, main
-from utils.schedulers import parse_lf
+from utils.from_yolov5 import main
+from utils.hyp import Hyp, load_hyp
+from utils.lf import parse_lf
 
 ROOT = Path(__file__).parents[1]
 LOW = """# the keys and values of YOLOv5's hyp.scratch-low.yaml
@@ -42,52 +43,36 @@ copy_paste: 0.0
 """
 
 
-def test_what_carries_over_and_what_does_not(tmp_path):
+CONVERTED = {
+    *("lrf", "warmup_epochs", "hsv_h", "hsv_s", "hsv_v"),
+    *("translate", "scale", "flipud", "fliplr", "mosaic"),
+}
+
+
+def test_from_yolov5_converts_what_it_can_and_lists_the_rest(tmp_path):
     (tmp_path / "low.yaml").write_text(LOW)
-    command = [sys.executable, "-m", "utils.hyp", "from-yolov5", str(tmp_path / "low.yaml")]
+    command = [sys.executable, "-m", "utils.from_yolov5", str(tmp_path / "low.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and done.stderr == ""
     (tmp_path / "mine.yaml").write_text(done.stdout)
     hyp = load_hyp(tmp_path / "mine.yaml")
-    assert (hyp.hue, hyp.saturation, hyp.brightness, hyp.translate, hyp.scale) == (
-        0.02,
-        0.6,
-        0.3,
-        0.2,
-        0.4,
-    )
+    assert (hyp.hue, hyp.saturation, hyp.brightness) == (0.02, 0.6, 0.3)
+    assert (hyp.translate, hyp.scale) == (0.2, 0.4)
     assert (hyp.flipud, hyp.fliplr, hyp.mosaic) == (0.1, 0.4, 1.0)
     assert hyp.scheduler.name == "cawb" and hyp.scheduler.warmup_epoch == 3
     curve = parse_lf(hyp.scheduler.lf)
     for x in (0, 30, 75, 100):  # YOLOv5: (1 - x / epochs) * (1 - lrf) + lrf
         assert curve(x, 100) == pytest.approx((1 - x / 100) * 0.95 + 0.05)
-    assert (hyp.optimizer, hyp.lr0, hyp.box, hyp.cls) == (
-        Hyp().optimizer,
-        Hyp().lr0,
-        Hyp().box,
-        Hyp().cls,
-    )
-    said = done.stdout.partition("# Left behind:")[2]
+    default = Hyp()
+    assert (hyp.optimizer, hyp.lr0) == (default.optimizer, default.lr0)
+    assert hyp.loss_weights == default.loss_weights
+
+    listed = set()
+    for line in done.stdout.partition("# Not converted:")[2].splitlines():
+        listed |= {key.strip() for key in line.lstrip("# ").partition(":")[0].split(",")}
     for line in LOW.splitlines()[1:]:
         key = line.partition(":")[0]
-        carried = key in (
-            "lrf",
-            "warmup_epochs",
-            "hsv_h",
-            "hsv_s",
-            "hsv_v",
-            "translate",
-            "scale",
-            "flipud",
-            "fliplr",
-            "mosaic",
-        )
-        names = [
-            name.strip()
-            for row in said.splitlines()
-            for name in row.lstrip("# ").partition(":")[0].split(",")
-        ]
-        assert (key in names) != carried, key
+        assert (key in listed) != (key in CONVERTED), key
 
 
 @pytest.mark.parametrize(
@@ -100,14 +85,14 @@ def test_what_carries_over_and_what_does_not(tmp_path):
         ("lr0: 0.1: 2\n", "line 1, column 9"),
     ],
 )
-def test_mistakes_are_one_sentence(text, message, tmp_path, capsys):
+def test_from_yolov5_error_is_one_sentence(text, message, tmp_path, capsys):
     (tmp_path / "h.yaml").write_text(text)
-    assert main(["from-yolov5", str(tmp_path / "h.yaml")]) == 2
+    assert main([str(tmp_path / "h.yaml")]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and str(tmp_path / "h.yaml") in error
 
 
-def test_a_key_that_nobody_knows_is_said(tmp_path, capsys):
+def test_from_yolov5_lists_unknown_keys(tmp_path, capsys):
     (tmp_path / "h.yaml").write_text("strange: 3\n")
-    assert main(["from-yolov5", str(tmp_path / "h.yaml")]) == 0
-    assert "# strange: not known here" in capsys.readouterr().out
+    assert main([str(tmp_path / "h.yaml")]) == 0
+    assert "# strange: unknown key" in capsys.readouterr().out

@@ -116,6 +116,10 @@ def test_train_with_either_cache_gives_the_same_weights(tmp_path):
         ("disk", ["--cache", "disk"]),
     ):
         assert train.main([*arguments, *options, "--name", name]) == 0
-    assert bitwise_equal(load_state(tmp_path / "none")["model"], load_state(tmp_path / "ram")["model"])
-    assert bitwise_equal(load_state(tmp_path / "none")["model"], load_state(tmp_path / "disk")["model"])
+    assert bitwise_equal(
+        load_state(tmp_path / "none")["model"], load_state(tmp_path / "ram")["model"]
+    )
+    assert bitwise_equal(
+        load_state(tmp_path / "none")["model"], load_state(tmp_path / "disk")["model"]
+    )
     assert len([*data_yaml.parent.rglob("*.npy")]) == 17

@@ -1,11 +1,10 @@
-"""What a hyp file plans is what is followed, printed and drawn; each ready hyp file trains."""
+"""What a hyp file plans is what is followed, printed and drawn; each hyp file here trains."""
 
 import math
 import re
 import shutil
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,181 +16,231 @@ import train
 from utils import plan as plan_command
 from utils.errors import UserError
 from utils.hyp import Hyp, load_hyp
-from utils.plan import build_checked_scheduler
-from utils.schedulers import AnnealingLR, CosineAnnealingWarmbootingLR, build_scheduler
+from utils.plan import build_checked_scheduler, build_scheduler, check_lr, plan, turning_points
+from utils.schedulers import (
+    SCHEDULES,
+    AnnealingLR,
+    BatchWarmup,
+    CosineAnnealingWarmbootingLR,
+)
 
 ROOT = Path(__file__).parents[1]
-READY = sorted(path.name for path in (ROOT / "hyp").glob("*.yaml"))
+HYP_FILES = sorted(path.name for path in (ROOT / "hyp").glob("*.yaml"))
 
 
-def stand_in(lr=0.1):
+def fake_optimizer(lr=0.1):
     return SimpleNamespace(param_groups=[{"lr": lr}])
 
 
-def built(block, epochs=10, batches=5, batch_size=4):
-    return build_scheduler(block, stand_in(), epochs, batches, batch_size)
+def build(block, epochs=10):
+    """The scheduler of a hyp file's block and its messages, for epochs of 5 batches of 4."""
+    return build_scheduler(Hyp(scheduler=block).scheduler, fake_optimizer(), epochs, 5, 4)
 
 
-def test_shares_of_the_run_fit_any_length():
+def build_checked(block, epochs, batch_sizes):
+    hyp, size = Hyp(scheduler=block), max(batch_sizes)
+    return build_checked_scheduler(
+        hyp, Path("mine.yaml"), fake_optimizer(), epochs, batch_sizes, size
+    )
+
+
+def test_fractions_of_the_run_fit_any_length():
     for epochs, expected in ((300, [99, 198]), (100, [33, 66]), (50, [17, 33]), (10, [3, 7])):
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            scheduler = built({"name": "cawb", "steps": ["33%", "66%"], "warmup_epoch": 2}, epochs)
-        assert scheduler.steps == [2, *expected, epochs]
-    assert built({"name": "cawb", "steps": ["12.5%", 30]}, 200).steps == [0, 25, 30, 200]
+        scheduler, messages = build({"steps": ["33%", "66%"]}, epochs)
+        assert scheduler.steps == [2, *expected, epochs] and messages == []
+    assert build({"steps": ["12.5%", 30], "warmup_epoch": 0}, 200)[0].steps == [0, 25, 30, 200]
 
 
 @pytest.mark.parametrize(
-    ("steps", "kept", "says"),
+    ("steps", "restarts", "message"),
     [
-        ([5, 12], [5], "12 is left out: it falls on epoch 12.*warm-up ends at 2 and the run at 10"),
-        ([10, 5], [5], "10 is left out"),
-        (["20%", 5], [5], "20% is left out: it falls on epoch 2"),
-        ([5, "50%"], [5], "50% is left out: it falls on epoch 5, which has one already"),
+        (
+            [5, 12],
+            [5],
+            "12 is skipped: it falls on epoch 12, but the warm-up ends at 2 and the run at 10",
+        ),
+        ([10, 5], [5], "10 is skipped: it falls on epoch 10, but the warm-up ends"),
+        (["20%", 5], [5], "20% is skipped: it falls on epoch 2, but"),
+        ([5, "50%"], [5], "50% is skipped: it falls on epoch 5, which has one already"),
+        (["50%", 5], [5], "5 is skipped: it falls on epoch 5, which has one already"),
+        ([5, 7, 5], [5, 7], "5 is skipped: it falls on epoch 5, which has one already"),
     ],
 )
-def test_a_restart_outside_the_run_is_left_out_and_named(steps, kept, says):
-    with pytest.warns(UserWarning, match=says):
-        scheduler = built({"name": "cawb", "steps": steps, "warmup_epoch": 2})
-    assert scheduler.steps == [2, *kept, 10]
-    assert len(steps) == 2  # the list that was given is as it was
+def test_a_skipped_restart_is_named(steps, restarts, message):
+    block = {"steps": steps}
+    scheduler, messages = build(block)
+    assert scheduler.steps == [2, *restarts, 10]
+    assert len(messages) == 1 and messages[0].startswith(f"scheduler: steps: {message}")
+    assert block == {"steps": steps}
+    _, _, messages = build_checked(block, 10, [4] * 5)
+    assert len(messages) == 1 and messages[0].startswith(f"mine.yaml: scheduler: steps: {message}")
+
+
+def test_a_skipped_restart_returns_when_the_run_is_extended():
+    scheduler, _ = build({"steps": [12, "50%", 5]}, 10)
+    assert scheduler.steps == [2, 5, 10]
+    scheduler.extend(20)
+    assert scheduler.steps == [2, 5, 10, 12, 20]
+    assert scheduler.steps == build({"steps": [12, "50%", 5]}, 20)[0].steps
 
 
 def test_each_name_builds_its_schedule():
-    cawb = {
+    arguments = {
         "steps": [4],
         "step_scale": 0.5,
-        "eta_min": 0.2,
+        "eta_min": 0.3,
         "warmup_epoch": 1,
         "epoch_scale": 3.0,
-        "lf": None,
+        "lf": "lambda x, y: 1 - x / y",
+        "per_batch": True,
     }
-    scheduler = built({"name": "cawb", **cawb})
-    same = CosineAnnealingWarmbootingLR(stand_in(), epochs=10, batchs=5, **cawb)
-    assert (
-        isinstance(scheduler, CosineAnnealingWarmbootingLR)
-        and scheduler.state_dict() == same.state_dict()
-    )
-    two = {"learning_rate_decay_a": 0.5, "learning_rate_decay_b": 2.0}
-    for name in (
-        "constant",
-        "poly",
-        "caffe_poly",
-        "exp",
-        "discexp",
-        "linear",
-        "manual",
-        "pass_manual",
-    ):
-        own = (
-            {}
-            if name == "constant"
-            else {"learning_rate_args": "10:1.0,20:0.5"}
-            if "manual" in name
-            else two
+    scheduler, _ = build({"name": "cawb", **arguments})
+    same = CosineAnnealingWarmbootingLR(fake_optimizer(), epochs=10, batchs=5, **arguments)
+    assert isinstance(scheduler, CosineAnnealingWarmbootingLR)
+    assert scheduler.state_dict() == same.state_dict()
+    for name, formula in SCHEDULES.items():
+        values = {
+            "learning_rate_decay_a": 0.5,
+            "learning_rate_decay_b": 2.0,
+            "learning_rate_args": "10:1.0,20:0.5",
+        }
+        arguments = {key: values[key] for key in formula.arguments}
+        scheduler, messages = build({"name": name, "warmup_epoch": 1, **arguments})
+        same = AnnealingLR(
+            fake_optimizer(), name, batch_size=4, batchs=5, warmup_epoch=1, **arguments
         )
-        scheduler = built({"name": name, "warmup_epoch": 1, **own})
-        same = AnnealingLR(stand_in(), name, batch_size=4, batchs=5, warmup_epoch=1, **own)
-        assert isinstance(scheduler, AnnealingLR) and scheduler.state_dict() == same.state_dict()
+        assert isinstance(scheduler, AnnealingLR) and messages == []
+        assert scheduler.state_dict() == same.state_dict()
 
 
 @pytest.mark.parametrize(
-    ("block", "says"),
+    ("block", "message"),
     [
-        ({"name": "cosine"}, "name: found 'cosine', allowed are cawb, constant"),
-        (
-            {"name": "poly", "steps": [3]},
-            "steps: is no argument of poly, whose are warmup_epoch, learning_rate_decay_a",
-        ),
-        (
-            {"name": "cawb", "learning_rate_decay_a": 1.0},
-            "learning_rate_decay_a: is no argument of cawb",
-        ),
-        ({"name": "cawb", "epochs": 3}, "epochs"),
-        ({"name": "cawb", "steps": ["3"]}, "found '3'"),
-        (
-            {"name": "exp", "learning_rate_decay_a": 0.5, "learning_rate_decay_b": 0.0},
-            "scheduler: exp",
-        ),
-    ],
-)
-def test_a_block_that_gives_no_schedule(block, says):
-    with pytest.raises(ValueError, match=says):
-        built(block)
-
-
-@pytest.mark.parametrize(
-    ("block", "says"),
-    [
+        ({"name": "exp", "learning_rate_decay_a": 0.5, "learning_rate_decay_b": 0.0}, "exp has no"),
         (
             {"name": "exp", "learning_rate_decay_a": 1e6, "learning_rate_decay_b": 1},
             "epoch 2: exp has no value at t=53",
         ),
         (
             {"name": "linear", "learning_rate_decay_a": 0.001, "learning_rate_decay_b": -1},
-            "epoch 4: the rate would be.*negative",
+            "epoch 4: the learning rate would be.*negative",
         ),
         ({"name": "manual", "learning_rate_args": "90:1.0,100:-0.5"}, "epoch 4: .*negative"),
         ({"lf": "lambda x, y: 0.5 - x / y", "warmup_epoch": 0}, "epoch 6: .*negative"),
         ({"lf": "lambda x, y: 1 / (x - 3) ** 2", "warmup_epoch": 3}, "epoch 6: lf"),
     ],
 )
-def test_a_rate_that_cannot_be_is_found_before_the_run(block, says):
-    with pytest.raises(UserError, match=f"^mine.yaml: scheduler: {says}"):
-        build_checked_scheduler(
-            Hyp(scheduler=block), Path("mine.yaml"), stand_in(), 10, [4, 5, 4, 5, 4], 5
-        )
+def test_a_rate_without_a_value_is_found_before_the_run(block, message):
+    with pytest.raises(UserError, match=f"^mine.yaml: scheduler: {message}"):
+        build_checked(block, 10, [4, 5, 4, 5, 4])
 
 
-def test_a_rate_that_stays_at_zero_is_said():
+def test_plan_names_the_epoch_of_a_rate_that_is_not_allowed():
+    def planned(lf):
+        scheduler = CosineAnnealingWarmbootingLR(fake_optimizer(1.0), epochs=6, batchs=2, lf=lf)
+        return plan(scheduler, 6, [1, 1])
+
+    with pytest.raises(ValueError, match="epoch 4"):
+        planned("lambda x, y: 0.5 - x / y")
+    with pytest.raises(ValueError, match="epoch 0"):
+        planned("lambda x, y: 1 / (x - 3)")
+    for bad in (math.inf, math.nan, -1e-9):
+        with pytest.raises(ValueError, match="epoch 2: the learning rate would be"):
+            planned(lambda x, y, bad=bad: bad if x == 2 else 1.0)
+
+
+def test_a_rate_that_stays_at_zero_is_reported():
     block = {"name": "caffe_poly", "learning_rate_decay_a": 120, "learning_rate_decay_b": 1}
-    _, _, notes = build_checked_scheduler(
-        Hyp(scheduler=block), Path("mine.yaml"), stand_in(), 10, [20] * 2, 20
+    _, _, messages = build_checked(block, 10, [20] * 2)
+    assert messages == ["mine.yaml: scheduler: the learning rate is 0 from epoch 3 to the end"]
+    _, _, messages = build_checked(block, 4, [15] * 2)
+    assert messages == []
+
+
+# ------------------------------------------------------------------ the followed rate
+
+
+def follow(scheduler, curves, epochs, batches):
+    for epoch in range(epochs):
+        scheduler.step(epoch)
+        for batch in range(batches):
+            scheduler.step_batch()
+            check_lr(scheduler, curves, epoch, batch)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"steps": [4, "60%"]},
+        {"steps": [4], "per_batch": True},
+        {"name": "pass_manual", "learning_rate_args": "1:1.0,4:0.5", "warmup_epoch": 1},
+    ],
+)
+def test_check_lr_accepts_a_schedule_that_follows_its_plan(block):
+    scheduler, curves, _ = build_checked(block, 6, [1] * 5)
+    follow(scheduler, curves, 6, 5)
+
+
+def test_check_lr_names_a_schedule_whose_plan_is_wrong():
+    class Forgetful(BatchWarmup):
+        """Depends on what happened before, so that its plan is another curve."""
+
+        calls = 0
+
+        def _rates(self, epoch, samples):
+            Forgetful.calls += 1
+            return [base / (1 + Forgetful.calls) for base in self.base_lr]
+
+    scheduler = Forgetful(fake_optimizer(), epochs=2, batchs=3)
+    curves = plan(scheduler, 2, [1] * 3)
+    message = (
+        r"^Forgetful: epoch 0, batch 0: the learning rate of group 0 is 0\.01\d+, "
+        r"but 0\.05 was planned"
     )
-    assert notes == ["mine.yaml: scheduler: the rate is 0 from epoch 3 to the end"]
-    _, _, notes = build_checked_scheduler(
-        Hyp(scheduler=block), Path("mine.yaml"), stand_in(), 4, [15] * 2, 15
-    )
-    assert notes == []
+    with pytest.raises(RuntimeError, match=message):
+        follow(scheduler, curves, 2, 3)
+
+    class Staircase(BatchWarmup):
+        """Sets its rate in every batch, but does not say so."""
+
+        def _rates(self, epoch, samples):
+            return [base / (1 + samples) for base in self.base_lr]
+
+        def step_batch(self, samples=None):
+            lr = self._set(self._rates(0, self.num_samples_processed))
+            super().step_batch(samples)
+            return lr
+
+    scheduler = Staircase(fake_optimizer(), epochs=2, batchs=3)
+    curves = plan(scheduler, 2, [1] * 3)
+    with pytest.raises(RuntimeError, match=r"^Staircase: epoch 0, batch 1: .*changes_every_batch"):
+        follow(scheduler, curves, 2, 3)
 
 
-def command(*arguments, cwd=ROOT):
-    return subprocess.run(
-        [sys.executable, "-m", "utils.schedulers", *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-    )
+# ------------------------------------------------------------------ the command
 
 
-def test_the_command_prints_the_turning_points_and_draws(tmp_path):
+def run_plan(*arguments, cwd=ROOT):
+    command = [sys.executable, "-m", "utils.plan", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+
+
+def test_the_command_prints_turning_points_and_draws(tmp_path):
     (tmp_path / "short.yaml").write_text(
         "lr0: 0.01\nscheduler: {warmup_epoch: 0, steps: [400], eta_min: 0}\n"
     )
-    arguments = [
-        "--hyp",
-        "cawb.yaml",
-        "--epochs",
-        300,
-        "--batches",
-        100,
-        "--compare",
-        tmp_path / "short.yaml",
-        "exp.yaml",
-    ]
-    done = command(*arguments, "--plot", tmp_path / "lr.png")
+    size = ["--epochs", 300, "--batches", 100]
+    files = ["--hyp", "cawb.yaml", "--compare", tmp_path / "short.yaml", "exp.yaml"]
+    done = run_plan(*files, *size, "--plot", tmp_path / "lr.png")
     assert done.returncode == 0, done.stderr
-    assert (
-        done.stderr.count("\n") == 1
-        and "short.yaml: scheduler: steps: 400 is left out" in done.stderr
-    )
+    assert done.stderr.count("\n") == 1
+    assert "short.yaml: scheduler: steps: 400 is skipped" in done.stderr
     first, second, third = re.split(r"^(?=\S)", done.stdout, flags=re.MULTILINE)[1:]
-    assert first.startswith("cawb.yaml: cawb, 300 epochs of 100 batches") and third.startswith(
-        "exp.yaml: exp"
-    )
-    points = [line.split() for line in first.splitlines()[2:]]
+    assert first.startswith("cawb.yaml: cawb, epochs: 300, batches per epoch: 100, batch size: 16")
+    assert third.startswith("exp.yaml: exp")
 
-    # Restarts after a third (99) and two thirds (198) of the run; segments 4 longer than they are, floor 0.35, warm-up 3.
+    # Restarts after a third (99) and two thirds (198) of the run, segments 4 epochs longer than
+    # they are, floor 0.35, warm-up 3.
     def cosine(x, y):
         return 0.35 + 0.65 * (1 + math.cos(math.pi * x / y)) / 2
 
@@ -202,105 +251,195 @@ def test_the_command_prints_the_turning_points_and_draws(tmp_path):
         ("restart", 199, 0, 0.49 * cosine(1, 102), 0.7 * cosine(99, 103)),
         ("last", 299, 99, 0.49 * cosine(101, 102), 0.49 * cosine(101, 102)),
     ]
-    assert len(points) == len(expected)
-    for (what, epoch, batch, rate, *before), (name, at, inside, share, share_before) in zip(
-        points, expected, strict=True
-    ):
-        assert (what, int(epoch), int(batch)) == (name, at, inside)
-        assert float(rate) == pytest.approx(0.002 * share, rel=1e-5)
-        assert [float(b) for b in before] == (
-            [] if share_before is None else [pytest.approx(0.002 * share_before, rel=1e-5)]
-        )
+    lines = [line.split() for line in first.splitlines()[2:]]
+    for line, (point, epoch, batch, factor, factor_before) in zip(lines, expected, strict=True):
+        assert line[0] == point and (int(line[1]), int(line[2])) == (epoch, batch)
+        factors = [factor] if factor_before is None else [factor, factor_before]
+        lrs = [float(lr) for lr in line[3:]]
+        assert lrs == pytest.approx([0.002 * f for f in factors], rel=1e-5)
     assert [line.split()[0] for line in second.splitlines()[2:]] == ["start", "peak", "last"]
-    picture = Image.open(tmp_path / "lr.png").convert("RGB")
-    blue, orange, green = ((31, 119, 180), (255, 127, 14), (44, 160, 44))
-    colours = {colour for _, colour in picture.getcolors(picture.width * picture.height)}
-    assert picture.width > 800 and {blue, orange, green} <= colours
+    image = Image.open(tmp_path / "lr.png").convert("RGB")
+    blue, orange, green = (31, 119, 180), (255, 127, 14), (44, 160, 44)
+    colors = {color for _, color in image.getcolors(image.width * image.height)}
+    assert image.width > 800 and {blue, orange, green} <= colors
+
+
+def test_turning_points_of_a_schedule_per_batch():
+    """The first batch after the boundary restarts, not the next epoch."""
+    block = {"steps": [4, "75%"], "warmup_epoch": 1, "per_batch": True}
+    scheduler, [curve], _ = build_checked(block, 10, [1] * 5)
+    points = turning_points(scheduler, curve, 5)
+    assert points == [("start", 0), ("peak", 5), ("restart", 21), ("restart", 41), ("last", 49)]
+    for name, i in points:
+        if name == "restart":
+            assert curve[i] > curve[i - 1] and curve[i] > curve[i + 4]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
-        (["--hyp", "nowhere.yaml"], "nowhere.yaml"), (["--epochs", "0"], "--epochs"), (["--batches", "x"], "--batches"),
-        (["--colour", "red"], "--colour"), (["--plot", "no/such/folder/lr.png"], "--plot"), (["--plot", "lr.doc"], "--plot"),
+        (["--hyp", "nowhere.yaml"], "nowhere.yaml"),
+        (["--epochs", "0"], "--epochs"),
+        (["--batches", "x"], "--batches"),
+        (["--color", "red"], "--color"),
+        (["--plot", "no/such/dir/lr.png"], "--plot"),
+        (["--plot", "lr.doc"], "--plot"),
         (["--compare", "nowhere.yaml"], "nowhere.yaml"),
     ],
-)  # fmt: skip
-def test_a_mistake_is_one_sentence(arguments, says, capsys, tmp_path, monkeypatch):
+)
+def test_the_command_reports_an_error_in_one_sentence(
+    arguments, message, capsys, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     assert plan_command.main(arguments) == 2
     error = capsys.readouterr().err
-    assert says in error and error.count("\n") == 1 and "Traceback" not in error
+    assert error.startswith("python -m utils.plan: ") and message in error
+    assert error.count("\n") == 1 and "Traceback" not in error
 
 
-def test_the_file_alone_is_enough_in_another_repository(tmp_path):
-    """schedulers.py is copied, and imports nothing but torch and the standard library."""
-    shutil.copy(ROOT / "utils" / "schedulers.py", tmp_path / "lr.py")
-    (tmp_path / "own.py").write_text(
-        "import sys\n"
-        "allowed = {'torch', 'lr', *sys.stdlib_module_names}\n"
-        "import torch\n"
-        "with_torch = set(sys.modules)\n"
-        "import lr\n"
-        "new = {name.partition('.')[0] for name in set(sys.modules) - with_torch}\n"
-        "assert new <= allowed, new - allowed\n"
-        "optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)\n"
-        "scheduler = lr.build_scheduler({'name': 'cawb', 'steps': ['50%']}, optimizer, 10, 5, 4)\n"
-        "print(scheduler.step(0), len(lr.plan(scheduler, 10, [4] * 5)[0]))\n"
-    )
-    done = subprocess.run([sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import own"],
-                          capture_output=True, text=True, cwd=tmp_path)  # fmt: skip
+# ------------------------------------------------------------------ in another repository
+
+
+USE = """
+import sys
+import torch
+with_torch = set(sys.modules)
+from {module} import CosineAnnealingWarmbootingLR
+new = {{name.partition('.')[0] for name in set(sys.modules) - with_torch}}
+assert new <= {{'utils', 'lr', *sys.stdlib_module_names}}, new
+optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+scheduler = CosineAnnealingWarmbootingLR(optimizer, 10, steps=['50%'], lf={lf})
+print(scheduler.step(0), scheduler.step(5), scheduler.step(6))
+"""
+
+
+def run_use(directory, **names):
+    setup = f"import sys; sys.path.insert(0, {str(directory)!r})"
+    command = [sys.executable, "-I", "-c", setup + USE.format(**names)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=directory)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["0.1", "50"]
+    return [float(number) for number in done.stdout.split()]
 
 
-def test_a_schedule_of_ones_own_as_the_readme_has_it(tmp_path):
-    """One function and one line, taken from the README's own text; then a hyp file names it."""
+def test_schedulers_can_be_copied_with_lf(tmp_path):
+    """Both files import nothing but torch and the standard library."""
+    (tmp_path / "utils").mkdir()
+    for name in ("schedulers.py", "lf.py"):
+        shutil.copy(ROOT / "utils" / name, tmp_path / "utils")
+    lrs = run_use(tmp_path, module="utils.schedulers", lf="'lambda x, y: 1 - x / y'")
+    assert lrs == pytest.approx([0.1, 0.1 * (1 - 5 / 6), 0.1 * 0.8 * (1 - 1 / 5)])
+
+
+def test_schedulers_can_be_copied_without_lf(tmp_path):
+    """As its docstring has it: without texts, the import of parse_lf is not needed."""
+    source = (ROOT / "utils" / "schedulers.py").read_text()
+    line = "from utils.lf import parse_lf\n"
+    assert source.count(line) == 1
+    (tmp_path / "lr.py").write_text(source.replace(line, ""))
+    lrs = run_use(tmp_path, module="lr", lf="lambda x, y: 1 - x / y")
+    assert lrs == pytest.approx([0.1, 0.1 * (1 - 5 / 6), 0.1 * 0.8 * (1 - 1 / 5)])
+
+
+# ------------------------------------------------------------------ a fork's schedules
+
+
+FORK_CLASS = '''
+class Triangle(BatchWarmup):
+    """Linearly up to the peak at a fraction of the run, and down to a floor."""
+
+    changes_every_batch = True
+
+    def __init__(self, optimizer: Any, epochs: int, batchs: int, peak: float = 0.5, floor: float = 0.0):
+        super().__init__(optimizer, epochs, batchs)
+        self.peak = peak
+        self.floor = floor
+
+    def _rates(self, epoch: float, samples: int) -> list[float]:
+        x = epoch / self.epochs
+        height = x / self.peak if x < self.peak else (1 - x) / (1 - self.peak)
+        return [base * (self.floor + (1 - self.floor) * height) for base in self.base_lr]
+
+
+'''  # noqa: E501
+
+
+def copy_for_a_fork(directory, old, new):
+    """Copy utils/ and hyp/ and replace `old`, which is in schedulers.py once."""
+    for name in ("utils", "hyp"):
+        shutil.copytree(ROOT / name, directory / name)
+    path = directory / "utils" / "schedulers.py"
+    source = path.read_text()
+    assert source.count(old) == 1
+    path.write_text(source.replace(old, new))
+
+
+def test_a_class_in_the_registry_is_usable_in_a_hyp_file(tmp_path):
+    table = "SCHEDULERS: dict[str, type[BatchWarmup]] = {\n"
+    copy_for_a_fork(tmp_path, table, f'{FORK_CLASS}{table}    "triangle": Triangle,\n')
+    (tmp_path / "mine.yaml").write_text("lr0: 0.1\nscheduler: {name: triangle, peak: 0.2}\n")
+    done = run_plan("--hyp", "mine.yaml", "--epochs", 10, "--batches", 4, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()[2:]]
+    assert lines[1] == ["peak", "2", "0", "0.1", "0.0875"]
+    assert lines[2] == ["last", "9", "3", "0.003125", "0.00625"]
+    for block, message in (
+        ("{name: triangle, peak: high}", "scheduler: peak: found 'high'"),
+        ("{name: triangle, steps: [3]}", "unknown key 'scheduler: steps'; known are name, peak"),
+    ):
+        (tmp_path / "mine.yaml").write_text(f"scheduler: {block}\n")
+        done = run_plan("--hyp", "mine.yaml", cwd=tmp_path)
+        assert done.returncode == 2 and message in done.stderr
+
+
+def test_a_formula_as_in_the_readme_is_usable_in_a_hyp_file(tmp_path):
+    """One function and one line, read from the README's own text; then a hyp file names it."""
     readme = (ROOT / "README.md").read_text()
     function = re.search(r"^ {6}(def wave.*?\n)\n", readme, re.MULTILINE | re.DOTALL)
-    line = re.search(r"^ {6}( +\"wave\": wave,)$", readme, re.MULTILINE)
+    line = re.search(r"^ {6}( +\"wave\": .*,)$", readme, re.MULTILINE)
     block = re.search(r"^ {6}(scheduler: \{name: wave.*)$", readme, re.MULTILINE)
     assert function and line and block
-    for name in ("utils", "hyp"):
-        shutil.copytree(ROOT / name, tmp_path / name)
-    path = tmp_path / "utils" / "schedulers.py"
-    text = path.read_text()
-    start = "SCHEDULES: dict[str, Callable[..., float]] = {\n"
-    assert text.count(start) == 1
     body = re.sub(r"^ {6}", "", function[1], flags=re.MULTILINE)
-    path.write_text(text.replace(start, f"{body}\n\n{start}{line[1]}\n"))
+    table = "SCHEDULES: dict[str, Formula] = {\n"
+    copy_for_a_fork(tmp_path, table, f"{body}\n\n{table}{line[1]}\n")
     (tmp_path / "wave.yaml").write_text(f"lr0: 0.1\n{block[1]}\n")
-    done = command(
-        "--hyp", "wave.yaml", "--epochs", 10, "--batches", 100, "--batch-size", 100, cwd=tmp_path
-    )
+    size = ["--epochs", 10, "--batches", 100, "--batch-size", 100]
+    done = run_plan("--hyp", "wave.yaml", *size, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("wave.yaml: wave, 10 epochs")
-    refused = command("--hyp", "wave.yaml", "--epochs", 10)
-    assert refused.returncode == 2
+    assert done.stdout.startswith("wave.yaml: wave, epochs: 10")
+    done = run_plan("--hyp", tmp_path / "wave.yaml", *size)  # of this repository
+    assert done.returncode == 2 and "name: found 'wave', allowed are cawb" in done.stderr
 
 
-@pytest.mark.parametrize("name", READY)
-def test_each_ready_hyp_file_trains_an_epoch(name, tmp_path):
-    """Of some of the built-in data, small: the rates are those of the plan for the pictures that there are."""
+# ------------------------------------------------------------------ the hyp files
+
+
+@pytest.mark.parametrize("name", HYP_FILES)
+def test_each_hyp_file_trains_an_epoch(name, tmp_path):
+    """On a part of the built-in dataset: the rates are those of the plan for its images."""
     data = few_shapes(tmp_path, train=80, val=8)
     size = ["--data", data, "--epochs", "1", "--imgsz", "64", "--batch-size", "16"]
     arguments = ["--hyp", name, *size, "--noplots", "--project", tmp_path]
     assert train.main([*map(str, arguments), "--device", "cpu", "--patience", "0"]) == 0
     assert (tmp_path / "exp" / "weights" / "last.pt").exists()
     hyp = load_hyp(ROOT / "hyp" / name)
-    # 80 pictures by 16 are 5 batches, all of them inside the warm-up.
+    # 80 images in batches of 16 are 5 batches, all of them in the warm-up.
     assert hyp.scheduler.warmup_epoch >= 1
-    row = (tmp_path / "exp" / "results.csv").read_text().splitlines()
-    rate = dict(zip(row[0].split(","), row[1].split(","), strict=True))["lr/0"]
-    assert float(rate) == pytest.approx(hyp.lr0 * 4 / 5 / hyp.scheduler.warmup_epoch, rel=1e-12)
+    header, row = (tmp_path / "exp" / "results.csv").read_text().splitlines()
+    lr = dict(zip(header.split(","), row.split(","), strict=True))["lr/0"]
+    assert float(lr) == pytest.approx(hyp.lr0 * 4 / 5 / hyp.scheduler.warmup_epoch, rel=1e-12)
 
 
-@pytest.mark.parametrize("name", READY)
-def test_each_ready_hyp_file_ends_low_on_the_built_in_data(name):
-    """What the comments promise: made for 400 pictures and 16 epochs, all but `constant` end well below their peak, above 0."""
+@pytest.mark.parametrize("name", HYP_FILES)
+def test_each_hyp_file_ends_low_on_the_built_in_dataset(name):
+    """As its comments say: for 400 images and 16 epochs all but `constant` end well below the peak,
+    above 0."""
     hyp = load_hyp(ROOT / "hyp" / name)
-    _, [curve], _ = build_checked_scheduler(hyp, Path(name), stand_in(hyp.lr0), 16, [4] * 100, 4)
-    assert max(curve) == pytest.approx(hyp.lr0, rel=0.011)
-    assert curve[-1] > 0 and (
-        curve[-1] == hyp.lr0 if name == "constant.yaml" else curve[-1] < 0.25 * hyp.lr0
+    _, [curve], messages = build_checked_scheduler(
+        hyp, Path(name), fake_optimizer(hyp.lr0), 16, [4] * 100, 4
     )
+    assert messages == []
+    assert max(curve) == pytest.approx(hyp.lr0, rel=0.011)
+    if name == "constant.yaml":
+        assert curve[-1] == hyp.lr0
+    else:
+        assert 0 < curve[-1] < 0.25 * hyp.lr0

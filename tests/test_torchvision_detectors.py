@@ -103,7 +103,8 @@ def test_torchvision_detector_training_and_exact_resume(name, tmp_path, monkeypa
     for key in whole.keys() - {"args", "rows"}:
         assert bitwise_equal(whole[key], resumed[key]), key
     results = [
-        [row | {"seconds": ""} for row in read_results(tmp_path / folder)] for folder in ("whole", "cut")
+        [row | {"seconds": ""} for row in read_results(tmp_path / folder)]
+        for folder in ("whole", "cut")
     ]
     assert results[0] == results[1]
     assert any(key.startswith("train/") and float(loss) > 0 for key, loss in results[0][0].items())

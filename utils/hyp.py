@@ -106,10 +106,9 @@ def _annealing_hyp(name: str) -> type[BaseModel]:
     """Return the model of the block of a sample-count schedule: the arguments of its formula."""
     formula = SCHEDULES[name]
     fields: dict[str, Any] = {"name": (Literal[name], Field(description="the schedule"))}
-    for argument in formula.required:
-        fields[argument] = (_FORMULA_ARGUMENTS[argument][0], ...)
-    for argument in formula.optional:
-        fields[argument] = _FORMULA_ARGUMENTS[argument]
+    for argument in formula.arguments:
+        kind, default = _FORMULA_ARGUMENTS[argument]
+        fields[argument] = (kind, default if argument in formula.optional else ...)
     return create_model(name, __base__=_AnnealingHyp, **fields)
 
 

@@ -19,6 +19,7 @@ To add a schedule, write a subclass of `BatchWarmup` and list it in `SCHEDULERS`
 of the sample count, add a line to `SCHEDULES`.
 """
 
+import bisect
 import functools
 import math
 import re
@@ -36,11 +37,11 @@ from utils.lf import parse_lf
 
 
 class Formula(NamedTuple):
-    """A sample-count schedule: lr = function(base_lr, t, *required, *optional)."""
+    """A sample-count schedule: lr = function(base_lr, t, *arguments)."""
 
     function: Callable[..., float]
-    required: tuple[str, ...] = ()  # names of its arguments in hyp files and in AnnealingLR
-    optional: tuple[str, ...] = ()  # the same, 0 if not given
+    arguments: tuple[str, ...] = ()  # their names in hyp files and in AnnealingLR
+    optional: tuple[str, ...] = ()  # those of them that need not be given; they are 0 then
 
 
 @functools.lru_cache
@@ -75,16 +76,10 @@ SCHEDULES: dict[str, Formula] = {
     "caffe_poly": Formula(lambda lr, t, a, b: 0.0 if t > a else lr * (1 - t / a) ** b, (A, B)),
     "exp": Formula(lambda lr, t, a, b: lr * a ** (t / b), (A, B)),
     "discexp": Formula(lambda lr, t, a, b: lr * a ** math.floor(t / b), (A, B)),
-    "linear": Formula(lambda lr, t, a, b: max(lr - a * t, b), (A,), (B,)),
+    "linear": Formula(lambda lr, t, a, b: max(lr - a * t, b), (A, B), optional=(B,)),
     "manual": Formula(_manual, (ARGS,)),
     "pass_manual": Formula(_manual, (ARGS,)),
 }
-
-
-def _require_real(value: Any) -> float:
-    if isinstance(value, complex):  # the root of a negative number
-        raise ValueError("the result is not a real number")
-    return float(value)
 
 
 def _annealed_lrs(
@@ -95,12 +90,14 @@ def _annealed_lrs(
         allowed = ", ".join(SCHEDULES)
         raise ValueError(f"learning_rate_schedule: found {schedule!r}, allowed are {allowed}")
     formula = SCHEDULES[schedule]
-    names = formula.required + formula.optional
-    values = [arguments[name] for name in names]
+    values = [arguments[name] for name in formula.arguments]
     try:
-        return [_require_real(formula.function(lr, t, *values)) for lr in base_lr]
-    except (ArithmeticError, ValueError) as error:
-        pairs = zip(names, values, strict=True)
+        # float() raises TypeError for a complex number, the root of a negative one.
+        if base_lr.count(base_lr[0]) == len(base_lr):  # the usual case: one rate for all groups
+            return [float(formula.function(base_lr[0], t, *values))] * len(base_lr)
+        return [float(formula.function(lr, t, *values)) for lr in base_lr]
+    except (ArithmeticError, TypeError, ValueError) as error:
+        pairs = zip(formula.arguments, values, strict=True)
         position = ", ".join([f"t={t}", *(f"{name}={value!r}" for name, value in pairs)])
         reason = error.args[-1] if error.args else type(error).__name__
         raise ValueError(f"{schedule} has no value at {position}: {reason}") from None
@@ -437,12 +434,8 @@ class CosineAnnealingWarmbootingLR(BatchWarmup):
         self.steps = self._boundaries()
         self.step_scale = step_scale
         self.epoch_scale = epoch_scale
-        self.per_batch = per_batch
+        self.changes_every_batch = per_batch
         self.lf = lf
-
-    @property
-    def changes_every_batch(self) -> bool:
-        return self.per_batch
 
     @property
     def lf(self) -> Callable[[float, float], float] | None:
@@ -483,23 +476,23 @@ class CosineAnnealingWarmbootingLR(BatchWarmup):
         bounds = self.steps
         epoch = min(epoch, bounds[-1])  # past the end the last value is held
         last = len(bounds) - 2
-        i = next(i for i in range(last + 1) if epoch <= bounds[i + 1])
+        i = bisect.bisect_left(bounds, epoch, lo=1) - 1  # the first with epoch <= bounds[i + 1]
         gap = bounds[i + 1] - bounds[i] + (self.epoch_scale if i < last else 0)
         if gap <= 0:  # a run shorter than its warm-up: at the start of a segment of length 1
             return i, 0, 1
         return i, epoch - bounds[i], gap
 
     def _factor(self, x: float, gap: float) -> float:
-        if self.lf is None:
+        if self._lf is None:
             return (1 + math.cos(math.pi * x / gap)) / 2 * (1 - self.eta_min) + self.eta_min
         if x >= 0:
-            return self.lf(x, gap)
+            return self._lf(x, gap)
         # In the warm-up x is negative, and step_batch() overwrites the value before a batch sees
         # it: an lf that is not defined there, such as a square root, must not stop the run.
         try:
-            return _require_real(self.lf(x, gap))
-        except (ValueError, ArithmeticError):
-            return self.lf(0, gap)
+            return float(self._lf(x, gap))  # TypeError for a complex number
+        except (ArithmeticError, TypeError, ValueError):
+            return self._lf(0, gap)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the base class and the text of `lf`.

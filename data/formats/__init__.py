@@ -40,8 +40,8 @@ def read_train_val(config: DataConfig, path: str) -> tuple[Annotations, Annotati
     train, val = read_split(config, "train"), read_split(config, "val")
     if train.class_names != val.class_names:
         raise UserError(
-            f"{path}: train has the classes {list(train.class_names)}, val has {list(val.class_names)} "
-            "(they must be the same)"
+            f"{path}: train has the classes {list(train.class_names)}, "
+            f"val has {list(val.class_names)} (they must be the same)"
         )
     return train, val
 

@@ -52,7 +52,9 @@ class Annotations:
 
     def coco_gt(self) -> dict[str, Any]:
         """Return the split as a COCO dataset; image i has the id i, class k the category id k."""
-        return to_coco_gt(self.sizes, self.offsets, self.boxes, self.labels, self.crowd, self.class_names)
+        return to_coco_gt(
+            self.sizes, self.offsets, self.boxes, self.labels, self.crowd, self.class_names
+        )
 
     def image_names(self, indices: Sequence[int]) -> str:
         """Return the file names, without directories, of the images at `indices`."""
