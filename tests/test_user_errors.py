@@ -1,6 +1,7 @@
 """Invalid input gets a one-line error, exit status 2 and no new file; data errors name the line."""
 
 import json
+import math
 import os
 import pickle
 import socket
@@ -27,6 +28,7 @@ from PIL import Image
 from test_formats import png_bomb
 
 import train
+from data import cache
 from utils.checkpoint import FORMAT
 
 DATA_YAML = "train: images/train\nval: images/val\nnames: [a, b]\n"
@@ -463,6 +465,11 @@ def prepare(case: Case, folder: Path) -> tuple[list[str], list[str]]:
     )
 
 
+def list_files(folder: Path) -> set[Path]:
+    """Return all paths below `folder` except the caches of slow scans (see data/cache.py)."""
+    return {path for path in folder.rglob("*") if not path.name.endswith(".cache.npz")}
+
+
 def check_output(case: Case, message: list[str], status: int, stdout: str, stderr: str) -> None:
     """Assert that a run ended with the error of its case."""
     assert status == 2, stderr
@@ -480,11 +487,11 @@ def check_output(case: Case, message: list[str], status: int, stdout: str, stder
 def test_train_invalid_input_is_one_line(name, tmp_path, capsys, monkeypatch):
     case = CASES[name]
     arguments, message = prepare(case, tmp_path)
-    files = {*tmp_path.rglob("*")}
+    files = list_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     status = train.main(arguments)
     check_output(case, message, status, *capsys.readouterr())
-    assert {*tmp_path.rglob("*")} == files  # no run directory, nothing else
+    assert list_files(tmp_path) == files  # no run directory, nothing else
 
 
 def test_train_invalid_input_in_a_new_process_is_one_line(tmp_path):
@@ -493,11 +500,11 @@ def test_train_invalid_input_in_a_new_process_is_one_line(tmp_path):
     def check(name: str) -> None:
         case, folder = CASES[name], tmp_path / str(SUBPROCESS_CASES.index(name))
         arguments, message = prepare(case, folder)
-        files = {*folder.rglob("*")}
+        files = list_files(folder)
         command = [sys.executable, ROOT / "train.py", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
         check_output(case, message, done.returncode, done.stdout, done.stderr)
-        assert {*folder.rglob("*")} == files
+        assert list_files(folder) == files
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(check, SUBPROCESS_CASES))
@@ -572,6 +579,7 @@ def test_train_writes_only_its_run_dir(tmp_path, monkeypatch):
     working_dir = tmp_path / "here"
     working_dir.mkdir()
     monkeypatch.chdir(working_dir)
+    monkeypatch.setattr(cache, "MIN_SCAN_SECONDS", math.inf)  # no cache in the dataset
 
     def modification_times() -> dict[Path, int]:
         paths = {*tmp_path.rglob("*")} - {working_dir, *working_dir.rglob("*")}
@@ -591,7 +599,7 @@ def test_torchrun_port_in_use_leaves_nothing(tmp_path):
         port = str(server.getsockname()[1])
         address = ["--master_addr", "127.0.0.1", "--master_port", port]
         command = [*launch, "2", *address, ROOT / "train.py", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode != 0 and "EADDRINUSE" in done.stderr
     assert not (tmp_path / "runs").exists()
 
