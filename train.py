@@ -186,6 +186,7 @@ def build(
     if start.checkpoint is not None:
         restore(run.parts, start.checkpoint, start.path)
         run.scheduler.extend(args.epochs)
+        run.progress.finished = False  # a finished run is resumed with more epochs only
         run.run_dir = RunDir(run_dir_of(start.path))
         warning(*resume_warnings(start, run.environment))
         position = f"epoch {run.progress.epoch}/{args.epochs}, batch {run.progress.batch}"
