@@ -317,7 +317,7 @@ def test_more_epochs_have_the_rates_of_a_run_that_was_longer_from_the_start(tiny
 
 
 def test_more_epochs_are_saved_before_the_first_batch(tiny, tmp_path):
-    """A run that is extended and killed before anything else is saved goes on to its new length."""
+    """A run that is extended and killed before anything else is saved reaches its new length."""
     args = {"data": tiny, "noplots": True, "noval": True, "project": tmp_path}
     assert run_train(**args, epochs=1) == 0
     with fail_at("batch"), pytest.raises(ZeroDivisionError):
