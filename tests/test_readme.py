@@ -72,7 +72,7 @@ def test_readme_train_val_detect_export(clone):
     graph = onnx.load(run_dir / "weights" / "best.onnx")
     assert {entry.key: entry.value for entry in graph.metadata_props}["stride"] == "32"
 
-    example = README[README.index("    from models import load") :].split("\n\n")[0]
+    example = README[README.index("    from hubconf import load") :].split("\n\n")[0]
     lines = [
         "import torch",
         "image = torch.zeros(3, 90, 120)",
