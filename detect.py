@@ -28,7 +28,7 @@ from utils.atomic import atomic_write
 from utils.cli import Parser, dir_name, int_range, run_cli, unit_interval
 from utils.device import prefers_bf16, select_device
 from utils.errors import UserError
-from utils.letterbox import letterbox_size
+from utils.letterbox import check_imgsz, letterbox_size
 from utils.log import info, warning
 from utils.memory import disable_malloc_trim
 from utils.plots import draw_boxes
@@ -115,6 +115,8 @@ def detect_objects(args: argparse.Namespace) -> None:
     disable_malloc_trim()
     model = load(args.weights).to(device, memory_format=torch.channels_last)
     model.set_thresholds(args.conf, args.iou)
+    imgsz = args.imgsz or model.imgsz
+    check_imgsz(imgsz, model.min_size)
     class_ids = select_classes(args.classes, model.class_names)
     frames = iter_images(args.source)
     first_frame = next(frames)  # raises for an invalid source before a directory is created
@@ -129,7 +131,6 @@ def detect_objects(args: argparse.Namespace) -> None:
                 warning(f"detect.py: {frame.error}")
                 num_failed += 1
                 continue
-            imgsz = args.imgsz or model.imgsz
             results.add(frame, predict(model, frame.image, imgsz, device, class_ids))
             num_images += 1
     except KeyboardInterrupt:  # the way to end a camera stream: keep what has been detected

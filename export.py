@@ -19,7 +19,7 @@ from models.detector import Detector
 from models.export_wrappers import ExportModel, ExportModelWithNMS
 from utils.cli import Parser, int_range, run_cli, unit_interval
 from utils.errors import UserError
-from utils.letterbox import round_up
+from utils.letterbox import check_imgsz, round_up
 from utils.log import info
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".torchscript", "torch_export": ".pt2"}
@@ -116,11 +116,11 @@ def export(args: argparse.Namespace) -> None:
     model = load(args.weights)
     if not model.exportable:
         raise UserError(
-            f"{args.weights}: export.py supports the YOLO models only; use torch.onnx for "
-            f"{model.config['name']}"
+            f"{args.weights}: export.py does not support {model.config['name']} (use torch.onnx)"
         )
     model.set_thresholds(args.conf, args.iou)
     sizes = args.imgsz or [model.imgsz]
+    check_imgsz(min(sizes), model.min_size)
     height, width = (round_up(size, model.stride) for size in (sizes[0], sizes[-1]))
     metadata = {
         "names": json.dumps(model.class_names),

@@ -42,7 +42,7 @@ from utils.errors import UserError
 from utils.hyp import Hyp
 from utils.inference import run_inference
 from utils.interrupt import StopSignals, kill_workers_at_exit
-from utils.letterbox import imgsz_bounds, imgsz_warning, round_imgsz
+from utils.letterbox import check_imgsz, imgsz_bounds, imgsz_warning, round_imgsz
 from utils.log import info, set_main, stage, warning
 from utils.memory import disable_malloc_trim, peak_memory_gb
 from utils.metrics import evaluate, format_table
@@ -141,8 +141,9 @@ def build(
     args.imgsz = args.imgsz or config.imgsz
     warning(*imgsz_warning(args.imgsz, model.stride))
     args.imgsz = round_imgsz(args.imgsz, model.stride)
+    min_imgsz, max_imgsz = imgsz_bounds(args.imgsz, model.stride)
+    check_imgsz(min_imgsz, model.min_size)
     if args.batch_size == "auto":
-        max_imgsz = imgsz_bounds(args.imgsz, model.stride)[1]
         args.batch_size = dist.on_main(largest_batch, model, max_imgsz, device, run.bf16)
         args.batch_size *= dist.world_size
     if "batch_size" in overrides and args.batch_size > len(train_data):

@@ -30,7 +30,7 @@ from utils.confusion import confusion_matrix
 from utils.device import default_workers, prefers_bf16, select_device, set_deterministic
 from utils.errors import UserError
 from utils.inference import run_inference
-from utils.letterbox import imgsz_bounds, imgsz_warning
+from utils.letterbox import check_imgsz, imgsz_bounds, imgsz_warning
 from utils.log import info, warning
 from utils.memory import disable_malloc_trim
 from utils.metrics import evaluate_with_curves, format_table
@@ -133,6 +133,7 @@ def evaluate_detector(args: argparse.Namespace) -> None:
     model = load(args.weights).to(device, memory_format=torch.channels_last)
     model.set_thresholds(args.conf, args.iou)
     imgsz = imgsz_bounds(args.imgsz or model.imgsz, model.stride)[1]
+    check_imgsz(imgsz, model.min_size)
 
     data_file = Path(find_file(args.data or model.data, ROOT / "data"))
     config = read_data_config(data_file)

@@ -163,8 +163,8 @@ def test_export_rejects_torchvision_detectors(tmp_path, capsys, monkeypatch):
     command = ["--weights", "ssd.pt", "--format", "torchscript"]
     assert export.main(command) == 2
     assert capsys.readouterr().err == (
-        "export.py: ssd.pt: export.py supports the YOLO models only; use torch.onnx for "
-        "torchvision/ssdlite320_mobilenet_v3_large\n"
+        "export.py: ssd.pt: export.py does not support torchvision/ssdlite320_mobilenet_v3_large "
+        "(use torch.onnx)\n"
     )
 
 

@@ -2,7 +2,9 @@
 
 import pytest
 
+from utils.errors import UserError
 from utils.letterbox import (
+    check_imgsz,
     imgsz_bounds,
     imgsz_warning,
     letterbox_size,
@@ -44,3 +46,9 @@ def test_imgsz_warning_names_the_size_in_use():
 )
 def test_letterbox_size_keeps_the_aspect_ratio(height, width, expected):
     assert letterbox_size(height, width, 640) == expected
+
+
+def test_check_imgsz_names_the_smallest_size():
+    check_imgsz(64, 64)
+    with pytest.raises(UserError, match=r"--imgsz 32: the model needs at least 64 pixels"):
+        check_imgsz(32, 64)

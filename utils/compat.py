@@ -58,7 +58,7 @@ def drop_ddp_references(ddp_model: nn.parallel.DistributedDataParallel) -> None:
 
     The threads of a gloo group end with the last reference to it, and one that outlives the
     interpreter aborts the process after all its work
-    (https://github.com/pytorch/pytorch/issues/190489). DDP has no public method to release the
+    (pytorch issue 190489). DDP has no public method to release the
     group.
     """
     vars(ddp_model).clear()

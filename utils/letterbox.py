@@ -2,6 +2,8 @@
 
 import math
 
+from utils.errors import UserError
+
 GRAY = 114  # value of the padding around a letterboxed image, of 255
 MAX_IMGSZ = 16384  # pixels; one training sample of this size takes 0.8 GB
 
@@ -32,6 +34,12 @@ def imgsz_warning(imgsz: int | str, stride: int = 32) -> list[str]:
     if str(multiple) == str(imgsz):
         return []
     return [f"--imgsz {imgsz}: not a multiple of {stride}; using {multiple}"]
+
+
+def check_imgsz(imgsz: int, min_size: int) -> None:
+    """Raise UserError if `imgsz`, in pixels, is below the model's `min_size`."""
+    if imgsz < min_size:
+        raise UserError(f"--imgsz {imgsz}: the model needs at least {min_size} pixels")
 
 
 def letterbox_size(height: int, width: int, imgsz: int) -> tuple[int, int]:
