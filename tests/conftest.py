@@ -77,7 +77,14 @@ def few_shapes(folder: Path, train: int, val: int) -> Path:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take minutes first, so that no process is left with one at the end."""
-    long = ["test_readme", "test_kills", "test_resume", "test_resume_refusals", "test_user_errors"]
+    long = [
+        "test_readme",
+        "test_kills",
+        "test_forks",
+        "test_resume",
+        "test_user_errors",
+        "test_environment_errors",
+    ]
     items.sort(key=lambda item: long.index(item.path.stem) if item.path.stem in long else len(long))
 
 

@@ -121,11 +121,11 @@ def test_train_is_repeatable_and_depends_on_the_seed(tiny, tmp_path):
 
 
 def test_train_learns_one_class(tmp_path):
-    """Bright rectangles: 40 images, a hundred steps, from random weights."""
+    """Bright rectangles: 40 images, two hundred steps, from random weights."""
     data = write_tiny(tmp_path / "one", train=40, val=20, classes=1)
-    args = {"epochs": 20, "batch_size": 8, "noplots": True, "noval": True}
+    args = {"epochs": 20, "noplots": True, "noval": True}
     assert run_train(data=data, **args, project=tmp_path) == 0
-    assert load_state(tmp_path / "exp")["progress"]["best_map"] > 0.1
+    assert load_state(tmp_path / "exp")["progress"]["best_map"] > 0.2
 
 
 def test_train_learns_one_class_on_real_images(bccd, tmp_path):
