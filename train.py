@@ -43,7 +43,7 @@ from utils.hyp import Hyp
 from utils.inference import run_inference
 from utils.interrupt import StopSignals, kill_workers_at_exit
 from utils.letterbox import check_imgsz, imgsz_bounds, imgsz_warning, round_imgsz
-from utils.log import info, set_main, stage, warning
+from utils.log import info, plural, set_main, stage, warning
 from utils.memory import disable_malloc_trim, peak_memory_gb
 from utils.metrics import evaluate, format_table
 from utils.optimizers import build_optimizer
@@ -320,7 +320,7 @@ def main(argv: list[str] | None = None) -> None:
         stage("start")
         start = start_or_resume(args, overrides, ROOT / "hyp", dist)
         if start.is_finished:
-            info(f"{start.path}: this run finished after {start.args.epochs} epochs")
+            info(f"{start.path}: this run finished after {plural(start.args.epochs, 'epoch')}")
             return dist.shutdown()
         run = build(start, overrides, dist, stop)
         args, progress, path = run.args, run.progress, run.run_dir.path
@@ -367,8 +367,8 @@ def main(argv: list[str] | None = None) -> None:
                 run.checkpointer.exit_if_interrupted()
 
         if progress.skipped_steps:
-            count = progress.skipped_steps
-            warning(f"skipped {count} optimizer steps with a non-finite loss or gradient")
+            steps = plural(progress.skipped_steps, "optimizer step")
+            warning(f"skipped {steps} with a non-finite loss or gradient")
         if draws_plots:
             stage("results_plots")
             draw_results(progress.history, path / "results.png")

@@ -109,7 +109,7 @@ def test_sampler_order_does_not_depend_on_the_number_of_processes(processes):
 
 def test_sampler_refuses_a_batch_with_fewer_images_than_processes():
     with pytest.raises(UserError, match="--batch-size 4"):
-        EpochBatchSampler(5, 4, (64, 64), 0, rank=0, processes=3)  # batches of 2 and 3
+        EpochBatchSampler(5, 4, (64, 64), 0, rank=0, world_size=3)  # batches of 2 and 3
 
 
 def test_distributed_context_refuses_a_world_size_not_set_by_torchrun(monkeypatch):

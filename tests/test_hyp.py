@@ -10,7 +10,7 @@ from utils.errors import UserError
 from utils.hyp import SCHEDULER_BLOCKS, CawbHyp, Hyp, LossWeights, _class_hyp, load_hyp
 from utils.run_dir import RunDir
 from utils.schedulers import BatchWarmup
-from utils.yamlfile import validated
+from utils.yamlfile import validate
 
 DEFAULT = Path(__file__).parents[1] / "hyp" / "hyp.yaml"
 
@@ -165,7 +165,7 @@ def test_a_class_has_the_arguments_of_its_constructor():
         ({"name": "wave", "period": 3, "warmup_epoch": -1}, "warmup_epoch: found -1"),
     ):
         with pytest.raises(UserError, match=message):
-            validated(content, block, "mine.yaml")
+            validate(content, block, "mine.yaml")
 
 
 def test_a_class_needs_type_hints():

@@ -57,7 +57,7 @@ def assert_agrees_with_pycocotools(coco_gt, detections):
 
 def annotations_to_coco_gt(annotations):
     a = annotations
-    return to_coco_gt(a.sizes, a.offsets, a.boxes, a.labels, a.crowd, a.names)
+    return a.coco_gt()
 
 
 def test_evaluate_agrees_with_pycocotools_on_a_trained_model(bccd):

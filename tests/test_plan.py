@@ -384,7 +384,7 @@ def test_a_class_in_the_registry_is_usable_in_a_hyp_file(tmp_path):
     assert lines[2] == ["last", "9", "3", "0.003125", "0.00625"]
     for block, message in (
         ("{name: triangle, peak: high}", "scheduler: peak: found 'high'"),
-        ("{name: triangle, steps: [3]}", "unknown key 'scheduler: steps'; known are name, peak"),
+        ("{name: triangle, steps: [3]}", "unknown key 'scheduler: steps' (known keys: name, peak"),
     ):
         (tmp_path / "mine.yaml").write_text(f"scheduler: {block}\n")
         done = run_plan("--hyp", "mine.yaml", cwd=tmp_path)

@@ -87,10 +87,10 @@ def test_resume_of_a_finished_or_missing_run_says_so(tiny, tmp_path, capsys):
     assert run_train(data=tiny, epochs=1, noplots=True, project=project) == 0
     capsys.readouterr()
     for path, options, message in (
-        (project / "exp", {}, "last.pt: this run finished after 1 epochs"),
+        (project / "exp", {}, "last.pt: this run finished after 1 epoch"),
         (project / "nothing", {}, "nothing: cannot be read: No such file"),
         (project / "exp" / "weights" / "best.pt", {}, "--resume needs a last.pt"),
-        (None, {"project": tmp_path}, "last.pt: this run finished after 1 epochs"),
+        (None, {"project": tmp_path}, "last.pt: this run finished after 1 epoch"),
         (None, {"project": tmp_path / "tiny"}, "--resume: no weights/last.pt found below"),
     ):
         assert resume_train(path, **options) == 2

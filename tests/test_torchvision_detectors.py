@@ -1,13 +1,12 @@
 """torchvision's detectors in our loop: training, exact resume, validation and detection."""
 
 import json
-import os
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import bitwise_equal, few_shapes, load_state, read_results
+from conftest import assert_same_run, few_shapes, load_state, read_results, signal_at
 from torchvision.models import get_model, get_model_weights
 
 import detect
@@ -77,7 +76,7 @@ def test_torchvision_detector_equals_torchvision_with_labels_from_zero():
 
 
 @pytest.mark.parametrize("name", ["ssdlite320_mobilenet_v3_large", "fcos_resnet50_fpn"])
-def test_torchvision_detector_training_and_exact_resume(name, tmp_path, monkeypatch):
+def test_torchvision_detector_training_and_exact_resume(name, tmp_path):
     data = few_shapes(tmp_path, train=4, val=2)
     hyp = tmp_path / "h.yaml"  # on a CPU, a step of Muon takes seconds with a ResNet-50
     hyp.write_text("optimizer: adamw\nweight_decay: 0.05\n")
@@ -87,27 +86,13 @@ def test_torchvision_detector_training_and_exact_resume(name, tmp_path, monkeypa
     args = [*model_args, "--epochs", 2, *ARGS, "--imgsz", 128, "--project", tmp_path]
     assert run(*args, "--name", "whole") == 0
 
-    seed_everything, interrupted = train.seed_everything, []
-
-    def interrupt_in_second_epoch(*key):
-        seed_everything(*key)
-        if key[1:3] == (1, 0) and not interrupted:  # answered after the first batch
-            interrupted.append(True)
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(train, "seed_everything", interrupt_in_second_epoch)
-    assert run(*args, "--name", "cut") == 128 + signal.SIGTERM
-    assert load_state(tmp_path / "cut")["batch"] == 1
+    with signal_at("batch", epoch=1, batch=0):  # answered after the batch
+        assert run(*args, "--name", "cut") == 128 + signal.SIGTERM
+    assert load_state(tmp_path / "cut")["progress"]["batch"] == 1
     assert run("--resume", tmp_path / "cut") == 0
-    whole, resumed = load_state(tmp_path / "whole"), load_state(tmp_path / "cut")
-    for key in whole.keys() - {"args", "rows"}:
-        assert bitwise_equal(whole[key], resumed[key]), key
-    results = [
-        [row | {"seconds": ""} for row in read_results(tmp_path / folder)]
-        for folder in ("whole", "cut")
-    ]
-    assert results[0] == results[1]
-    assert any(key.startswith("train/") and float(loss) > 0 for key, loss in results[0][0].items())
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    results = read_results(tmp_path / "whole")
+    assert any(key.startswith("train/") and float(loss) > 0 for key, loss in results[0].items())
 
     best = tmp_path / "whole" / "weights" / "best.pt"
     assert load(best).class_names == ("disc", "square", "triangle", "star", "cross")

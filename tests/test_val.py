@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import rows
+from conftest import read_results
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -36,7 +36,7 @@ def run_val(trained: Path, *options: object) -> None:
 
 def best_epoch(trained: Path) -> dict[str, str]:
     """Return the row of results.csv with the highest mAP50-95."""
-    return max(rows(trained / "exp"), key=lambda row: float(row["metrics/mAP50-95"]))
+    return max(read_results(trained / "exp"), key=lambda row: float(row["metrics/mAP50-95"]))
 
 
 def write_coco(directory: Path) -> tuple[Path, Path]:

@@ -33,6 +33,11 @@ def warning(*lines: str) -> None:
             print(line, file=sys.stderr, flush=True)
 
 
+def plural(count: int, noun: str) -> str:
+    """Return "1 epoch" or "3 epochs"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def stage(name: str, **details: Any) -> None:
     """Record that the run has reached the stage `name`, for example "batch", with its `details`."""
     logger.debug(name, extra={"details": details})

@@ -13,6 +13,7 @@ from utils.distributed import DistributedContext
 from utils.errors import UserError
 from utils.hyp import Hyp, load_hyp
 from utils.letterbox import imgsz_bounds
+from utils.log import plural
 from utils.run_dir import latest_checkpoint, run_dir_of
 from utils.yamlfile import find_file
 
@@ -102,7 +103,7 @@ def resume_args(
             _check_same_hyp(find_file(value, hyp_dir), Hyp(**checkpoint["hyp"]), run_dir)
         elif key == "epochs" and value > saved_args["epochs"] and progress["early_stopped"]:
             raise UserError(
-                f"{flag}: {run_dir} was early-stopped after {progress['epoch']} epochs "
+                f"{flag}: {run_dir} was early-stopped after {plural(progress['epoch'], 'epoch')} "
                 "(start a new run)"
             )
         elif key in RESUME_OVERRIDABLE or (key == "epochs" and value > saved_args["epochs"]):
@@ -112,7 +113,7 @@ def resume_args(
             raise UserError(f"{flag}: conflicts with {run_dir}, which was started with {allowed}")
     is_finished = progress["finished"] and args["epochs"] == saved_args["epochs"]
     if is_finished and overrides["resume"] != "auto":
-        raise UserError(f"{path}: this run finished after {progress['epoch']} epochs")
+        raise UserError(f"{path}: this run finished after {plural(progress['epoch'], 'epoch')}")
     return args
 
 
