@@ -119,7 +119,7 @@ def test_a_milestone_is_not_a_time_of_day(tmp_path):
         ("scheduler: {steps: [0]}", "steps"),
         ("scheduler: {lf: 'lambda x: x'}", "two arguments"),
         ("scheduler: {lf: \"lambda x, y: __import__('os')\"}", "__import__"),
-        ("lr0: 0.1\nlr0: 0.2", "line 2.*twice"),
+        ("lr0: 0.1\nlr0: 0.2", "line 2.*duplicate key 'lr0'"),
         ("lr0: [1", "line"),
         ("[1, 2]", "key: value"),
         ("!!python/object/apply:os.system ['true']", "line 1"),
@@ -161,7 +161,7 @@ def test_a_class_has_the_arguments_of_its_constructor():
     for content, message in (
         ({"name": "wave"}, "key 'period' is missing"),
         ({"name": "wave", "period": "3"}, "period: found '3'"),
-        ({"name": "wave", "period": 3, "heigth": 1.0}, "unknown key 'heigth'; did you mean"),
+        ({"name": "wave", "period": 3, "heigth": 1.0}, "unknown key 'heigth' \\(did you mean"),
         ({"name": "wave", "period": 3, "warmup_epoch": -1}, "warmup_epoch: found -1"),
     ):
         with pytest.raises(UserError, match=message):
@@ -184,7 +184,7 @@ def test_files_that_grow_when_read_are_rejected(tmp_path):
         f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in pairwise("abcdefghi")
     )
     for text, message in (
-        (bomb, "line 4, column 8: found more than 20 aliases"),
+        (bomb, "line 4, column 8: more than 20 aliases"),
         ("lr0: " + "[" * 5000, "nested too deeply"),
     ):
         (tmp_path / "bomb.yaml").write_text(text)
