@@ -94,7 +94,7 @@ def tiny(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory) -> Path:
+def trained_run(tmp_path_factory) -> Path:
     """A folder with the data set `tiny` and a run `exp` on it that has learned something."""
     folder = tmp_path_factory.mktemp("trained")
     data = write_tiny(folder / "tiny", train=24)

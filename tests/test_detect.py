@@ -20,13 +20,13 @@ from models import load
 ROOT = Path(__file__).parents[1]
 
 
-def best_weights(trained: Path) -> Path:
-    return trained / "exp" / "weights" / "best.pt"
+def best_weights(trained_run: Path) -> Path:
+    return trained_run / "exp" / "weights" / "best.pt"
 
 
-def run_detect(trained: Path, source: object, project: Path, *options: object) -> Path:
+def run_detect(trained_run: Path, source: object, project: Path, *options: object) -> Path:
     """Run detect.py in this process and return the directory of its results."""
-    command = ["--weights", best_weights(trained), "--source", source, "--device", "cpu"]
+    command = ["--weights", best_weights(trained_run), "--source", source, "--device", "cpu"]
     command += ["--project", project, *options]
     assert detect.main([str(word) for word in command]) == 0
     return project / "exp"
@@ -38,9 +38,9 @@ def read_labels(results: Path) -> dict[str, np.ndarray]:
     return {file.stem: np.loadtxt(file, ndmin=2) for file in files}
 
 
-def test_detect_directory_matches_val(trained, tmp_path):
-    images = trained / "tiny" / "images" / "val"
-    command = [sys.executable, ROOT / "detect.py", "--weights", best_weights(trained)]
+def test_detect_directory_matches_val(trained_run, tmp_path):
+    images = trained_run / "tiny" / "images" / "val"
+    command = [sys.executable, ROOT / "detect.py", "--weights", best_weights(trained_run)]
     command += ["--source", images, "--conf", "0.05", "--iou", "0.7", "--device", "cpu"]
     command += ["--save-txt", "--save-json"]
     process = subprocess.run(
@@ -53,7 +53,7 @@ def test_detect_directory_matches_val(trained, tmp_path):
     labels = read_labels(results)
     assert len(predictions) == sum(map(len, labels.values())) > 5
 
-    command = ["--weights", best_weights(trained), "--conf", 0.05, "--device", "cpu"]
+    command = ["--weights", best_weights(trained_run), "--conf", 0.05, "--device", "cpu"]
     command += ["--save-json", "--noplots", "--project", tmp_path / "val"]
     assert val.main([str(word) for word in command]) == 0
     val_predictions = json.loads((tmp_path / "val" / "exp" / "predictions.json").read_text())
@@ -76,25 +76,27 @@ def test_detect_directory_matches_val(trained, tmp_path):
         assert output.size == image.size and (np.asarray(output) != np.asarray(image)).any()
 
 
-def test_detect_image_glob_and_list(trained, tmp_path):
-    images = trained / "tiny" / "images"
-    one = run_detect(trained, images / "val" / "1.png", tmp_path / "one")
+def test_detect_image_glob_and_list(trained_run, tmp_path):
+    images = trained_run / "tiny" / "images"
+    one = run_detect(trained_run, images / "val" / "1.png", tmp_path / "one")
     assert [p.name for p in one.iterdir()] == ["1.png"]
-    assert len([*run_detect(trained, images / "val" / "[0-2].png", tmp_path / "b").iterdir()]) == 3
+    assert (
+        len([*run_detect(trained_run, images / "val" / "[0-2].png", tmp_path / "b").iterdir()]) == 3
+    )
     (tmp_path / "list.txt").write_text(
         f"{images / 'val' / '3.png'}\n{images / 'train' / '3.png'}\n"
     )
-    listed = run_detect(trained, tmp_path / "list.txt", tmp_path / "listed")
+    listed = run_detect(trained_run, tmp_path / "list.txt", tmp_path / "listed")
     assert {p.name for p in listed.iterdir()} == {"3.png", "3_2.png"}
 
 
-def test_detect_classes_by_name_and_index(trained, tmp_path):
-    images = trained / "tiny" / "images" / "val"
+def test_detect_classes_by_name_and_index(trained_run, tmp_path):
+    images = trained_run / "tiny" / "images" / "val"
 
     def predictions(name: str, *classes: str) -> list[dict]:
         options = ["--classes", *classes] if classes else []
         project = tmp_path / name
-        results = run_detect(trained, images, project, "--conf", 0.05, "--save-json", *options)
+        results = run_detect(trained_run, images, project, "--conf", 0.05, "--save-json", *options)
         return json.loads((results / "predictions.json").read_text())
 
     all_classes = predictions("all")
@@ -103,42 +105,49 @@ def test_detect_classes_by_name_and_index(trained, tmp_path):
     assert predictions("name", "class1") == predictions("index", "1") == class1 != all_classes
 
 
-def test_detect_reports_corrupted_image_and_continues(trained, tmp_path, capsys):
+def test_detect_reports_corrupted_image_and_continues(trained_run, tmp_path, capsys):
     images = tmp_path / "images"
-    shutil.copytree(trained / "tiny" / "images" / "val", images)
+    shutil.copytree(trained_run / "tiny" / "images" / "val", images)
     (images / "1.png").write_bytes(b"not an image")
-    results = run_detect(trained, images, tmp_path / "runs")
+    results = run_detect(trained_run, images, tmp_path / "runs")
     out, err = capsys.readouterr()
     assert f"detect.py: {images / '1.png'}: not an image in a supported format; skipped" in err
     assert "processed 4 images in " in out and "(1 failed)" in out
     assert {p.name for p in results.iterdir()} == {"0.png", "2.png", "3.png", "4.png"}
 
 
-def test_detect_video(trained, tmp_path, capsys):
-    video, images = tmp_path / "video.avi", trained / "tiny" / "images" / "val"
+def test_detect_video(trained_run, tmp_path, capsys):
+    video, images = tmp_path / "video.avi", trained_run / "tiny" / "images" / "val"
     writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*"MJPG"), 10, (80, 64))
     for i in range(5):
         writer.write(cv2.imread(str(images / f"{i}.png")))
     writer.release()
     options = ["--save-txt", "--conf", 0.1]
-    results = run_detect(trained, video, tmp_path / "runs", *options)
+    results = run_detect(trained_run, video, tmp_path / "runs", *options)
     assert f"{video}, frame 4: " in capsys.readouterr().out
     assert {p.stem for p in (results / "labels").iterdir()} == {f"video_{i}" for i in range(5)}
     output = cv2.VideoCapture(str(results / "video.mp4"))
     assert (output.get(cv2.CAP_PROP_FRAME_COUNT), output.get(cv2.CAP_PROP_FPS)) == (5, 10)
     assert output.read()[1].shape == (64, 80, 3)
     # The frames are JPEG images, so the pixels differ a little from the files'.
-    from_images = run_detect(trained, images, tmp_path / "images", *options)
+    from_images = run_detect(trained_run, images, tmp_path / "images", *options)
     num_boxes = sum(map(len, read_labels(results).values()))
     expected = sum(map(len, read_labels(from_images).values()))
     assert abs(num_boxes - expected) <= 0.5 * expected
 
 
-def test_detect_video_without_opencv(trained, tmp_path, monkeypatch, capsys):
+def test_detect_video_without_opencv(trained_run, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "cv2", None)
     video = tmp_path / "video.avi"
     video.write_bytes(b"")
-    command = ["--weights", best_weights(trained), "--source", video, "--project", tmp_path / "d"]
+    command = [
+        "--weights",
+        best_weights(trained_run),
+        "--source",
+        video,
+        "--project",
+        tmp_path / "d",
+    ]
     assert detect.main([str(word) for word in command]) == 2
     assert capsys.readouterr().err == (
         f"detect.py: --source {video}: videos and cameras need OpenCV "
@@ -147,13 +156,13 @@ def test_detect_video_without_opencv(trained, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "d").exists()
 
 
-def test_detect_ctrl_c_keeps_results(trained, tmp_path, monkeypatch, capsys):
+def test_detect_ctrl_c_keeps_results(trained_run, tmp_path, monkeypatch, capsys):
     def interrupted(source: str):
         yield detect.Frame("0.png", None, torch.zeros(3, 64, 80, dtype=torch.uint8))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(detect, "iter_images", interrupted)
-    results = run_detect(trained, "0", tmp_path, "--save-json")
+    results = run_detect(trained_run, "0", tmp_path, "--save-json")
     out = capsys.readouterr().out
     assert "stopped\n" in out and "processed 1 image in " in out
     assert {p.name for p in results.iterdir()} == {"0.png", "predictions.json"}
@@ -182,29 +191,29 @@ def test_detect_ctrl_c_keeps_results(trained, tmp_path, monkeypatch, capsys):
     ],
 )
 def test_detect_error_is_one_line_and_creates_no_directory(
-    options, message, trained, capfd, monkeypatch
+    options, message, trained_run, capfd, monkeypatch
 ):
-    monkeypatch.chdir(trained)
-    (trained / "empty").mkdir(exist_ok=True)
-    (trained / "text.mp4").write_text("not a video")
+    monkeypatch.chdir(trained_run)
+    (trained_run / "empty").mkdir(exist_ok=True)
+    (trained_run / "text.mp4").write_text("not a video")
     assert detect.main(["--weights", "exp/weights/best.pt", "--device", "cpu", *options]) == 2
     lines = capfd.readouterr().err.splitlines()  # OpenCV writes lines of its own
     errors = [line for line in lines if line.startswith("detect.py: ")]
     assert len(errors) == 1 and message in errors[0]
-    assert not (trained / "runs").exists()
+    assert not (trained_run / "runs").exists()
 
 
-def test_predict_keeps_boxes_inside_images_of_extreme_shapes(trained):
-    model = load(best_weights(trained))
+def test_predict_keeps_boxes_inside_images_of_extreme_shapes(trained_run):
+    model = load(best_weights(trained_run))
     for shape in ((3, 1, 1), (3, 7, 900), (3, 333, 64)):
         image = torch.zeros(shape, dtype=torch.uint8)
         boxes = detect.predict(model, image, 96, torch.device("cpu"))["boxes"]
         assert (boxes <= torch.tensor([shape[2], shape[1]] * 2) + 0.01).all()
 
 
-def test_detect_does_not_decode_image_larger_than_memory(trained, tmp_path, capsys):
+def test_detect_does_not_decode_image_larger_than_memory(trained_run, tmp_path, capsys):
     png_bomb(tmp_path / "bomb.png")
-    run_detect(trained, tmp_path, tmp_path / "d")
+    run_detect(trained_run, tmp_path, tmp_path / "d")
     out, err = capsys.readouterr()
     assert "bomb.png: too large to decode" in err
     assert "processed 0 images in " in out and "(1 failed)" in out

@@ -30,10 +30,10 @@ def real_images() -> list[Tensor]:
 
 
 @pytest.fixture
-def weights(trained: Path, tmp_path: Path) -> Path:
+def weights(trained_run: Path, tmp_path: Path) -> Path:
     """Return a copy of best.pt in a directory of its own, where export.py writes."""
     target = tmp_path / "best.pt"
-    target.write_bytes((trained / "exp" / "weights" / "best.pt").read_bytes())
+    target.write_bytes((trained_run / "exp" / "weights" / "best.pt").read_bytes())
     return target
 
 
@@ -85,14 +85,14 @@ def test_export_onnx_dynamic_shapes(weights, real_images, tmp_path):
         assert boxes < 0.01 and scores < 1e-4
 
 
-def test_export_onnx_with_nms(trained, weights, real_images, tmp_path):
+def test_export_onnx_with_nms(trained_run, weights, real_images, tmp_path):
     run_export(weights, "--nms", "--imgsz", 64, "--conf", 0.02, "--iou", 0.6)
     session = onnxruntime.InferenceSession(tmp_path / "best.onnx")
     model = load(weights)
     model.set_thresholds(0.02, 0.6)
     num_boxes = 0
     # In the images of its own dataset the model detects something.
-    val_files = sorted((trained / "tiny" / "images" / "val").iterdir())
+    val_files = sorted((trained_run / "tiny" / "images" / "val").iterdir())
     val_images = [read_image(str(file))[None] / 255 for file in val_files]
     for images in [*real_images, *val_images]:
         images = resize(images[0], 64, 64)[None]

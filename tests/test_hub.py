@@ -43,12 +43,12 @@ print(*model.class_names)
 
 @pytest.mark.parametrize("load_model", [HUB_LOAD, HUBCONF_LOAD], ids=["hub", "hubconf"])
 @pytest.mark.parametrize("own_first", [True, False], ids=["own_first", "own_last"])
-def test_hub_load_next_to_own_modules(load_model, own_first, trained, tmp_path):
+def test_hub_load_next_to_own_modules(load_model, own_first, trained_run, tmp_path):
     (tmp_path / "utils.py").write_text("mine = 1\n")
     for file in ("models/__init__.py", "models/net.py", "data/__init__.py", "data/table.py"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text("mine = 1\n")
-    weights = trained / "exp" / "weights" / "best.pt"
+    weights = trained_run / "exp" / "weights" / "best.pt"
     steps = [IMPORT_OWN, load_model] if own_first else [load_model, IMPORT_OWN]
     program = tmp_path / "program.py"
     program.write_text(
@@ -62,8 +62,8 @@ def test_hub_load_next_to_own_modules(load_model, own_first, trained, tmp_path):
     assert process.stdout == "class0 class1\n"
 
 
-def test_hub_model_equals_loaded_model(trained):
-    weights = trained / "exp" / "weights" / "best.pt"
+def test_hub_model_equals_loaded_model(trained_run):
+    weights = trained_run / "exp" / "weights" / "best.pt"
     hub_model, model = hubconf.load(weights), load(weights)
     assert type(hub_model).__module__ == f"{hubconf.PACKAGE}.models.yolo"
     assert hub_model.class_names == model.class_names and hub_model.imgsz == model.imgsz
@@ -75,8 +75,8 @@ def test_hub_model_equals_loaded_model(trained):
                 assert all(torch.equal(detections[key], reference[key]) for key in reference)
 
 
-def test_hub_imports_are_redirected_in_every_module(trained):
-    hubconf.load(trained / "exp" / "weights" / "best.pt")
+def test_hub_imports_are_redirected_in_every_module(trained_run):
+    hubconf.load(trained_run / "exp" / "weights" / "best.pt")
     files = [file for name in hubconf.SUBPACKAGES for file in (ROOT / name).rglob("*.py")]
     assert len(files) > 40
     for file in files:

@@ -55,8 +55,8 @@ class Page(HTMLParser):
         self.text += data + " "
 
 
-def test_report_is_self_contained_and_complete(trained):
-    run_dir = trained / "exp"
+def test_report_is_self_contained_and_complete(trained_run):
+    run_dir = trained_run / "exp"
     text = (run_dir / "report.html").read_text()
     page = Page(text)
     assert not page.tags & {"script", "link"} and "url(" not in text and "@import" not in text
@@ -77,7 +77,7 @@ def test_report_is_self_contained_and_complete(trained):
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium")
-def test_report_is_rendered_by_a_browser(trained, tmp_path):
+def test_report_is_rendered_by_a_browser(trained_run, tmp_path):
     screenshot = tmp_path / "page.png"
     command = [
         BROWSER,
@@ -87,7 +87,7 @@ def test_report_is_rendered_by_a_browser(trained, tmp_path):
         f"--screenshot={screenshot}",
     ]
     subprocess.run(
-        [*command, (trained / "exp" / "report.html").as_uri()],
+        [*command, (trained_run / "exp" / "report.html").as_uri()],
         check=True,
         timeout=120,
         capture_output=True,

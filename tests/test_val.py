@@ -25,18 +25,18 @@ from utils.confusion import confusion_matrix
 ROOT = Path(__file__).parents[1]
 
 
-def best_weights(trained: Path) -> Path:
-    return trained / "exp" / "weights" / "best.pt"
+def best_weights(trained_run: Path) -> Path:
+    return trained_run / "exp" / "weights" / "best.pt"
 
 
-def run_val(trained: Path, *options: object) -> None:
-    command = ["--weights", best_weights(trained), "--device", "cpu", *options]
+def run_val(trained_run: Path, *options: object) -> None:
+    command = ["--weights", best_weights(trained_run), "--device", "cpu", *options]
     assert val.main([str(word) for word in command]) == 0
 
 
-def best_epoch(trained: Path) -> dict[str, str]:
+def best_epoch(trained_run: Path) -> dict[str, str]:
     """Return the row of results.csv with the highest mAP50-95."""
-    return max(read_results(trained / "exp"), key=lambda row: float(row["metrics/mAP50-95"]))
+    return max(read_results(trained_run / "exp"), key=lambda row: float(row["metrics/mAP50-95"]))
 
 
 def write_coco(directory: Path) -> tuple[Path, Path]:
@@ -79,15 +79,15 @@ def write_coco(directory: Path) -> tuple[Path, Path]:
     return annotations, data
 
 
-def test_val_metrics_match_training(trained):
-    command = [sys.executable, ROOT / "val.py", "--weights", best_weights(trained)]
-    command += ["--device", "cpu", "--project", trained / "val"]
+def test_val_metrics_match_training(trained_run):
+    command = [sys.executable, ROOT / "val.py", "--weights", best_weights(trained_run)]
+    command += ["--device", "cpu", "--project", trained_run / "val"]
     process = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, cwd=trained
+        [str(word) for word in command], capture_output=True, text=True, cwd=trained_run
     )
     assert process.returncode == 0, process.stderr
-    best = best_epoch(trained)
-    results = trained / "val" / "exp"
+    best = best_epoch(trained_run)
+    results = trained_run / "val" / "exp"
     metrics = json.loads((results / "metrics.json").read_text())
     expected = {key: float(best[f"metrics/{key}"]) for key in metrics["all"]}
     assert metrics["all"] == pytest.approx(expected, abs=1e-4)
@@ -104,14 +104,14 @@ def test_val_metrics_match_training(trained):
     assert not (results / "predictions.json").exists()
 
 
-def test_val_predictions_match_pycocotools(trained):
-    annotations, data = write_coco(trained)
+def test_val_predictions_match_pycocotools(trained_run):
+    annotations, data = write_coco(trained_run)
     run_val(
-        trained,
+        trained_run,
         *("--data", data, "--split", "test", "--save-json", "--noplots", "--batch-size", 3),
-        *("--project", trained / "json", "--name", "mine"),
+        *("--project", trained_run / "json", "--name", "mine"),
     )
-    results = trained / "json" / "mine"
+    results = trained_run / "json" / "mine"
     assert sorted(p.name for p in results.iterdir()) == ["metrics.json", "predictions.json"]
     with contextlib.redirect_stdout(io.StringIO()):
         gt = COCO(str(annotations))
@@ -121,15 +121,17 @@ def test_val_predictions_match_pycocotools(trained):
         evaluation.summarize()
     metrics = json.loads((results / "metrics.json").read_text())["all"]
     assert metrics["mAP50-95"] == pytest.approx(evaluation.stats[0], abs=1e-4)
-    trained_map = float(best_epoch(trained)["metrics/mAP50-95"])
+    trained_map = float(best_epoch(trained_run)["metrics/mAP50-95"])
     assert metrics["mAP50-95"] == pytest.approx(trained_map, abs=1e-4)
 
 
-def test_val_conf_and_iou_change_number_of_predictions(trained):
+def test_val_conf_and_iou_change_number_of_predictions(trained_run):
     counts = []
     for i, options in enumerate(([], ["--conf", "0.3"], ["--iou", "0.1"])):
-        project = trained / "conf"
-        run_val(trained, "--save-json", "--noplots", *options, "--project", project, "--name", i)
+        project = trained_run / "conf"
+        run_val(
+            trained_run, "--save-json", "--noplots", *options, "--project", project, "--name", i
+        )
         predictions = json.loads((project / f"{i}" / "predictions.json").read_text())
         counts.append(len(predictions))
         if options[:1] == ["--conf"]:
@@ -149,23 +151,25 @@ def test_val_conf_and_iou_change_number_of_predictions(trained):
     ],
 )
 def test_val_error_is_one_line_and_creates_no_directory(
-    options, message, trained, capsys, monkeypatch
+    options, message, trained_run, capsys, monkeypatch
 ):
-    monkeypatch.chdir(trained)
-    best, empty = best_weights(trained), trained / "empty.pt"
+    monkeypatch.chdir(trained_run)
+    best, empty = best_weights(trained_run), trained_run / "empty.pt"
     state = torch.load(best, weights_only=True)
     torch.save({"format": state["format"]}, empty)
     paths = {"BEST": str(best), "EMPTY": str(empty)}
     assert val.main([paths.get(option, option) for option in options]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and error.startswith("val.py: ")
-    assert not (trained / "runs").exists()
+    assert not (trained_run / "runs").exists()
 
 
-def test_val_names_both_class_lists_if_they_differ(trained, tmp_path, capsys):
+def test_val_names_both_class_lists_if_they_differ(trained_run, tmp_path, capsys):
     data = tmp_path / "other.yaml"
-    data.write_text(f"path: {trained}/tiny\ntrain: images/train\nval: images/val\nnames: [a, b]\n")
-    weights = best_weights(trained)
+    data.write_text(
+        f"path: {trained_run}/tiny\ntrain: images/train\nval: images/val\nnames: [a, b]\n"
+    )
+    weights = best_weights(trained_run)
     assert val.main(["--weights", str(weights), "--data", str(data)]) == 2
     assert capsys.readouterr().err == (
         f"val.py: {data}: has the classes ['a', 'b'], but {weights} was trained on "
@@ -173,10 +177,10 @@ def test_val_names_both_class_lists_if_they_differ(trained, tmp_path, capsys):
     )
 
 
-def test_load_returns_detector_for_inference(trained):
-    model = load(best_weights(trained))
+def test_load_returns_detector_for_inference(trained_run):
+    model = load(best_weights(trained_run))
     assert model.class_names == ("class0", "class1") and model.imgsz == 64 and not model.training
-    file = trained / "tiny" / "images" / "val" / "0.png"
+    file = trained_run / "tiny" / "images" / "val" / "0.png"
     image = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)
     (detections,) = model([image])
     k = len(detections["scores"])
@@ -208,14 +212,14 @@ def test_confusion_matrix():
     assert confusion_matrix(coco_gt, detections[:0]).tolist() == [[0, 0, 0], [0, 0, 0], [1, 2, 0]]
 
 
-def test_val_ctrl_c_exits_130_without_output(trained, tmp_path, monkeypatch, capsys):
+def test_val_ctrl_c_exits_130_without_output(trained_run, tmp_path, monkeypatch, capsys):
     def interrupt(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
     original = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         monkeypatch.setattr(val, "run_inference", interrupt)
-        command = ["--weights", best_weights(trained), "--device", "cpu"]
+        command = ["--weights", best_weights(trained_run), "--device", "cpu"]
         command += ["--project", tmp_path / "val"]
         assert val.main([str(word) for word in command]) == 130
     finally:
