@@ -227,7 +227,7 @@ MISTAKES = {
         "scheduler: {name: poly}\n", "learning_rate_decay_a' is missing"
     ),
     "hyp: pairs that fall": hyp(
-        "scheduler: {name: manual, learning_rate_args: '9:1,5:2'}\n", "must increase"
+        "scheduler: {name: manual, learning_rate_args: '9:1,5:2'}\n", "must rise"
     ),
     "hyp: a restart at 200%": hyp("scheduler: {steps: [200%]}\n", "found '200%'"),
     "hyp: lf of one argument": hyp(

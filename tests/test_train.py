@@ -121,7 +121,7 @@ def test_samples_are_counted_as_they_are(tiny, tmp_path, capsys):
     error = capsys.readouterr().err
     assert (
         error.count("is left out") == 2
-        and "h.yaml: scheduler: steps: 50% is skipped: it falls on epoch 1" in error
+        and "h.yaml: scheduler: steps: 50% is left out: it falls on epoch 1" in error
     )
 
 
