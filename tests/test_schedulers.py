@@ -257,7 +257,7 @@ def test_anneal_is_its_formulas(schedule, lr, t, a, b, scale, pairs):
 
 
 def test_annealing_counts_samples():
-    """The rate of a batch is that of the samples before it, whatever the size of the batches."""
+    """The rate of a batch is that of the samples before it, for batches of any size."""
     optimizer = fake_optimizer(0.1)
     scheduler = AnnealingLR(optimizer, "poly", 0.01, 0.5, batch_size=8, batchs=4, warmup_epoch=1)
     sizes = [8, 8, 8, 3] * 3

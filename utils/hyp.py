@@ -152,26 +152,8 @@ SchedulerHyp = Annotated[
 # ------------------------------------------------------------------ the whole file
 
 
-class LossWeights(_Strict):
-    """The weight of each loss, and its only default. A new loss is one line here."""
-
-    box: float = Field(7.5, ge=0, le=1000, description="weight of the box loss (complete IoU)")
-    cls: float = Field(
-        2.0, ge=0, le=1000, description="weight of the class loss (binary cross-entropy)"
-    )
-    dfl: float = Field(1.5, ge=0, le=1000, description="weight of the distribution focal loss")
-
-    @property
-    def loss_weights(self) -> dict[str, float]:
-        """The weights by the names of the losses."""
-        return {name: getattr(self, name) for name in LossWeights.model_fields}
-
-
-class Hyp(LossWeights):
-    """All hyperparameters of a run.
-
-    Raises pydantic's ValidationError for an unknown key, a wrong type or a value out of range.
-    """
+class OptimizerHyp(_Strict):
+    """The optimizer and its learning rate."""
 
     optimizer: Literal["muon", "adamw", "sgd"] = Field(
         "muon",
@@ -195,6 +177,28 @@ class Hyp(LossWeights):
         0.999, ge=0, lt=1, description="decay of the EMA of the weights per step, once warmed up"
     )
     scheduler: SchedulerHyp = Field(CawbHyp(), description="the learning rate over the run")
+
+
+class LossWeights(_Strict):
+    """The weight of each loss, and its only default. A new loss is one line here."""
+
+    box: float = Field(7.5, ge=0, le=1000, description="weight of the box loss (complete IoU)")
+    cls: float = Field(
+        2.0, ge=0, le=1000, description="weight of the class loss (binary cross-entropy)"
+    )
+    dfl: float = Field(1.5, ge=0, le=1000, description="weight of the distribution focal loss")
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """The weights by the names of the losses."""
+        return {name: getattr(self, name) for name in LossWeights.model_fields}
+
+
+class Hyp(LossWeights, OptimizerHyp):
+    """All hyperparameters of a run: those of its bases and the augmentation.
+
+    Raises pydantic's ValidationError for an unknown key, a wrong type or a value out of range.
+    """
 
     mosaic: Fraction01 = Field(1.0, description="probability of a mosaic of four images")
     close_mosaic: int = Field(10, ge=0, le=100000, description="final epochs without mosaic")
