@@ -22,6 +22,9 @@ from data.sampler import MOSAIC_SIZE
 from utils.hyp import Hyp
 from utils.letterbox import GRAY
 
+IDENTITY = np.eye(3)
+LUMA = np.tile([0.299, 0.587, 0.114], (3, 1))  # each row: the luma of a color, ITU-R BT.601
+GRAY_AXIS_CROSS = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)  # cross product
 MIN_VISIBLE = 0.1  # a box is dropped if less than this fraction of its area is left after clipping
 
 
@@ -44,9 +47,8 @@ class SampleContext(NamedTuple):
 class Transform(Protocol):
     """A step of the augmentation.
 
-    `name` is unique, and decides the random stream that `rng` is. The sample and the neighbors
-    are shared with other samples of the batch: return a new `Sample`, and never write into an
-    image or an array that was passed in.
+    `name` is unique and sets the random stream `rng`. The images may be shared with other samples
+    of the batch and with the cache: return a new `Sample`, never write into the old one's arrays.
     """
 
     name: str
@@ -247,10 +249,9 @@ def color_matrix(hyp: Hyp, rng: np.random.Generator) -> np.ndarray:
         rng.uniform(1 - strength, 1 + strength) for strength in (hyp.brightness, hyp.saturation)
     )
     angle = 2 * math.pi * rng.uniform(-hyp.hue, hyp.hue)
-    luma = np.tile([0.299, 0.587, 0.114], (3, 1))
-    cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
-    rotation = math.cos(angle) * np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) / 3
-    saturate = saturation * np.eye(3) + (1 - saturation) * luma
+    cos, sin = math.cos(angle), math.sin(angle)
+    rotation = cos * IDENTITY + sin * GRAY_AXIS_CROSS + (1 - cos) / 3
+    saturate = saturation * IDENTITY + (1 - saturation) * LUMA
     return (brightness * saturate @ rotation).astype(np.float32)
 
 

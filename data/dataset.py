@@ -63,6 +63,9 @@ class TrainSet(_AnnotatedImages):
         super().__init__(annotations, IMAGE_CACHE_BYTES, cache)
         self.hyp, self.seed = hyp, seed
         self.transforms = augment.train_transforms(hyp, mosaic_until)
+        names = [*(transform.name for transform in self.transforms), "color"]
+        if len(set(names)) < len(names):
+            raise ValueError(f"transforms would share a random stream: found the names {names}")
 
     def __getitem__(self, key: SampleKey) -> tuple[Tensor, Target]:
         return self.__getitems__([key])[0]

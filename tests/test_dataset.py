@@ -222,6 +222,118 @@ def test_train_set_sample_depends_on_its_key_alone(tiny):
                 assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
+class Recorder:
+    """A transform that records the first number of its random stream and changes nothing."""
+
+    name = "recorder"
+
+    def __init__(self):
+        self.numbers = []
+
+    def __call__(self, sample, rng, context):
+        self.numbers.append(rng.random())
+        return sample
+
+
+class PasteNeighbor:
+    """A transform that needs another image: it pastes a corner of it."""
+
+    name = "paste_neighbor"
+
+    def __init__(self, p):
+        self.p = p
+
+    def __call__(self, sample, rng, context):
+        if rng.random() >= self.p:
+            return sample
+        neighbor = context.neighbors[int(rng.integers(len(context.neighbors)))]
+        image = sample.image.clone()
+        image[:, :8, :8] = neighbor.image[:, :8, :8]
+        return sample._replace(image=image)
+
+
+def samples_of(train_set, epoch=0):
+    batches = EpochBatchSampler(len(train_set), 5, (64, 64), seed=3)
+    batches.epoch = epoch
+    return [sample for keys in batches for sample in train_set.__getitems__(keys)]
+
+
+def equal_samples(samples, others):
+    return all(
+        torch.equal(image, other_image) and all(torch.equal(a[key], b[key]) for key in a)
+        for (image, a), (other_image, b) in zip(samples, others, strict=True)
+    )
+
+
+@pytest.mark.parametrize("position", [0, 1, 2, 3])
+@pytest.mark.parametrize("extra", [Recorder(), PasteNeighbor(0.0)])
+def test_train_set_extra_transform_does_not_change_the_others(tiny, position, extra):
+    annotations = read_split(read_data_config(tiny), "train")
+    hyp = Hyp(mosaic=0.5, flipud=0.5)
+    train_set = TrainSet(annotations, hyp, seed=3, mosaic_until=2)
+    expected = samples_of(train_set)
+    train_set.transforms.insert(position, extra)
+    assert equal_samples(samples_of(train_set), expected)
+
+
+def test_train_set_each_transform_draws_independently_of_the_others(tiny):
+    """The flips of a run stay the same when the probabilities of others become 0."""
+    annotations = read_split(read_data_config(tiny), "train")
+    numbers = []
+    for hyp in (Hyp(), Hyp(mosaic=0, fliplr=0, scale=0, hue=0, saturation=0, brightness=0)):
+        train_set = TrainSet(annotations, hyp, seed=3, mosaic_until=2)
+        recorder = Recorder()
+        train_set.transforms.append(recorder)
+        colors = torch.stack([target["color"] for _, target in samples_of(train_set)])
+        numbers.append(recorder.numbers)
+    assert numbers[0] == numbers[1] and len(set(numbers[0])) == len(annotations)
+    assert torch.equal(colors, torch.eye(3).expand_as(colors))
+
+
+def test_train_set_flip_draws_do_not_depend_on_mosaic(tiny):
+    annotations = read_split(read_data_config(tiny), "train")
+    flipped = []
+    for mosaic in (0.0, 1.0):
+        samples = [
+            samples_of(TrainSet(annotations, Hyp(mosaic=mosaic, fliplr=p), 3, mosaic_until=2))
+            for p in (0.0, 0.5)
+        ]
+        pairs = zip(*samples, strict=True)
+        flipped.append([not torch.equal(plain, flip) for (plain, _), (flip, _) in pairs])
+    assert flipped[0] == flipped[1] and 0 < sum(flipped[0]) < len(flipped[0])
+
+
+def test_train_set_transform_can_use_neighbors_that_source_images_names(tiny):
+    annotations = read_split(read_data_config(tiny), "train")
+    hyp = Hyp(mosaic=0.5)
+    train_set = TrainSet(annotations, hyp, seed=3, mosaic_until=2)
+    expected = samples_of(train_set)
+    train_set.transforms.append(PasteNeighbor(1.0))
+    loaded = []
+    load = train_set._load_without_crowds
+    train_set._load_without_crowds = lambda index: loaded.append(index) or load(index)
+    batches = EpochBatchSampler(len(train_set), 5, (64, 64), seed=3)
+    samples = []
+    for batch, keys in enumerate(batches):
+        loaded.clear()
+        samples += train_set.__getitems__(keys)
+        assert len(loaded) == len(set(loaded)), "an image was loaded twice for a batch"
+        assert set(loaded) <= set(batches.source_images(batch, batch))
+    assert not equal_samples(samples, expected)
+    pairs = zip(samples, expected, strict=True)
+    assert all(torch.equal(a[:, 8:, 8:], b[:, 8:, 8:]) for (a, _), (b, _) in pairs)
+
+
+def test_train_set_without_mosaic_loads_only_the_images_of_the_batch(tiny):
+    annotations = read_split(read_data_config(tiny), "train")
+    train_set = TrainSet(annotations, Hyp(), seed=3, mosaic_until=0)
+    loaded = []
+    load = train_set._load_without_crowds
+    train_set._load_without_crowds = lambda index: loaded.append(index) or load(index)
+    samples_of(train_set)
+    assert sorted(loaded) == list(range(len(annotations)))
+
+
 def test_val_set_images_of_mixed_shapes_fit_one_shape(tmp_path):
     for sub in ("images", "labels"):
         (tmp_path / sub).mkdir()
