@@ -48,7 +48,7 @@ def nan_batches(monkeypatch):
         return losses(self, images * factor, targets)
 
     monkeypatch.setattr(YOLO, "losses", losses_of_nan)
-    monkeypatch.setattr(logger, "level", logging.DEBUG)
+    logger.setLevel(logging.DEBUG)
     logger.addHandler(current)
     yield nan_batches
     logger.removeHandler(current)
