@@ -19,16 +19,20 @@ from models.blocks import ConvNormAct
 REG_MAX = 16  # bins of a distance: 0 to 15 times the stride of the anchor point
 
 
-class Predictions(NamedTuple):
-    """The head's output for B images and the A anchor points of all levels, always float32.
+class Level(NamedTuple):
+    """The size of a feature map in cells, and the size of a cell in pixels."""
 
-    `points` and `strides` are on the CPU.
-    """
+    height: int
+    width: int
+    stride: int
+
+
+class Predictions(NamedTuple):
+    """The head's output for B images and the A anchor points of all levels, always float32."""
 
     box_logits: Tensor  # (B, A, 4, REG_MAX): of the distances to left, top, right, bottom
     cls_logits: Tensor  # (B, A, num_classes): before the sigmoid
-    points: Tensor  # (A, 2): x, y of the anchor points, in pixels
-    strides: Tensor  # (A,): the stride of each point's level, in pixels
+    levels: tuple[Level, ...]  # whose cells are the anchor points, in this order, row by row
 
 
 def decode_boxes(box_logits: Tensor, points: Tensor, strides: Tensor) -> Tensor:
@@ -41,21 +45,29 @@ def decode_boxes(box_logits: Tensor, points: Tensor, strides: Tensor) -> Tensor:
     return torch.cat((points - distances[..., :2], points + distances[..., 2:]), dim=-1)
 
 
-def anchor_points(levels: tuple[tuple[int, int, int], ...]) -> tuple[Tensor, Tensor]:
-    """Return the anchor points (A, 2), x, y in pixels, of all levels, and their strides (A,).
-
-    A level is the height and width of its feature map in cells, and its stride in pixels.
-    """
+def make_anchor_points(levels: Sequence[Level], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return what `anchor_points` does, which keeps the results for the latest sizes."""
     points, strides = [], []
     with torch.inference_mode(False):  # the cached tensors are used in training, too
         for height, width, stride in levels:
-            y, x = (torch.arange(height) + 0.5) * stride, (torch.arange(width) + 0.5) * stride
+            x = (torch.arange(width, device=device) + 0.5) * stride
+            y = (torch.arange(height, device=device) + 0.5) * stride
             points.append(torch.cartesian_prod(y, x).flip(-1))
-            strides.append(torch.full((height * width,), float(stride)))
+            strides.append(torch.full((height * width,), float(stride), device=device))
         return torch.cat(points), torch.cat(strides)
 
 
-cached_anchor_points = lru_cache(maxsize=64)(anchor_points)
+@lru_cache(maxsize=64)
+def _cached_anchor_points(levels: tuple[Level, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    return make_anchor_points(levels, device)
+
+
+def anchor_points(levels: Sequence[Level], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the anchor points (A, 2) of all levels, x, y in pixels, and their strides (A,)."""
+    if torch.compiler.is_exporting():
+        # In an export with dynamic sizes, height and width are symbols, which cannot be cache keys.
+        return make_anchor_points(levels, device)
+    return _cached_anchor_points(tuple(levels), device)
 
 
 def _branch(in_channels: int, width: int, out_channels: int, second_kernel: int) -> nn.Sequential:
@@ -103,13 +115,9 @@ class Head(nn.Module):
             classes = cls_branch(feature).permute(0, 2, 3, 1)
             box_logits.append(boxes.reshape(batch_size, height * width, 4, REG_MAX))
             cls_logits.append(classes.reshape(batch_size, height * width, classes.shape[-1]))
-            levels.append((height, width, stride))
-        # In an export with dynamic sizes, height and width are symbols, which cannot be cache keys.
-        make_points = anchor_points if torch.compiler.is_exporting() else cached_anchor_points
-        points, strides = make_points(tuple(levels))
+            levels.append(Level(height, width, stride))
         return Predictions(
             torch.cat(box_logits, dim=1).float(),
             torch.cat(cls_logits, dim=1).float(),
-            points,
-            strides,
+            tuple(levels),
         )

@@ -5,21 +5,20 @@ inside it whose predictions align best with it in class and box. The losses are 
 1911.08287), distribution focal loss (arXiv 2006.04388) and binary cross-entropy with the alignment
 as the target.
 
-Only the pairs of an object and an anchor point inside it are computed, not the full objects x
-points matrix: an object covers few points of its image, and none of the other images. The pairs are
-found on the CPU, where the targets arrive, so that every size is known without a device
-synchronization.
+Only the pairs of an object and an anchor point inside it are computed (candidates.py). All sizes
+are known on the CPU, where the targets arrive, so that nothing here waits for the device.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import complete_box_iou_loss
 
+from models.candidates import Candidates, find_candidates
 from models.head import REG_MAX, Predictions, decode_boxes
 
 TOP_K = 10
@@ -40,71 +39,55 @@ class Assignment(NamedTuple):
     score: Tensor  # (P,): the classification target, 0..1
 
 
-def candidate_pairs(boxes: Tensor, points: Tensor, strides: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the indices (gt_index, point_index) of all anchor points inside an object.
-
-    boxes (N, 4) xyxy in pixels; points (A, 2); strides (A,). gt_index ascends. An object narrower
-    or lower than the finest stride counts as that wide or high, so that even a single pixel has a
-    candidate.
-    """
-    center = (boxes[:, :2] + boxes[:, 2:]) / 2
-    half_size = ((boxes[:, 2:] - boxes[:, :2]) / 2).clamp(min=strides.min() / 2)
-    left, top = (center - half_size).T[..., None]
-    right, bottom = (center + half_size).T[..., None]
-    x, y = points.T
-    inside = (left <= x) & (x <= right) & (top <= y) & (y <= bottom)
-    gt_index, point_index = inside.nonzero(as_tuple=True)
-    return gt_index, point_index
+def _areas(boxes: Tensor) -> Tensor:
+    width, height = (boxes[:, 2:] - boxes[:, :2]).unbind(1)
+    return width * height
 
 
-def _paired_iou(a: Tensor, b: Tensor) -> Tensor:
+def paired_iou(a: Tensor, b: Tensor) -> Tensor:
     """Return the IoU of a[i] with b[i], for xyxy boxes (P, 4) -> (P,).
 
     torchvision's `box_iou` computes all P x P of them.
     """
-    top_left = torch.maximum(a[:, :2], b[:, :2])
-    bottom_right = torch.minimum(a[:, 2:], b[:, 2:])
-    intersection = (bottom_right - top_left).clamp(min=0).prod(1)
-    area_a, area_b = (a[:, 2:] - a[:, :2]).prod(1), (b[:, 2:] - b[:, :2]).prod(1)
-    return intersection / (area_a + area_b - intersection).clamp(min=1e-9)
+    sides = torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])
+    width, height = sides.clamp(min=0).unbind(1)
+    intersection = width * height
+    return intersection / (_areas(a) + _areas(b) - intersection).clamp(min=1e-9)
 
 
-def _to_device(device: torch.device, *tensors: Tensor) -> Sequence[Tensor]:
-    """Copy tensors of the same dtype and length to the device, as one and without waiting."""
-    stacked = torch.stack(tensors)
-    if device.type == "cuda":
-        stacked = stacked.pin_memory()
-    return stacked.to(device, non_blocking=True).unbind()
+def complete_iou_loss(a: Tensor, b: Tensor) -> Tensor:
+    """Return 1 - CIoU of a[i] with b[i] (arXiv 1911.08287), for xyxy boxes (P, 4) -> (P,).
+
+    torchvision's `complete_box_iou_loss` selects by masks, and its forward and backward passes wait
+    for a GPU ten times.
+    """
+    iou = paired_iou(a, b)
+    enclosing = torch.maximum(a[:, 2:], b[:, 2:]) - torch.minimum(a[:, :2], b[:, :2])
+    offset = (a[:, :2] + a[:, 2:] - b[:, :2] - b[:, 2:]) / 2  # of the centers
+    distance = offset.square().sum(1) / enclosing.square().sum(1).clamp(min=1e-9)
+    angle = torch.atan2(*(b[:, 2:] - b[:, :2]).unbind(1)) - torch.atan2(
+        *(a[:, 2:] - a[:, :2]).unbind(1)
+    )
+    aspect = 4 / math.pi**2 * angle.square()
+    with torch.no_grad():
+        weight = aspect / (1 - iou + aspect).clamp(min=1e-9)
+    return 1 - iou + distance + weight * aspect
 
 
 @torch.no_grad()
 def assign(
-    predictions: Predictions, boxes: Tensor, labels: Tensor, image_index: Tensor
+    box_logits: Tensor, cls_logits: Tensor, candidates: Candidates, num_gts: int
 ) -> Assignment:
-    """Assign the N ground-truth objects of a batch to anchor points.
+    """Assign the `num_gts` objects of a batch to anchor points.
 
-    boxes (N, 4) xyxy in pixels, labels (N,), image_index (N,): the image of each object; all on the
-    CPU.
+    box_logits (B * A, 4, REG_MAX) and cls_logits (B * A, num_classes) of all anchor points. There
+    must be at least one candidate.
     """
-    num_gts, num_points = len(boxes), len(predictions.points)
-    device = predictions.cls_logits.device
-    batch_points = predictions.cls_logits.shape[0] * num_points
-    gt_index, point_index = candidate_pairs(boxes, predictions.points, predictions.strides)
-    if not len(gt_index):
-        return _empty_assignment(device)
-    *corners, x, y, stride = _to_device(
-        device,
-        *boxes[gt_index].T,
-        *predictions.points[point_index].T,
-        predictions.strides[point_index],
-    )
-    gt_index, label, point_index = _to_device(
-        device, gt_index, labels[gt_index], image_index[gt_index] * num_points + point_index
-    )
-    box, point = torch.stack(corners, dim=1), torch.stack((x, y), dim=1)
-    predicted_box = decode_boxes(predictions.box_logits.flatten(0, 1)[point_index], point, stride)
-    iou = _paired_iou(predicted_box, box)
-    score = predictions.cls_logits.flatten(0, 1)[point_index, label].sigmoid()
+    gt_index, point_index, point, stride, box, label = candidates
+    device = cls_logits.device
+    predicted_box = decode_boxes(box_logits[point_index], point, stride)
+    iou = paired_iou(predicted_box, box)
+    score = cls_logits[point_index, label].sigmoid()
     alignment = score**ALPHA * iou**BETA
 
     # The rank of each pair within its object: sort by alignment, then stably by object.
@@ -121,15 +104,17 @@ def assign(
     table[gt_index[order], rank.clamp(max=TOP_K)] = order
     top = table[:, :TOP_K].reshape(-1)
     valid = top >= 0
-    top = top.clamp(min=0)
+    # Padding is spread over the pairs: the gradients of one that many shared would be added one by
+    # one.
+    top = top.where(valid, torch.arange(len(top), device=device) % len(order))
     gt_of_pair = torch.arange(num_gts, device=device).repeat_interleave(TOP_K)
     point_index, iou, alignment = point_index[top], iou[top] * valid, alignment[top] * valid
 
     # An anchor point chosen by several objects goes to the one with the highest IoU, and among
     # equals to the first.
-    best_iou = iou.new_zeros(batch_points).scatter_reduce_(0, point_index, iou, "amax")
+    best_iou = iou.new_zeros(len(cls_logits)).scatter_reduce_(0, point_index, iou, "amax")
     valid &= iou == best_iou[point_index]
-    assigned_gt = torch.full((batch_points,), num_gts, dtype=torch.long, device=device)
+    assigned_gt = torch.full((len(cls_logits),), num_gts, dtype=torch.long, device=device)
     assigned_gt.scatter_reduce_(0, point_index, gt_of_pair.where(valid, num_gts), "amin")
     valid &= assigned_gt[point_index] == gt_of_pair
 
@@ -141,11 +126,39 @@ def assign(
     return Assignment(point_index, point[top], stride[top], box[top], label[top], target_score)
 
 
-def _empty_assignment(device: torch.device) -> Assignment:
-    """Return the assignment of a batch without an object, or without one over an anchor point."""
-    floats = torch.zeros(0, device=device)
-    points, boxes = torch.zeros(0, 2, device=device), torch.zeros(0, 4, device=device)
-    return Assignment(floats.long(), points, floats, boxes, floats.long(), floats)
+def loss_sums(
+    box_logits: Tensor, cls_logits: Tensor, candidates: Candidates, num_gts: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the sums of the box, cls and dfl losses of a batch, and of the target scores.
+
+    Arguments as of `assign`, but there may be no candidate.
+    """
+    if not len(candidates.gt_index):
+        background = F.binary_cross_entropy_with_logits(
+            cls_logits, torch.zeros_like(cls_logits), reduction="sum"
+        )
+        zero = box_logits.sum() * 0
+        return zero, background, zero, zero.detach()
+    assignment = assign(box_logits.detach(), cls_logits.detach(), candidates, num_gts)
+    point_index, point, stride, box, label, score = assignment
+
+    cls_targets = torch.zeros_like(cls_logits)
+    cls_targets.index_put_((point_index, label), score, accumulate=True)
+    cls_loss = F.binary_cross_entropy_with_logits(cls_logits, cls_targets, reduction="sum")
+
+    box_logits = box_logits[point_index]
+    box_loss = complete_iou_loss(decode_boxes(box_logits, point, stride), box)
+
+    # A distance, in strides, lies between two bins: cross-entropy with both, by how near each is.
+    distances = torch.cat((point - box[:, :2], box[:, 2:] - point), dim=1) / stride[:, None]
+    distances = distances.clamp(0, REG_MAX - 1 - 0.01)
+    lower = distances.floor()
+    upper_weight = distances - lower
+    log_p = box_logits.log_softmax(-1)
+    lower_log_p = log_p.gather(-1, lower.long()[..., None])[..., 0]
+    upper_log_p = log_p.gather(-1, lower.long()[..., None] + 1)[..., 0]
+    dfl_loss = -(lower_log_p * (1 - upper_weight) + upper_log_p * upper_weight).mean(-1)
+    return (box_loss * score).sum(), cls_loss, (dfl_loss * score).sum(), cls_targets.sum()
 
 
 def _mean_over_processes(total: Tensor) -> Tensor:
@@ -157,11 +170,14 @@ def _mean_over_processes(total: Tensor) -> Tensor:
 
 
 def detection_loss(
-    predictions: Predictions, targets: Sequence[dict[str, Tensor]]
+    predictions: Predictions,
+    targets: Sequence[dict[str, Tensor]],
+    sums: Callable[..., tuple[Tensor, ...]] = loss_sums,
 ) -> dict[str, Tensor]:
     """Compute the unweighted losses of a batch, scalars: `box` (1 - CIoU), `cls` and `dfl`.
 
     targets: for each image `boxes` (n, 4), xyxy in pixels, and `labels` (n,), from 0; n may be 0.
+    `sums` is `loss_sums`, or what it was compiled to.
     Each loss is a sum divided by the sum of the target scores, at least 1. With several processes
     that is the sum over all of them, so that the mean of the processes' losses is the loss of the
     whole batch, however it is divided.
@@ -170,29 +186,10 @@ def detection_loss(
     labels = torch.cat([target["labels"] for target in targets]).cpu()
     gts_per_image = torch.tensor([len(target["labels"]) for target in targets])
     image_index = torch.arange(len(targets)).repeat_interleave(gts_per_image)
-    assignment = assign(predictions, boxes, labels, image_index)
-    point_index, point, stride, box, label, score = assignment
-
-    cls_logits = predictions.cls_logits.flatten(0, 1)
-    cls_targets = torch.zeros_like(cls_logits)
-    cls_targets.index_put_((point_index, label), score, accumulate=True)
-    score_sum = _mean_over_processes(cls_targets.sum())
-    cls_loss = F.binary_cross_entropy_with_logits(cls_logits, cls_targets, reduction="sum")
-
-    box_logits = predictions.box_logits.flatten(0, 1)[point_index]
-    ciou_loss = complete_box_iou_loss(decode_boxes(box_logits, point, stride), box)
-
-    # A distance, in strides, lies between two bins: cross-entropy with both, by how near each is.
-    distances = torch.cat((point - box[:, :2], box[:, 2:] - point), dim=1) / stride[:, None]
-    distances = distances.clamp(0, REG_MAX - 1 - 0.01)
-    lower = distances.floor()
-    upper_weight = distances - lower
-    log_p = box_logits.log_softmax(-1)
-    lower_log_p = log_p.gather(-1, lower.long()[..., None])[..., 0]
-    upper_log_p = log_p.gather(-1, lower.long()[..., None] + 1)[..., 0]
-    dfl_loss = -(lower_log_p * (1 - upper_weight) + upper_log_p * upper_weight).mean(-1)
-    return {
-        "box": (ciou_loss * score).sum() / score_sum,
-        "cls": cls_loss / score_sum,
-        "dfl": (dfl_loss * score).sum() / score_sum,
-    }
+    box_logits, cls_logits, levels = predictions
+    candidates = find_candidates(boxes, labels, image_index, levels, cls_logits.device)
+    *losses, score_sum = sums(
+        box_logits.flatten(0, 1), cls_logits.flatten(0, 1), candidates, len(boxes)
+    )
+    score_sum = _mean_over_processes(score_sum)
+    return dict(zip(("box", "cls", "dfl"), (loss / score_sum for loss in losses), strict=True))

@@ -20,13 +20,12 @@ import glob, sys
 from pathlib import Path
 import numpy as np, torch, torch.distributed as dist
 sys.path.insert(0, sys.argv[1])
-from models.head import Predictions
+from models.head import Level, Predictions
 from models.loss import detection_loss
 from utils.distributed import DistributedContext
 
 torch.manual_seed(0)
-points = torch.cartesian_prod(torch.arange(8.0), torch.arange(8.0)).flip(-1) * 8 + 4
-strides = torch.full((64,), 8.0)
+levels = (Level(8, 8, 8),)
 box_logits, class_logits = torch.randn(7, 64, 4, 16), torch.randn(7, 64, 3)
 corners = torch.rand(7, 5, 2) * 40
 boxes = torch.cat((corners, corners + 4 + torch.rand(7, 5, 2) * 20), dim=-1)
@@ -36,7 +35,7 @@ targets = [{"boxes": boxes[i, :n], "labels": torch.arange(n) % 3} for i, n in en
 
 def loss_and_gradients(shard):
     leaves = box_logits.clone().requires_grad_(), class_logits.clone().requires_grad_()
-    predictions = Predictions(leaves[0][shard], leaves[1][shard], points, strides)
+    predictions = Predictions(leaves[0][shard], leaves[1][shard], levels)
     losses = detection_loss(predictions, targets[shard])
     sum(losses.values()).backward()
     return torch.stack([*losses.values()]).detach(), leaves[0].grad, leaves[1].grad

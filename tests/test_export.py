@@ -58,8 +58,16 @@ def raw_predictions(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     A distance is the mean of the softmax over 0 to 15, in strides.
     """
     p = model.head(model.neck(model.backbone(images)))
-    distances = (p.box_logits.softmax(-1) * torch.arange(16.0)).sum(-1) * p.strides[:, None]
-    boxes = torch.cat((p.points - distances[..., :2], p.points + distances[..., 2:]), -1)
+    height, width = images.shape[-2:]
+    cells = [
+        ((column + 0.5) * stride, (row + 0.5) * stride, stride)
+        for stride in (8, 16, 32)
+        for row in range(height // stride)
+        for column in range(width // stride)
+    ]
+    points, strides = torch.tensor(cells).split((2, 1), dim=1)
+    distances = (p.box_logits.softmax(-1) * torch.arange(16.0)).sum(-1) * strides
+    boxes = torch.cat((points - distances[..., :2], points + distances[..., 2:]), -1)
     return boxes, p.cls_logits.sigmoid()
 
 

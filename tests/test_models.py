@@ -6,8 +6,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import box_iou, complete_box_iou_loss
 
 from models import MODELS, build_model, load, model_name
-from models.head import REG_MAX, Predictions
-from models.loss import detection_loss
+from models.candidates import find_candidates
+from models.head import REG_MAX, Level, Predictions
+from models.loss import complete_iou_loss, detection_loss
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 
@@ -95,6 +96,10 @@ def test_yolo_learns_from_images_without_objects():
     sum(losses.values()).backward()
 
 
+def make_levels(height, width):
+    return tuple(Level(height // stride, width // stride, stride) for stride in (8, 16, 32))
+
+
 def make_points(height, width):
     points, strides = [], []
     for stride in (8, 16, 32):
@@ -113,7 +118,7 @@ def points_inside(box, points):
 
 def reference_loss(predictions, targets, top_k=10):
     """The loss as the papers define it, one object after the other, in plain loops."""
-    points, strides = predictions.points, predictions.strides
+    points, strides = make_points(96, 96)
     total = {"box": 0.0, "cls": 0.0, "dfl": 0.0}
     score_sum = 0.0
     for box_logits, cls_logits, target in zip(
@@ -157,21 +162,55 @@ def reference_loss(predictions, targets, top_k=10):
 
 def test_detection_loss_equals_reference():
     targets = make_targets(4, 0, 9)
-    points, strides = make_points(96, 96)
+    points, _ = make_points(96, 96)
     torch.manual_seed(1)
     predictions = Predictions(
-        torch.randn(3, len(points), 4, REG_MAX), torch.randn(3, len(points), 3), points, strides
+        torch.randn(3, len(points), 4, REG_MAX),
+        torch.randn(3, len(points), 3),
+        make_levels(96, 96),
     )
     expected = reference_loss(predictions, targets)
     for name, loss in detection_loss(predictions, targets).items():
         assert float(loss) == pytest.approx(float(expected[name]), rel=1e-4), name
 
 
+def test_candidates_are_the_anchor_points_inside_each_object():
+    """By object, then in the order of the anchor points; edges on a point count as inside."""
+    points, strides = make_points(64, 96)
+    corners = torch.rand(40, 2) * torch.tensor([90.0, 60.0])
+    boxes = torch.cat((corners, corners + torch.rand(40, 2) * 60), dim=1)
+    on_points = torch.tensor([[4.0, 12.0, 28.0, 12.0], [16.0, 16.0, 48.0, 48.0], [8, 8, 8.5, 8.5]])
+    boxes, labels = torch.cat((boxes, on_points)), torch.arange(43) % 3
+    image_index = torch.arange(43) % 4
+    candidates = find_candidates(boxes, labels, image_index, make_levels(64, 96), torch.device("cpu"))
+    pairs = []
+    for i, box in enumerate(boxes):
+        center, half_size = (box[:2] + box[2:]) / 2, ((box[2:] - box[:2]) / 2).clamp(min=4)
+        inside = points_inside(torch.cat((center - half_size, center + half_size)), points)
+        pairs += [(i, j) for j in inside]
+    gt, point = torch.tensor(pairs).T
+    assert torch.equal(candidates.gt_index, gt)
+    assert torch.equal(candidates.point_index, image_index[gt] * len(points) + point)
+    assert torch.equal(candidates.point, points[point]) and torch.equal(candidates.stride, strides[point])
+    assert torch.equal(candidates.box, boxes[gt]) and torch.equal(candidates.label, labels[gt])
+
+
+def test_complete_iou_loss_equals_torchvision():
+    corners = torch.rand(2, 500, 2) * 60
+    a, b = torch.cat((corners, corners + 1 + torch.rand(2, 500, 2) * 40), dim=-1)
+    a.requires_grad_()
+    expected = complete_box_iou_loss(a, b)
+    loss = complete_iou_loss(a, b)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    gradients = [torch.autograd.grad(x.sum(), a)[0] for x in (loss, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+
+
 def test_detection_loss_assigns_a_one_pixel_object():
-    points, strides = make_points(64, 64)
+    points, _ = make_points(64, 64)
     box_logits = torch.zeros(1, len(points), 4, REG_MAX)
     box_logits[..., 0] = 5.0  # small boxes around every anchor point
-    predictions = Predictions(box_logits, torch.zeros(1, len(points), 2), points, strides)
+    predictions = Predictions(box_logits, torch.zeros(1, len(points), 2), make_levels(64, 64))
     target = [{"boxes": torch.tensor([[20.0, 20.0, 21.0, 21.0]]), "labels": torch.tensor([1])}]
     assert float(detection_loss(predictions, target)["box"]) > 0
 
