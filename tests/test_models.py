@@ -182,7 +182,9 @@ def test_candidates_are_the_anchor_points_inside_each_object():
     on_points = torch.tensor([[4.0, 12.0, 28.0, 12.0], [16.0, 16.0, 48.0, 48.0], [8, 8, 8.5, 8.5]])
     boxes, labels = torch.cat((boxes, on_points)), torch.arange(43) % 3
     image_index = torch.arange(43) % 4
-    candidates = find_candidates(boxes, labels, image_index, make_levels(64, 96), torch.device("cpu"))
+    candidates = find_candidates(
+        boxes, labels, image_index, make_levels(64, 96), torch.device("cpu")
+    )
     pairs = []
     for i, box in enumerate(boxes):
         center, half_size = (box[:2] + box[2:]) / 2, ((box[2:] - box[:2]) / 2).clamp(min=4)
@@ -191,7 +193,9 @@ def test_candidates_are_the_anchor_points_inside_each_object():
     gt, point = torch.tensor(pairs).T
     assert torch.equal(candidates.gt_index, gt)
     assert torch.equal(candidates.point_index, image_index[gt] * len(points) + point)
-    assert torch.equal(candidates.point, points[point]) and torch.equal(candidates.stride, strides[point])
+    assert torch.equal(candidates.point, points[point]) and torch.equal(
+        candidates.stride, strides[point]
+    )
     assert torch.equal(candidates.box, boxes[gt]) and torch.equal(candidates.label, labels[gt])
 
 

@@ -27,9 +27,19 @@ def foreach_lerp(tensors: Sequence[Tensor], ends: Sequence[Tensor], weight: floa
     return list(torch._foreach_lerp(list(tensors), list(ends), weight))
 
 
-def foreach_mul_(tensors: Sequence[Tensor], factor: float) -> None:
-    """Multiply each of `tensors` in place by `factor`, in one kernel like `foreach_lerp_`."""
-    torch._foreach_mul_(list(tensors), factor)
+def foreach_mul_(tensors: Sequence[Tensor], factors: float | Sequence[float]) -> None:
+    """Multiply each of `tensors` in place by a factor, in one kernel like `foreach_lerp_`."""
+    torch._foreach_mul_(list(tensors), factors)
+
+
+def foreach_add_(tensors: Sequence[Tensor], others: Sequence[Tensor], factor: float) -> None:
+    """Add to each of `tensors` its counterpart in `others` times `factor`, like `foreach_lerp_`."""
+    torch._foreach_add_(list(tensors), list(others), alpha=factor)
+
+
+def foreach_copy_(tensors: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy to each of `tensors` its counterpart in `sources`, like `foreach_lerp_`."""
+    torch._foreach_copy_(list(tensors), list(sources))
 
 
 def cpu_has_amx() -> bool:

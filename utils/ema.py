@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from utils.compat import foreach_lerp_
+from utils.compat import foreach_copy_, foreach_lerp_
 
 
 class EMA:
@@ -28,14 +28,12 @@ class EMA:
         """Update the average after an optimizer step; integer buffers (counters) are copied."""
         self.updates += 1
         decay = min(self.decay, 1 - 9 / ((10 + self.updates) * (1 + self.updates / 1000)))
-        averages, values = [], []
-        for average, value in zip(_tensors(self.model), _tensors(model), strict=True):
-            if average.is_floating_point():
-                averages.append(average)
-                values.append(value)
-            else:
-                average.copy_(value)
-        foreach_lerp_(averages, values, 1 - decay)
+        pairs = [*zip(_tensors(self.model), _tensors(model), strict=True)]
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        integers = [pair for pair in pairs if not pair[0].is_floating_point()]
+        foreach_lerp_(*zip(*floats, strict=True), 1 - decay)
+        if integers:
+            foreach_copy_(*zip(*integers, strict=True))
 
     @torch.no_grad()
     def restore_buffers(self, model: nn.Module) -> None:

@@ -1,6 +1,7 @@
 """The optimizers of a hyp file, and Muon for convolutions, which torch has for matrices only."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -25,12 +26,12 @@ NEWTON_SCHULZ_COEFFS = (
 UPDATE_RMS = 0.4
 
 
-def build_optimizer(model: nn.Module, hyp: Hyp, dtype: torch.dtype) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, hyp: Hyp) -> torch.optim.Optimizer:
     """Build the optimizer that `hyp` names for the trainable parameters of `model`.
 
     `model.param_groups()` returns three lists of them: `matrices`, which Muon can update (kernels
     of hidden convolutions), other `weights`, and `no_decay` (biases and norms). With muon each is a
-    group of its own; with sgd and adamw the first two are one group. Muon iterates in `dtype`.
+    group of its own; with sgd and adamw the first two are one group.
     """
     parameters = model.param_groups()
     no_decay = {"params": parameters["no_decay"], "weight_decay": 0.0}
@@ -39,7 +40,7 @@ def build_optimizer(model: nn.Module, hyp: Hyp, dtype: torch.dtype) -> torch.opt
         decay = hyp.weight_decay
         matrices = {"params": parameters["matrices"], "weight_decay": decay, "muon": True}
         weights = {"params": parameters["weights"], "weight_decay": decay}
-        return Muon([matrices, weights, no_decay], dtype, lr=hyp.lr0, betas=betas, fused=True)
+        return Muon([matrices, weights, no_decay], lr=hyp.lr0, betas=betas, fused=True)
     decayed = {*parameters["matrices"], *parameters["weights"]}
     weights = [p for p in model.parameters() if p in decayed]
     groups = [{"params": weights, "weight_decay": hyp.weight_decay}, no_decay]
@@ -56,14 +57,8 @@ class Muon(torch.optim.AdamW):
     width * in), and `betas[0]` is its Nesterov momentum. Updates are scaled to the size of AdamW's,
     so that one learning rate and weight decay fit both (Liu et al., "Muon is Scalable for LLM
     Training", arXiv 2502.16982, which takes the lower end of that size; short runs need the upper
-    one). The Newton-Schulz iteration runs in `dtype`.
+    one). It computes in float32: the gradients' small singular values are lost in anything less.
     """
-
-    def __init__(
-        self, params: Iterable[dict[str, Any]], dtype: torch.dtype = torch.float32, **options: Any
-    ) -> None:
-        super().__init__(params, **options)
-        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -92,7 +87,6 @@ class Muon(torch.optim.AdamW):
             if not self.state[p]:
                 # AdamW's load_state_dict expects every state to have a step.
                 self.state[p].update(step=torch.tensor(0.0), momentum=torch.zeros_like(p))
-            self.state[p]["step"] += 1
         gradients = [p.grad for p in parameters]
         momenta = [self.state[p]["momentum"] for p in parameters]
         beta, lr = group["betas"][0], group["lr"]
@@ -100,16 +94,19 @@ class Muon(torch.optim.AdamW):
         updates = compat.foreach_lerp(gradients, momenta, beta)
         compat.foreach_mul_(parameters, 1 - lr * group["weight_decay"])
         # Matrices of one shape are orthogonalized together.
-        by_shape: dict[torch.Size, list[tuple[nn.Parameter, Tensor]]] = {}
-        for p, update in zip(parameters, updates, strict=True):
-            matrix = _as_matrix(update)
-            by_shape.setdefault(matrix.shape, []).append((p, matrix))
-        for shape, pairs in by_shape.items():
-            stacked = torch.stack([matrix for _, matrix in pairs]).to(self.dtype)
-            steps = orthogonalize(stacked).to(torch.float32)
-            steps *= -lr * UPDATE_RMS * max(shape) ** 0.5
-            for (p, _), step in zip(pairs, steps, strict=True):
-                p.add_(step.unflatten(1, (*p.shape[2:], p.shape[1])).permute(0, 3, 1, 2))
+        by_shape: dict[torch.Size, list[int]] = {}
+        for i, update in enumerate(updates):
+            by_shape.setdefault(_as_matrix(update).shape, []).append(i)
+        stacks = [
+            torch.stack([_as_matrix(updates[i]) for i in indices]) for indices in by_shape.values()
+        ]
+        stacks = orthogonalize(stacks)
+        compat.foreach_mul_(stacks, [max(shape) ** 0.5 for shape in by_shape])
+        for indices, steps in zip(by_shape.values(), stacks, strict=True):
+            for i, step in zip(indices, steps, strict=True):
+                out, in_channels, height, width = updates[i].shape
+                updates[i] = step.view(out, height, width, in_channels).permute(0, 3, 1, 2)
+        compat.foreach_add_(parameters, updates, -lr * UPDATE_RMS)
 
 
 def _as_matrix(kernel: Tensor) -> Tensor:
@@ -117,20 +114,40 @@ def _as_matrix(kernel: Tensor) -> Tensor:
     return kernel.permute(0, 2, 3, 1).flatten(1)
 
 
-def orthogonalize(matrices: Tensor) -> Tensor:
-    """Return matrices (n, rows, columns) with all singular values brought close to 1.
+def orthogonalize(stacks: Sequence[Tensor]) -> list[Tensor]:
+    """Return each stack of matrices (n, rows, columns) with singular values brought close to 1.
 
-    The singular vectors stay the same (Newton-Schulz iteration).
+    The singular vectors stay the same (Newton-Schulz iteration). Each polynomial of a matrix X is a
+    matrix polynomial of its Gram matrix G = X X' times X. So all of them are multiplied up in the
+    smaller space of G, where the matrices with as many rows are iterated together, and X is
+    multiplied once, in place of once for each polynomial.
     """
-    tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.mT if tall else matrices
-    gram = x @ x.mT
+    wide = [x.mT if x.shape[1] > x.shape[2] else x for x in stacks]
+    by_rows: dict[int, list[int]] = {}
+    for i, x in enumerate(wide):
+        by_rows.setdefault(x.shape[1], []).append(i)
+    results = list(stacks)
+    for indices in by_rows.values():
+        factors = _polynomial(torch.cat([wide[i] @ wide[i].mT for i in indices]))
+        counts = [len(wide[i]) for i in indices]
+        for i, factor in zip(indices, factors.split(counts), strict=True):
+            is_tall = stacks[i].shape[1] > stacks[i].shape[2]
+            # Written so that the result is contiguous, as the parameters are.
+            results[i] = stacks[i] @ factor if is_tall else factor @ stacks[i]
+    return results
+
+
+def _polynomial(gram: Tensor) -> Tensor:
+    """Return the polynomials of NEWTON_SCHULZ_COEFFS, as factors of X, for G = X X' (n, r, r)."""
     # The fourth root of the sum of the singular values' fourth powers: not below the largest one,
     # and much nearer to it than the Frobenius norm. The polynomials grow steeply above 1, so
     # rounding must not lift a singular value over it.
     norm = 1.05 * gram.norm(dim=(1, 2), keepdim=True).sqrt().clamp(min=1e-7)
-    x, gram = x / norm, gram / norm**2
-    for i, (a, b, c) in enumerate(NEWTON_SCHULZ_COEFFS):
-        gram = x @ x.mT if i else gram
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+    gram = gram / norm**2
+    factors = []
+    for a, b, c in NEWTON_SCHULZ_COEFFS:
+        if factors:
+            gram = (gram @ factors[-1]) @ factors[-1]
+        factors.append(torch.baddbmm(gram, gram, gram, beta=b, alpha=c))
+        factors[-1].diagonal(dim1=1, dim2=2).add_(a)
+    return reduce(torch.matmul, factors) / norm
