@@ -24,9 +24,10 @@ from data.images import image_size, list_images, read_image, unique_stem
 from data.video import VIDEO_SUFFIXES, VideoWriter, read_video
 from models import load
 from models.detector import Detector
+from utils.amp import amp_dtype, autocast
 from utils.atomic import atomic_write
 from utils.cli import Parser, dir_name, int_range, run_cli, unit_interval
-from utils.device import prefers_bf16, select_device
+from utils.device import select_device
 from utils.errors import UserError
 from utils.letterbox import check_imgsz, letterbox_size
 from utils.log import info, warning
@@ -202,7 +203,7 @@ def predict(
     height, width = image.shape[-2:]
     new_height, new_width = letterbox_size(height, width, imgsz)
     resized = resize(image, new_height, new_width).to(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=prefers_bf16(device)):
+    with autocast(device, amp_dtype("auto", device)):
         (detections,) = model([resized])
     scale = torch.tensor([new_width / width, new_height / height])
     boxes = detections["boxes"].float().cpu() / scale.repeat(2)

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from models import MODELS, backbone_name, model_name
+from utils.amp import AMP
 from utils.cli import (
     Parser,
     batch_size,
@@ -87,6 +88,13 @@ def build_parser() -> Parser:
         help="cpu, cuda, cuda:1, ... (%(default)s: cuda if available)",
     )
     add(
+        "--amp",
+        default="auto",
+        choices=AMP,
+        help="mixed precision: bf16, fp16 (with a loss scale), or off; auto: the fastest that the "
+        "device has (%(default)s)",
+    )
+    add(
         "--workers",
         type=int_range(0),
         metavar="N",
@@ -140,6 +148,14 @@ def build_parser() -> Parser:
         "--detect-anomaly",
         action="store_true",
         help="stop at the first module with a non-finite output (2x slower)",
+    )
+    add(
+        "--compile",
+        nargs="?",
+        const="inductor",
+        choices=("inductor", "cudagraphs", "aot_eager", "eager"),
+        metavar="BACKEND",
+        help="compile the network and the loss with torch.compile (backend: %(const)s)",
     )
     add("--sync-bn", action="store_true", help="use SyncBatchNorm (CUDA)")
     add(

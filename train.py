@@ -24,18 +24,20 @@ from data.config import read_data_config
 from data.formats import Annotations, images_in_both_splits, read_train_val
 from data.images import read_image
 from data.loaders import Loaders, build_loaders
+from data.prefetch import prefetch
 from data.shapes import make_builtin
 from models import build_model
 from models.detector import Detector
 from models.freezing import freeze
 from models.weights import load_initial_weights
 from options import defaults, parse_args
+from utils.amp import LossScaler, amp_dtype, amp_name, autocast
 from utils.anomaly import detect_anomaly
 from utils.auto_batch import largest_batch
 from utils.checkpoint import Part, restore
 from utils.checkpointer import Checkpointer
 from utils.cli import cli_command
-from utils.device import prefers_bf16, select_device, set_deterministic
+from utils.device import select_device, set_deterministic
 from utils.distributed import DistributedContext, convert_sync_batchnorm
 from utils.ema import EMA
 from utils.errors import UserError
@@ -76,8 +78,7 @@ class Run:
     dist: DistributedContext
     stop: StopSignals
     device: torch.device
-    bf16: bool
-    dtype: torch.dtype  # what images are converted to, and Muon iterates in
+    dtype: torch.dtype  # what the network computes in
     environment: dict[str, object]  # what the last bits of the results depend on
     train_data: Annotations
     val_data: Annotations
@@ -87,6 +88,7 @@ class Run:
     ddp_model: nn.Module  # `model` itself in a single process
     frozen_modules: list[nn.Module]
     optimizer: torch.optim.Optimizer
+    scaler: LossScaler
     scheduler: BatchWarmup
     lr_plan: list[array]  # of each parameter group: the learning rate of every batch
     ema: EMA
@@ -111,8 +113,7 @@ def build(
 
     stage("device")
     device = run.device = select_device(args.device, dist.local_rank)
-    run.bf16 = prefers_bf16(device)
-    run.dtype = torch.bfloat16 if run.bf16 else torch.float32
+    run.dtype = amp_dtype(args.amp, device)
     same_order = args.deterministic or device.type == "cpu"
     set_deterministic(same_order)
     disable_malloc_trim()
@@ -144,7 +145,7 @@ def build(
     min_imgsz, max_imgsz = imgsz_bounds(args.imgsz, model.stride)
     check_imgsz(min_imgsz, model.min_size)
     if args.batch_size == "auto":
-        args.batch_size = dist.on_main(largest_batch, model, max_imgsz, device, run.bf16)
+        args.batch_size = dist.on_main(largest_batch, model, max_imgsz, device, run.dtype)
         args.batch_size *= dist.world_size
     if "batch_size" in overrides and args.batch_size > len(train_data):
         size = len(train_data)
@@ -163,7 +164,8 @@ def build(
     model.to(device, memory_format=torch.channels_last)
 
     stage("schedule")
-    run.optimizer = build_optimizer(model, hyp, run.dtype)
+    run.optimizer = build_optimizer(model, hyp)
+    run.scaler = LossScaler(device, run.dtype)
     run.scheduler, run.lr_plan, messages = build_checked_scheduler(
         hyp, start.hyp_file, run.optimizer, args.epochs, sampler.batch_sizes, args.batch_size
     )
@@ -177,13 +179,14 @@ def build(
         "model": model,
         "ema": run.ema,
         "optimizer": run.optimizer,
+        "scaler": run.scaler,
         "scheduler": run.scheduler,
         "progress": run.progress,
     }
 
     stop.defer()  # from here on a signal is answered after the batch under way, with a checkpoint
     stage("run_dir")
-    run.environment = numerics_environment(device, run.bf16, dist.world_size)
+    run.environment = numerics_environment(device, run.dtype, dist.world_size)
     if start.checkpoint is not None:
         restore(run.parts, start.checkpoint, start.path)
         run.scheduler.extend(args.epochs)
@@ -207,6 +210,8 @@ def build(
     torch.autograd.set_detect_anomaly(args.detect_anomaly)
     if args.detect_anomaly:
         detect_anomaly(model)
+    if args.compile:
+        model.compile_network(args.compile)
     run.ddp_model = dist.wrap_ddp(model, same_order)
     return run
 
@@ -221,7 +226,7 @@ def train_one_epoch(run: Run, progress: Progress) -> None:
         module.eval()  # BatchNorm statistics are frozen, too
     window_loss = 0.0
     bar = tqdm(
-        run.loaders.train,
+        prefetch(run.loaders.train, run.device),
         f"{epoch}/{run.args.epochs - 1}",
         len(sampler),
         initial=progress.batch,
@@ -242,9 +247,8 @@ def train_one_epoch(run: Run, progress: Progress) -> None:
         run.ddp_model.require_backward_grad_sync = is_update_step  # read by DDP
 
         # Forward and backward.
-        images = images.to(run.device, non_blocking=True)
         images = apply_color_matrix(images, [target["color"] for target in targets], run.dtype)
-        with torch.autocast(run.device.type, torch.bfloat16, enabled=run.bf16):
+        with autocast(run.device, run.dtype):
             losses = run.ddp_model(images, targets)
         if batch == epoch == 0 and (unused := hyp.loss_weights.keys() - losses.keys()):
             warning(
@@ -252,7 +256,7 @@ def train_one_epoch(run: Run, progress: Progress) -> None:
                 f"its losses are {', '.join(losses)}"
             )
         losses = {name: loss * hyp.loss_weights.get(name, 1.0) for name, loss in losses.items()}
-        (sum(losses.values()) / (window_end - window_start)).backward()
+        run.scaler.scale(sum(losses.values()) / (window_end - window_start)).backward()
         reduced = run.dist.all_reduce_mean(torch.stack([*losses.values()]).detach())
         progress.means.update(**dict(zip(losses, reduced, strict=True)))
         window_loss = window_loss + reduced.sum()
@@ -265,13 +269,15 @@ def train_one_epoch(run: Run, progress: Progress) -> None:
             continue
 
         # Optimizer step, unless its numbers are not finite.
+        run.scaler.unscale_(run.optimizer)
         grad_norm = nn.utils.clip_grad_norm_(run.model.parameters(), hyp.grad_clip or math.inf)
         is_finite = math.isfinite(window_loss + grad_norm)  # the one wait for the GPU in a step
-        progress.record_step(is_finite)
         if is_finite:
             run.optimizer.step()
             run.ema.update(run.model)
-        else:
+            progress.consecutive_skips = 0
+        elif not run.scaler.overflows(window_loss):
+            progress.skip_step()
             run.ema.restore_buffers(run.model)
             names = run.train_data.image_names(sampler.source_images(window_start, batch))
             warning(
@@ -285,6 +291,7 @@ def train_one_epoch(run: Run, progress: Progress) -> None:
                 f"up to epoch {epoch}, batch {batch} (last.pt is from before them; "
                 "--detect-anomaly finds the first module)"
             )
+        run.scaler.update()
         run.optimizer.zero_grad()
         window_loss = 0.0
         progress.batch = batch + 1
@@ -299,7 +306,7 @@ def validate(run: Run, progress: Progress) -> tuple[dict[str, float], bool]:
     stage("validate", epoch=progress.epoch)
     run.dist.broadcast_buffers(run.ema.model)
     batches = run.stop.stop_on_signal(run.loaders.val)
-    detections = run_inference(run.ema.model, batches, run.device, run.bf16)
+    detections = run_inference(run.ema.model, batches, run.device, run.dtype)
     progress.batch = len(run.loaders.sampler)  # a run that is stopped here resumes here
     run.checkpointer.exit_if_interrupted()
     detections = run.dist.gather_rows(detections)
@@ -328,8 +335,8 @@ def main(argv: list[str] | None = None) -> None:
         draws_plots = dist.is_main and not args.noplots
         info(
             f"{args.model}, {len(class_names)} classes, {len(run.loaders.train_set)} + "
-            f"{len(run.val_data)} images at {args.imgsz} px, on {run.device}"
-            f"{' in bf16' if run.bf16 else ''}, world size {dist.world_size}, into {path}"
+            f"{len(run.val_data)} images at {args.imgsz} px, on {run.device}, "
+            f"amp {amp_name(run.dtype)}, world size {dist.world_size}, into {path}"
         )
         if dist.is_main:
             run.run_dir.write_yaml(hyp=run.hyp.model_dump(), args=vars(args))
@@ -373,7 +380,7 @@ def main(argv: list[str] | None = None) -> None:
             stage("results_plots")
             draw_results(progress.history, path / "results.png")
             images, targets = next(iter(run.loaders.val))
-            with torch.no_grad(), torch.autocast(run.device.type, torch.bfloat16, run.bf16):
+            with torch.no_grad(), autocast(run.device, run.dtype):
                 predictions = run.ema.model(images.to(run.device))
             draw_predictions(images, targets, predictions, class_names, path / "val_batch.jpg")
             stage("report")

@@ -24,10 +24,11 @@ from data.formats import Annotations, original_ids, read_split
 from data.shapes import make_builtin
 from models import load
 from models.detector import Detector
+from utils.amp import amp_dtype, amp_name
 from utils.atomic import atomic_write
 from utils.cli import Parser, dir_name, int_range, run_cli, unit_interval
 from utils.confusion import confusion_matrix
-from utils.device import default_workers, prefers_bf16, select_device, set_deterministic
+from utils.device import default_workers, select_device, set_deterministic
 from utils.errors import UserError
 from utils.inference import run_inference
 from utils.letterbox import check_imgsz, imgsz_bounds, imgsz_warning
@@ -125,7 +126,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def evaluate_detector(args: argparse.Namespace) -> None:
     """Evaluate the detector in `args.weights`, print the metrics and write the results."""
     device = select_device(args.device)
-    bf16 = prefers_bf16(device)
+    dtype = amp_dtype("auto", device)
     set_deterministic(device.type == "cpu")
     disable_malloc_trim()
 
@@ -156,12 +157,12 @@ def evaluate_detector(args: argparse.Namespace) -> None:
 
     timer = Timer(device)
     timed_model, timed_batches = TimedDetector(model, timer), time_batches(loader, timer)
-    detections = run_inference(timed_model, timed_batches, device, bf16)
+    detections = run_inference(timed_model, timed_batches, device, dtype)
     coco_gt = data.coco_gt()
     result, curves = evaluate_with_curves(coco_gt, detections)
     info(format_table(result))
     ms = "  ".join(f"{stage} {1000 * s / len(data):.1f}" for stage, s in timer.seconds.items())
-    precision = ", bf16" if bf16 else ""
+    precision = "" if dtype == torch.float32 else f", {amp_name(dtype)}"
     info(f"ms/image at {imgsz} px, batch size {args.batch_size}, {device}{precision}: {ms}")
 
     results_dir = new_dir(Path(args.project), args.name, args.exist_ok)

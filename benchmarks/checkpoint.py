@@ -20,8 +20,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models import build_model
 from options import DEFAULTS
+from utils.amp import amp_dtype, autocast
 from utils.checkpoint import save_checkpoint
-from utils.device import prefers_bf16, select_device, set_deterministic
+from utils.device import select_device, set_deterministic
 from utils.ema import EMA
 from utils.optimizers import build_optimizer
 
@@ -32,11 +33,10 @@ class Run:
     def __init__(
         self, name: str, optimizer: str, device: torch.device, batch_size: int, imgsz: int
     ) -> None:
-        self.device, self.bf16 = device, prefers_bf16(device)
+        self.device, self.dtype = device, amp_dtype("auto", device)
         self.model = build_model(name, 3).to(device, memory_format=torch.channels_last).train()
         hyp = SimpleNamespace(optimizer=optimizer, lr0=1e-3, momentum=0.9, weight_decay=0.01)
-        dtype = torch.bfloat16 if self.bf16 else torch.float32
-        self.optimizer = build_optimizer(self.model, hyp, dtype)
+        self.optimizer = build_optimizer(self.model, hyp)
         self.ema = EMA(self.model, 0.999)
         self.images = torch.randint(
             256, (batch_size, 3, imgsz, imgsz), dtype=torch.uint8, device=device
@@ -47,7 +47,7 @@ class Run:
 
     def step(self) -> None:
         """Run one training step, and wait for it on CUDA."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with autocast(self.device, self.dtype):
             losses = self.model(self.images, self.targets)
         sum(losses.values()).backward()
         self.optimizer.step()

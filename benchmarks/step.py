@@ -1,8 +1,8 @@
 """Profile a training step of yolo-n: the time of its parts, and of its operators.
 
 `python benchmarks/step.py [--imgsz 320] [--batch-size 16]`: synthetic images with 13 boxes each,
-the default hyp file, all cores. The dtype is the one that train.py would choose on this machine;
-`--dtype float32` and `--dtype bfloat16` show the cost of the other.
+the default hyp file, all cores. The precision is the one that train.py would choose here; `--amp
+off` and `--amp bf16` show the cost of the other.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from torch.profiler import profile
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models import build_model
 from models.loss import detection_loss
-from utils.device import prefers_bf16
+from utils.amp import AMP, amp_dtype, autocast
 from utils.ema import EMA
 from utils.hyp import Hyp
 from utils.memory import disable_malloc_trim
@@ -52,15 +52,14 @@ def main() -> None:
     p.add_argument("--imgsz", type=int, default=320)
     p.add_argument("--batch-size", type=int, default=16)
     p.add_argument("--steps", type=int, default=30)
-    p.add_argument("--dtype", choices=("float32", "bfloat16"))
+    p.add_argument("--amp", default="auto", choices=AMP)
     args = p.parse_args()
     disable_malloc_trim()
     torch.manual_seed(0)
     device, hyp = torch.device("cpu"), Hyp()
-    bf16 = prefers_bf16(device) if args.dtype is None else args.dtype == "bfloat16"
-    dtype = torch.bfloat16 if bf16 else torch.float32
+    dtype = amp_dtype(args.amp, device)
     model = build_model("yolo-n", 3).to(memory_format=torch.channels_last).train()
-    optimizer, ema = build_optimizer(model, hyp, dtype), EMA(model, hyp.ema_decay)
+    optimizer, ema = build_optimizer(model, hyp), EMA(model, hyp.ema_decay)
     images = torch.rand(args.batch_size, 3, args.imgsz, args.imgsz).to(dtype)
     images = images.to(memory_format=torch.channels_last)
     targets = make_targets(args.batch_size, args.imgsz)
@@ -75,7 +74,7 @@ def main() -> None:
             seconds[part] = time.perf_counter() - start
             start = time.perf_counter()
 
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with autocast(device, dtype):
             predictions = model.raw_predictions(images)
             mark("forward")
             losses = detection_loss(predictions, targets)

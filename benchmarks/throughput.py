@@ -32,7 +32,7 @@ from data.dataset import TrainSet, collate
 from data.formats import read_split
 from data.sampler import EpochBatchSampler
 from models import build_model
-from utils.device import prefers_bf16
+from utils.amp import amp_dtype
 from utils.hyp import Hyp
 from utils.memory import disable_malloc_trim
 
@@ -92,7 +92,7 @@ def time_convolutions(batch_size: int, imgsz: int, rounds: int = 5) -> float:
         for module in model.modules()
         if isinstance(module, nn.Conv2d)
     ]
-    dtype = torch.bfloat16 if prefers_bf16(torch.device("cpu")) else torch.float32
+    dtype = amp_dtype("auto", torch.device("cpu"))
     with torch.no_grad():
         model.head(model.neck(model.backbone(torch.zeros(batch_size, 3, imgsz, imgsz))))
     for hook in hooks:

@@ -41,6 +41,7 @@ class Detector(nn.Module):
         score_thresh, nms_thresh, detections_per_img, topk_candidates  the defaults of `postprocess`
         set_thresholds, postprocess  if detections are not selected by NMS
         backbone_modules, freezable_layers  what --freeze can freeze
+        compile_network  what --compile compiles
         param_groups  which parameters the optimizer treats how
         load_pretrained, load_pretrained_backbone  if there are published weights
         forward  if it does its own batching and post-processing
@@ -152,6 +153,14 @@ class Detector(nn.Module):
     def freezable_layers(self) -> list[nn.Module]:
         """Return the modules that `--freeze N` counts, in the order in which an image passes."""
         return [layer for module in self.backbone_modules() for layer in module.children()]
+
+    def compile_network(self, backend: str) -> None:
+        """Compile the modules with most of the computation, in place (`torch.compile`).
+
+        Names and values of the state stay as they are. Evaluation mode is compiled, too, if used.
+        """
+        for module in self.backbone_modules():
+            module.compile(backend=backend)
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the parameters that require gradients, grouped by how they are optimized.

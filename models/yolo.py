@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models.blocks import ConvNormAct, CSPStage, PyramidPooling
 from models.detector import Detector, Targets
 from models.head import Head, Predictions, anchor_points, decode_boxes
-from models.loss import detection_loss
+from models.loss import detection_loss, loss_sums
 from models.torchvision_backbones import TorchvisionBackbone
 from models.weights import PREFIX
 
@@ -120,6 +120,7 @@ class YOLO(Detector):
             self.backbone = Backbone(scale)
         self.neck = Neck(self.backbone.channels, max(1, round(3 * scale.depth)))
         self.head = Head(self.backbone.channels, (8, 16, 32), num_classes)
+        self.loss_sums = loss_sums
 
     def raw_predictions(self, images: Tensor) -> Predictions:
         """Run the network on a batch, as `predict` takes it: logits and anchor points."""
@@ -127,13 +128,19 @@ class YOLO(Detector):
 
     def losses(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
         """Return the unweighted losses of a batch: `box`, `cls` and `dfl`."""
-        return detection_loss(self.raw_predictions(images), targets)
+        return detection_loss(self.raw_predictions(images), targets, self.loss_sums)
 
     def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return one box and its class scores for each anchor point."""
         box_logits, cls_logits, levels = self.raw_predictions(images)
         points, strides = anchor_points(levels, box_logits.device)
         return decode_boxes(box_logits, points, strides), cls_logits.sigmoid()
+
+    def compile_network(self, backend: str) -> None:
+        """Compile backbone, neck and head, each as one graph, and the loss."""
+        for module in (self.backbone, self.neck, self.head):
+            module.compile(backend=backend, fullgraph=True)
+        self.loss_sums = torch.compile(loss_sums, backend=backend, fullgraph=True, dynamic=True)
 
     def backbone_modules(self) -> list[nn.Module]:
         """Return the backbone; of a torchvision one only its features.

@@ -29,7 +29,7 @@ from data.config import read_data_config
 from data.dataset import ValSet, collate
 from data.formats import read_split
 from models import build_model
-from utils.device import prefers_bf16
+from utils.amp import amp_dtype
 from utils.inference import run_inference
 from utils.metrics import evaluate
 
@@ -332,7 +332,7 @@ def test_validation_in_two_processes_has_the_metrics_of_one(
     loader = DataLoader(ValSet(split, 64, stride=32), batch_size=4, collate_fn=collate)
     device = torch.device("cpu")
     detections = run_inference(
-        model.to(memory_format=torch.channels_last), loader, device, prefers_bf16(device)
+        model.to(memory_format=torch.channels_last), loader, device, amp_dtype("auto", device)
     )
     assert set(detections[:, 0]) == set(range(NUM_VAL))
     result = evaluate(split.coco_gt(), detections)

@@ -75,7 +75,7 @@ def test_evaluate_agrees_with_pycocotools_on_a_trained_model(bccd):
             sum(model(images, targets).values()).backward()
             optimizer.step()
     loader = DataLoader(ValSet(val, 160, 32), batch_size=16, collate_fn=collate)
-    detections = run_inference(model, loader, torch.device("cpu"), bf16=False)
+    detections = run_inference(model, loader, torch.device("cpu"), torch.float32)
     assert len(detections) > 1000
     result = assert_agrees_with_pycocotools(annotations_to_coco_gt(val), detections)
     assert (

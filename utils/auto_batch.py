@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from utils.amp import autocast
 from utils.errors import UserError
 
 PROBE_SIZES = (1, 2, 4, 8, 16)  # images
@@ -14,7 +15,7 @@ PROBE_SIZES = (1, 2, 4, 8, 16)  # images
 MEMORY_FRACTION = 0.8
 
 
-def largest_batch(model: nn.Module, imgsz: int, device: torch.device, bf16: bool) -> int:
+def largest_batch(model: nn.Module, imgsz: int, device: torch.device, dtype: torch.dtype) -> int:
     """Return how many images of `imgsz` pixels fit into the GPU `device` in a training step.
 
     A copy of `model` is trained on random images; `model` and the random state stay as they are.
@@ -29,7 +30,7 @@ def largest_batch(model: nn.Module, imgsz: int, device: torch.device, bf16: bool
     def peak_memory(batch_size: int) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         images = torch.rand(batch_size, 3, imgsz, imgsz, device=device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with autocast(device, dtype):
             losses = probe_model(images, [target] * batch_size)
         sum(losses.values()).backward()
         return torch.cuda.max_memory_allocated(device)

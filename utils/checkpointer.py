@@ -47,8 +47,12 @@ class Checkpointer:
         return not error
 
     def after_step(self) -> None:
-        """Save if the last checkpoint is old enough; exit if a signal has arrived."""
-        self.exit_if_interrupted()
+        """Save if the last checkpoint is old enough; exit if a signal has arrived.
+
+        Several processes agree on a signal one step after it has arrived.
+        """
+        if self.dist.poll_max(self.stop.pending):
+            self.exit_if_interrupted()
         age = time.monotonic() - self.run_dir.last_save_time
         # After a skipped step the cause may be in the weights: the last good checkpoint stays.
         if self.every and age > self.every * 60 and not self._progress.consecutive_skips:

@@ -33,6 +33,7 @@ class DistributedContext:
         self.local_rank: int | None = None
         self.local_world_size = 1
         self._ddp_model: nn.parallel.DistributedDataParallel | None = None
+        self._poll: tuple[Tensor, dist.Work] | None = None
         world_size = os.environ.get("WORLD_SIZE", "1")
         if world_size != "1":
             if "TORCHELASTIC_RUN_ID" not in os.environ:
@@ -72,6 +73,24 @@ class DistributedContext:
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return int(tensor)
 
+    def poll_max(self, number: int) -> int:
+        """Return the maximum over all processes of the `number` each gave in its previous call.
+
+        In a run of one process this is `number`. It is for every step: the answer to a call travels
+        while the step after it computes, and nobody waits for it.
+        """
+        if self.world_size == 1:
+            return number
+        if self._poll is not None:
+            tensor, work = self._poll
+            work.wait()
+            previous = int(tensor)
+        else:
+            previous = 0
+        tensor = torch.tensor(number)
+        self._poll = tensor, dist.all_reduce(tensor, dist.ReduceOp.MAX, async_op=True)
+        return previous
+
     def all_reduce_mean(self, tensor: Tensor) -> Tensor:
         """Return the mean of `tensor` over all processes; with several, `tensor` is overwritten."""
         if self.world_size > 1:
@@ -106,15 +125,24 @@ class DistributedContext:
         # found none.
         find_unused = same_order and self.world_size > 2
         self._ddp_model = nn.parallel.DistributedDataParallel(
-            model, find_unused_parameters=find_unused
+            model, find_unused_parameters=find_unused, gradient_as_bucket_view=True
         )
         return self._ddp_model
 
     def broadcast_buffers(self, model: nn.Module) -> None:
         """Copy the main process's buffers (BatchNorm statistics) of `model` to all processes."""
-        if self.world_size > 1:
-            for buffer in model.buffers():
-                dist.broadcast(buffer, 0)
+        if self.world_size == 1:
+            return
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in model.buffers():
+            by_dtype.setdefault(buffer.dtype, []).append(buffer)
+        for buffers in by_dtype.values():  # all of one type are sent together
+            joined = torch.cat([buffer.flatten() for buffer in buffers])
+            dist.broadcast(joined, 0)
+            for buffer, values in zip(
+                buffers, joined.split([buffer.numel() for buffer in buffers]), strict=True
+            ):
+                buffer.copy_(values.view_as(buffer))
 
     def shutdown(self) -> None:
         """Wait for all processes, then destroy the process group.
@@ -125,6 +153,7 @@ class DistributedContext:
         """
         if self.world_size > 1:
             dist.barrier()
+            self._poll = None
             if self._ddp_model is not None:
                 compat.drop_ddp_references(self._ddp_model)
             dist.destroy_process_group()

@@ -22,15 +22,23 @@ class EMA:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
         self.updates = 0
+        self._source = model
+        self._pairs = [*zip(_tensors(self.model), _tensors(model), strict=True)]
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Update the average after an optimizer step; integer buffers (counters) are copied."""
+        """Update the average after an optimizer step; integer buffers (counters) are copied.
+
+        `model` must not be moved (`model.to()`) between updates: its tensors are looked up once, a
+        walk through hundreds of modules at every step would cost more than the update.
+        """
         self.updates += 1
         decay = min(self.decay, 1 - 9 / ((10 + self.updates) * (1 + self.updates / 1000)))
-        pairs = [*zip(_tensors(self.model), _tensors(model), strict=True)]
-        floats = [pair for pair in pairs if pair[0].is_floating_point()]
-        integers = [pair for pair in pairs if not pair[0].is_floating_point()]
+        if model is not self._source:
+            self._source = model
+            self._pairs = [*zip(_tensors(self.model), _tensors(model), strict=True)]
+        floats = [pair for pair in self._pairs if pair[0].is_floating_point()]
+        integers = [pair for pair in self._pairs if not pair[0].is_floating_point()]
         foreach_lerp_(*zip(*floats, strict=True), 1 - decay)
         if integers:
             foreach_copy_(*zip(*integers, strict=True))

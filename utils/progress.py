@@ -92,10 +92,10 @@ class Progress:
         """Return the seconds spent in the epoch so far."""
         return time.monotonic() - self._start_time
 
-    def record_step(self, is_finite: bool) -> None:
-        """Count an optimizer step, which was skipped unless its numbers were finite."""
-        self.skipped_steps += not is_finite
-        self.consecutive_skips = 0 if is_finite else self.consecutive_skips + 1
+    def skip_step(self) -> None:
+        """Count an optimizer step that was skipped because its numbers were not finite."""
+        self.skipped_steps += 1
+        self.consecutive_skips += 1
 
     def record_result(self, result: Result, detections: Tensor) -> bool:
         """Keep `result`, and the detections (k, 7) to report, if it is the best; return if so."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from utils.amp import amp_name
 from utils.checkpoint import HEADER, checkpoint_errors, load_checkpoint
 from utils.distributed import DistributedContext
 from utils.errors import UserError
@@ -152,12 +153,14 @@ def check_data_unchanged(saved: Mapping[str, str], current: Mapping[str, str], d
             )
 
 
-def numerics_environment(device: torch.device, bf16: bool, world_size: int) -> dict[str, Any]:
+def numerics_environment(
+    device: torch.device, dtype: torch.dtype, world_size: int
+) -> dict[str, Any]:
     """Return what the last bits of a sum depend on: versions, hardware, threads, processes."""
     environment = {
         "torch": str(torch.__version__),
         "device": device.type,
-        "bf16": bf16,
+        "amp": amp_name(dtype),
         "world_size": world_size,
     }
     if device.type == "cpu":
