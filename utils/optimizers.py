@@ -148,6 +148,6 @@ def _polynomial(gram: Tensor) -> Tensor:
     for a, b, c in NEWTON_SCHULZ_COEFFS:
         if factors:
             gram = (gram @ factors[-1]) @ factors[-1]
-        factors.append(torch.baddbmm(gram, gram, gram, beta=b, alpha=c))
+        factors.append((gram * b).baddbmm_(gram, gram, alpha=c))
         factors[-1].diagonal(dim1=1, dim2=2).add_(a)
     return reduce(torch.matmul, factors) / norm
