@@ -126,20 +126,24 @@ def assign(
     return Assignment(point_index, point[top], stride[top], box[top], label[top], target_score)
 
 
+def _empty_assignment(device: torch.device) -> Assignment:
+    """Return the assignment of a batch without an object, or without one over an anchor point."""
+    floats = torch.zeros(0, device=device)
+    points, boxes = torch.zeros(0, 2, device=device), torch.zeros(0, 4, device=device)
+    return Assignment(floats.long(), points, floats, boxes, floats.long(), floats)
+
+
 def loss_sums(
     box_logits: Tensor, cls_logits: Tensor, candidates: Candidates, num_gts: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the sums of the box, cls and dfl losses of a batch, and of the target scores.
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the sum of each loss over a batch, and the sum of the target scores.
 
     Arguments as of `assign`, but there may be no candidate.
     """
-    if not len(candidates.gt_index):
-        background = F.binary_cross_entropy_with_logits(
-            cls_logits, torch.zeros_like(cls_logits), reduction="sum"
-        )
-        zero = box_logits.sum() * 0
-        return zero, background, zero, zero.detach()
-    assignment = assign(box_logits.detach(), cls_logits.detach(), candidates, num_gts)
+    if len(candidates.gt_index):
+        assignment = assign(box_logits, cls_logits, candidates, num_gts)
+    else:
+        assignment = _empty_assignment(cls_logits.device)
     point_index, point, stride, box, label, score = assignment
 
     cls_targets = torch.zeros_like(cls_logits)
@@ -158,7 +162,8 @@ def loss_sums(
     lower_log_p = log_p.gather(-1, lower.long()[..., None])[..., 0]
     upper_log_p = log_p.gather(-1, lower.long()[..., None] + 1)[..., 0]
     dfl_loss = -(lower_log_p * (1 - upper_weight) + upper_log_p * upper_weight).mean(-1)
-    return (box_loss * score).sum(), cls_loss, (dfl_loss * score).sum(), cls_targets.sum()
+    losses = {"box": (box_loss * score).sum(), "cls": cls_loss, "dfl": (dfl_loss * score).sum()}
+    return losses, cls_targets.sum()
 
 
 def _mean_over_processes(total: Tensor) -> Tensor:
@@ -172,7 +177,7 @@ def _mean_over_processes(total: Tensor) -> Tensor:
 def detection_loss(
     predictions: Predictions,
     targets: Sequence[dict[str, Tensor]],
-    sums: Callable[..., tuple[Tensor, ...]] = loss_sums,
+    sums: Callable[..., tuple[dict[str, Tensor], Tensor]] = loss_sums,
 ) -> dict[str, Tensor]:
     """Compute the unweighted losses of a batch, scalars: `box` (1 - CIoU), `cls` and `dfl`.
 
@@ -188,8 +193,8 @@ def detection_loss(
     image_index = torch.arange(len(targets)).repeat_interleave(gts_per_image)
     box_logits, cls_logits, levels = predictions
     candidates = find_candidates(boxes, labels, image_index, levels, cls_logits.device)
-    *losses, score_sum = sums(
+    losses, score_sum = sums(
         box_logits.flatten(0, 1), cls_logits.flatten(0, 1), candidates, len(boxes)
     )
     score_sum = _mean_over_processes(score_sum)
-    return dict(zip(("box", "cls", "dfl"), (loss / score_sum for loss in losses), strict=True))
+    return {name: loss / score_sum for name, loss in losses.items()}
