@@ -26,8 +26,7 @@ def run_cli(command: str, main_fn: Callable[[], None]) -> int:
     """Run `main_fn` and return the exit status of `command`.
 
     0 on success, 128 + its number after a signal (Ctrl-C: 130), and 2, after one line on stderr,
-    for a UserError or an `environment_error`. After an error that another process of the run reports,
-    2 without a line.
+    for a UserError or an `environment_error`. For OtherProcessFailed it is 2 without a line.
     """
     try:
         main_fn()

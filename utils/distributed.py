@@ -20,8 +20,8 @@ from utils import compat
 from utils.errors import OtherProcessFailed, UserError
 
 T = TypeVar("T")
-# A process whose peer has ended notices it at once, by the closed connection. The timeout is for one
-# whose peer hangs, and it must not end a run that waits for a long evaluation or a full disk cache.
+# A process whose peer has ended notices it at once, by the closed connection. The timeout is for a
+# peer that hangs, and must not end a run that waits for a long evaluation or a full disk cache.
 TIMEOUT = timedelta(days=1)
 
 
