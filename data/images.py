@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -78,8 +79,19 @@ def unique_stem(file: str, used_stems: set[str]) -> str:
     return unique
 
 
-def image_size(file: str) -> tuple[int, int] | str:
-    """Return width and height, with the EXIF rotation applied, or a message if the file is invalid.
+class ImageSize(NamedTuple):
+    """Width and height in pixels, as the image is shown.
+
+    `orientation` is EXIF's number if it swaps the sides that the file has, otherwise 1.
+    """
+
+    width: int
+    height: int
+    orientation: int = 1
+
+
+def image_size(file: str) -> ImageSize | str:
+    """Return the size of the image, or a message if the file is invalid.
 
     Only the header and the end of the file are read: an image too large for any memory is
     recognized without decoding it. Files without an end marker are decoded to see whether they
@@ -91,7 +103,7 @@ def image_size(file: str) -> tuple[int, int] | str:
             # Not image.getexif(): it decodes a PNG whose EXIF block is behind the pixels.
             exif = Image.Exif()
             exif.load(image.info.get("exif", b""))
-            swapped = exif.get(ORIENTATION_TAG) in SWAPPED_ORIENTATIONS
+            orientation = exif.get(ORIENTATION_TAG, 1)
             raw.seek(max(0, os.fstat(raw.fileno()).st_size - 4096))
             if image.format not in END_MARKERS or END_MARKERS[image.format] not in raw.read():
                 image.load()
@@ -102,7 +114,9 @@ def image_size(file: str) -> tuple[int, int] | str:
     except Exception as error:  # corrupted bytes raise exceptions of any type in a decoder
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         return f"{file}: cannot be read: {reason or type(error).__name__}; skipped"
-    return (height, width) if swapped else (width, height)
+    if orientation in SWAPPED_ORIENTATIONS:
+        return ImageSize(height, width, orientation)
+    return ImageSize(width, height)
 
 
 def read_image(path: str) -> Tensor:

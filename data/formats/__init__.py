@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 
-CACHE_FORMAT = 2  # of the arrays in a cache; to be raised when the fields of Annotations change
+CACHE_FORMAT = 3  # of the arrays in a cache; to be raised when the fields of Annotations change
 
 
 def read_train_val(config: DataConfig, path: str) -> tuple[Annotations, Annotations]:

@@ -32,8 +32,10 @@ def read_coco(
     for category in categories:
         if category["id"] not in label_of:
             raise UserError(f"{path}: {unknown_class(category['name'], labels)}")
-    indices = {image_id: index for index, image_id in enumerate(images, len(scan.files))}
-    scan.files += files
+    indices = {
+        image_id: scan.add_image(file, *_stated_size(image), str(path))
+        for (image_id, image), file in zip(images.items(), files, strict=True)
+    }
     for number, annotation in enumerate(content["annotations"]):
         where = f"{path}: annotation {number}"
         image_id = annotation.get("image_id")
@@ -77,6 +79,15 @@ def _not_coco(path: Path, error: Exception) -> UserError:
     return UserError(
         f"{path}: not a COCO json with images, annotations and categories: {_reason(error)}"
     )
+
+
+def _stated_size(image: dict[str, Any]) -> tuple[float, float]:
+    """Return width and height, nan if they are missing or no numbers: then no box is valid."""
+    try:
+        width, height = float(image["width"]), float(image["height"])
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return math.nan, math.nan
+    return width, height
 
 
 def _parse_annotation(
