@@ -70,18 +70,23 @@ class DistributedContext:
 
         If it raises an exception, all processes raise one: see `raise_together`.
         """
-        if self.world_size == 1:
-            return fn(*args)
-        result, error = None, None
-        if self.is_main:
-            try:
-                result = fn(*args)
-            except Exception as exception:
-                error = exception
-        self.raise_together(error)
-        results = [result]
-        dist.broadcast_object_list(results)
+        results = [self.on_each(lambda: fn(*args) if self.is_main else None)]
+        if self.world_size > 1:
+            dist.broadcast_object_list(results)
         return results[0]
+
+    def on_each(self, fn: Callable[..., T], *args: object) -> T:
+        """Call `fn(*args)` in every process, and return its result once all have ended.
+
+        If it raises an exception, all processes raise one: see `raise_together`.
+        """
+        result, error = None, None
+        try:
+            result = fn(*args)
+        except Exception as exception:
+            error = exception
+        self.raise_together(error)
+        return result
 
     def raise_together(self, error: Exception | None) -> None:
         """Return if `error` is None in every process; otherwise raise in all of them.

@@ -5,7 +5,6 @@ import math
 import os
 from array import array
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from data.cache import Arrays
 from data.images import image_size
+from data.threads import map_in_threads
 from utils.metrics import to_coco_gt
 
 Labels = dict[str, int | None]  # class name in a source -> label, None for a class to skip
@@ -158,12 +158,11 @@ class Scan:
         count = len(self.files)
         sizes, orientations = np.zeros((count, 2), np.int32), np.ones(count, np.int8)
         # Threads, because on a network file system most of this is waiting.
-        with ThreadPoolExecutor(8) as pool:
-            for i, size in enumerate(pool.map(image_size, self.files)):
-                if isinstance(size, str):
-                    self.errors.append((i, size))
-                else:
-                    sizes[i], orientations[i] = size[:2], size.orientation
+        for i, size in enumerate(map_in_threads(image_size, self.files, 8)):
+            if isinstance(size, str):
+                self.errors.append((i, size))
+            else:
+                sizes[i], orientations[i] = size[:2], size.orientation
         stated = np.frombuffer(self._stated_sizes).reshape(-1, 2)
         as_shown = np.isnan(stated[:, 0]) | (stated == sizes).all(1)
         as_stored = (stated == sizes[:, ::-1]).all(1) & (orientations > 1)
