@@ -126,6 +126,15 @@ class Scan:
         self._boxes.extend(box)
         self._crowd.append(crowd)
 
+    def add_boxes(
+        self, image_indices: np.ndarray, labels: np.ndarray, boxes: np.ndarray, crowd: np.ndarray
+    ) -> None:
+        """Add boxes (n, 4) with `image_indices`, `labels` and `crowd` (n,), as `add_box` does."""
+        self._image_indices.frombytes(image_indices.astype(np.int64).tobytes())
+        self._labels.frombytes(labels.astype(np.int64).tobytes())
+        self._boxes.frombytes(boxes.astype(np.float32).tobytes())
+        self._crowd.frombytes(crowd.astype(np.int8).tobytes())
+
     def finish(self, names: Sequence[str]) -> Arrays:
         """Return the fields of `Annotations`, with boxes in the order of their images.
 
