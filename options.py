@@ -68,7 +68,8 @@ def build_parser() -> Parser:
         "--batch-size",
         type=batch_size,
         metavar="N",
-        help="global batch size, or auto: fill 80%% of GPU memory (the dataset's, or 16)",
+        help="global batch size (the dataset's, or 16), or auto: what fits into 80%% of the free "
+        "GPU memory and leaves 100 steps in an epoch, at least the dataset's",
     )
     add(
         "--imgsz",

@@ -33,7 +33,7 @@ from models.weights import load_initial_weights
 from options import defaults, parse_args
 from utils.amp import LossScaler, amp_dtype, amp_name, autocast
 from utils.anomaly import detect_anomaly
-from utils.auto_batch import largest_batch
+from utils.auto_batch import largest_batch, limit_batch
 from utils.checkpoint import Part, restore
 from utils.checkpointer import Checkpointer
 from utils.cli import cli_command
@@ -145,8 +145,9 @@ def build(
     min_imgsz, max_imgsz = imgsz_bounds(args.imgsz, model.stride)
     check_imgsz(min_imgsz, model.min_size)
     if args.batch_size == "auto":
-        args.batch_size = dist.on_main(largest_batch, model, max_imgsz, device, run.dtype)
-        args.batch_size *= dist.world_size
+        fitting = dist.on_main(largest_batch, model, max_imgsz, device, run.dtype)
+        args.batch_size = limit_batch(fitting, len(train_data), config.batch_size, dist.world_size)
+        info(f"--batch-size auto: {args.batch_size} (a GPU has memory for {fitting} images)")
     if "batch_size" in overrides and args.batch_size > len(train_data):
         size = len(train_data)
         warning(f"--batch-size {args.batch_size}: larger than the training set; using {size}")

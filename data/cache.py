@@ -6,13 +6,14 @@ and modification time. If the cache cannot be read or written, the dataset is sc
 
 import hashlib
 import os
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+
+from utils.atomic import atomic_write
 
 MIN_SCAN_SECONDS = 1.0  # a faster scan is not cached
 Arrays = dict[str, np.ndarray]
@@ -67,14 +68,7 @@ def _write(path: Path, cache_key: str, arrays: Arrays, inputs: list[str]) -> Non
     names = np.frombuffer("\0".join(inputs).encode("utf-8", "surrogatepass"), np.uint8)
     fingerprint = _fingerprint(cache_key, inputs)
     try:
-        # A unique name, because several processes may scan the same dataset at once.
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, **arrays, inputs=names, fingerprint=fingerprint)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with atomic_write(path, durable=False) as file:
+            np.savez(file, **arrays, inputs=names, fingerprint=fingerprint)
     except OSError:
         pass  # a read-only directory or a full disk: the next run scans again

@@ -171,14 +171,14 @@ def preload_images(
 ) -> None:
     """Decode all images of the datasets now, if `cache` is "ram" or "disk".
 
-    Raises UserError as `ImageStore.preload` does.
+    Raises UserError as `ImageStore.preload` and `ImageStore.fill_disk` do.
     """
 
-    def load() -> None:
-        for dataset in datasets:
-            dataset.images.preload(dataset.annotations.sizes, context.local_world_size)
-
-    if cache == "disk":
-        context.on_main(load)  # the other processes read the files
-    elif cache == "ram":
-        load()
+    num_processes = context.local_world_size
+    for dataset in datasets:
+        images = dataset.images
+        if cache == "disk":  # each process its share of the files, which all of them read
+            share = range(context.rank, len(images.files), context.world_size)
+            context.on_each(images.fill_disk, share, num_processes)
+        elif cache == "ram":
+            context.on_each(images.preload, dataset.annotations.sizes, num_processes)

@@ -2,10 +2,10 @@
 
 import glob
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,9 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
+from data.threads import map_in_threads
 from utils.atomic import atomic_write
+from utils.device import cpu_count
 from utils.errors import DISK_ERRORS, UserError
 from utils.memory import available_memory
 
@@ -78,8 +80,19 @@ def unique_stem(file: str, used_stems: set[str]) -> str:
     return unique
 
 
-def image_size(file: str) -> tuple[int, int] | str:
-    """Return width and height, with the EXIF rotation applied, or a message if the file is invalid.
+class ImageSize(NamedTuple):
+    """Width and height in pixels, as the image is shown.
+
+    `orientation` is EXIF's number if it swaps the sides that the file has, otherwise 1.
+    """
+
+    width: int
+    height: int
+    orientation: int = 1
+
+
+def image_size(file: str) -> ImageSize | str:
+    """Return the size of the image, or a message if the file is invalid.
 
     Only the header and the end of the file are read: an image too large for any memory is
     recognized without decoding it. Files without an end marker are decoded to see whether they
@@ -91,7 +104,7 @@ def image_size(file: str) -> tuple[int, int] | str:
             # Not image.getexif(): it decodes a PNG whose EXIF block is behind the pixels.
             exif = Image.Exif()
             exif.load(image.info.get("exif", b""))
-            swapped = exif.get(ORIENTATION_TAG) in SWAPPED_ORIENTATIONS
+            orientation = exif.get(ORIENTATION_TAG, 1)
             raw.seek(max(0, os.fstat(raw.fileno()).st_size - 4096))
             if image.format not in END_MARKERS or END_MARKERS[image.format] not in raw.read():
                 image.load()
@@ -102,7 +115,9 @@ def image_size(file: str) -> tuple[int, int] | str:
     except Exception as error:  # corrupted bytes raise exceptions of any type in a decoder
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         return f"{file}: cannot be read: {reason or type(error).__name__}; skipped"
-    return (height, width) if swapped else (width, height)
+    if orientation in SWAPPED_ORIENTATIONS:
+        return ImageSize(height, width, orientation)
+    return ImageSize(width, height)
 
 
 def read_image(path: str) -> Tensor:
@@ -167,26 +182,27 @@ class ImageStore:
         return image
 
     def preload(self, sizes: np.ndarray, num_processes: int = 1) -> None:
-        """Decode every image now, into memory that DataLoader workers share, or onto the disk.
+        """Decode every image now, into memory that DataLoader workers share.
 
         `sizes` (n, 2) are the images' widths and heights. Raises UserError if this machine does
-        not have the memory for `num_processes` stores, or an image cannot be decoded or written.
+        not have the memory for `num_processes` stores, or an image cannot be decoded.
         """
-        if not self.on_disk:
-            self.cache_bytes = int(sizes.astype(np.int64).prod(1).sum()) * 3
-            required, available = self.cache_bytes * num_processes, available_memory()
-            if required > available:
-                raise UserError(
-                    f"--cache ram: needs {required / 1e9:.1f} GB of memory, and "
-                    f"{available / 1e9:.1f} GB are available (use --cache disk)"
-                )
-        load = self._write_npy if self.on_disk else self.__getitem__
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            results = pool.map(load, range(len(self.files)))
-            for _ in tqdm(
-                results, "decoding", len(self.files), unit="image", leave=False, disable=None
-            ):
-                pass
+        self.cache_bytes = int(sizes.astype(np.int64).prod(1).sum()) * 3
+        required, available = self.cache_bytes * num_processes, available_memory()
+        if required > available:
+            raise UserError(
+                f"--cache ram: needs {required / 1e9:.1f} GB of memory, and "
+                f"{available / 1e9:.1f} GB are available (use --cache disk)"
+            )
+        _run_in_threads(self.__getitem__, range(len(self.files)), cpu_count())
+
+    def fill_disk(self, indices: Sequence[int], num_processes: int = 1) -> None:
+        """Decode the images at `indices` now and save them, unless their .npy files are up to date.
+
+        `num_processes` of this machine do this at once. Raises UserError if an image cannot be
+        decoded or saved.
+        """
+        _run_in_threads(self._write_npy, indices, max(1, cpu_count() // num_processes))
 
     def _write_npy(self, index: int) -> None:
         self._load_npy(str(self.files[index]), require_write=True)
@@ -202,7 +218,7 @@ class ImageStore:
             pass  # missing or corrupted; if the image is, too, decoding it says what is wrong
         image = read_image(file)
         try:
-            with atomic_write(path) as output:
+            with atomic_write(path, durable=False) as output:
                 np.save(output, image.permute(1, 2, 0).contiguous().numpy())
             os.utime(path, ns=(mtime, mtime))
         except OSError as error:
@@ -211,3 +227,10 @@ class ImageStore:
                     f"--cache disk: {path}: cannot be written: {error.strerror}"
                 ) from None
         return image
+
+
+def _run_in_threads(fn: Callable[[int], object], indices: Sequence[int], num_threads: int) -> None:
+    """Call `fn` with each of the `indices` of images, showing the progress."""
+    results = map_in_threads(fn, indices, num_threads)
+    for _ in tqdm(results, "decoding", len(indices), unit="image", leave=False, disable=None):
+        pass

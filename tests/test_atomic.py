@@ -1,5 +1,7 @@
 """utils/atomic.py: a file is replaced completely or not at all."""
 
+import os
+
 import pytest
 
 from utils.atomic import atomic_write
@@ -26,3 +28,16 @@ def test_atomic_write_leaves_the_file_unchanged_on_an_error(error, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     if isinstance(error, OSError):
         assert raised.value.filename == str(tmp_path / "file")
+
+
+def test_atomic_write_of_a_cache_by_two_processes_at_once(tmp_path, monkeypatch):
+    """Each has a temporary file of its own, and neither waits for the disk."""
+    monkeypatch.setattr(os, "fsync", None)
+    with atomic_write(tmp_path / "file", durable=False) as first:
+        first.write(b"complete")
+        with atomic_write(tmp_path / "file", durable=False) as second:
+            second.write(b"comp")
+            first.flush()
+        assert (tmp_path / "file").read_bytes() == b"comp"
+    assert (tmp_path / "file").read_bytes() == b"complete"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -5,7 +5,7 @@ import torch
 from conftest import write_tiny
 
 import train
-from utils.auto_batch import largest_fitting_batch
+from utils.auto_batch import largest_fitting_batch, limit_batch, memory_budget
 from utils.errors import UserError
 
 
@@ -20,6 +20,27 @@ def test_largest_fitting_batch_extrapolates_from_small_batches():
         return 1000 * batch_size
 
     assert largest_fitting_batch(memory_of_small_gpu, 6500) == 6 and probed == [1, 2, 4, 8]
+
+
+def test_memory_budget_is_what_other_programs_leave(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (50_000, 80_000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 10_000)
+    assert memory_budget(torch.device("cuda")) == pytest.approx(0.8 * 60_000)
+
+
+@pytest.mark.parametrize(
+    ("fitting", "num_images", "world_size", "expected"),
+    [
+        (200, 118_287, 1, 200),  # all that fits
+        (200, 5_000, 1, 50),  # 100 steps
+        (200, 300, 1, 16),  # the default of the dataset
+        (4, 300, 1, 4),
+        (200, 5_000, 8, 48),
+        (4, 300, 32, 32),
+    ],
+)
+def test_limit_batch_leaves_100_steps(fitting, num_images, world_size, expected):
+    assert limit_batch(fitting, num_images, 16, world_size) == expected
 
 
 @pytest.mark.parametrize("budget", [0, 400])

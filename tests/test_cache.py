@@ -135,9 +135,20 @@ def test_cached_coco_scan(bccd, tmp_path, scans):
 
 
 def test_cached_unwritable_directory_is_scanned_again(tiny, scans, monkeypatch):
-    def refuse(**_):
+    def refuse(path, **_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(data.cache.tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(data.cache, "atomic_write", refuse)
     assert same(read(tiny), read(tiny)) and len(scans) == 24
     assert not list(tiny.parent.glob("*.npz"))
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660)])
+def test_cache_file_can_be_read_by_whom_the_umask_allows(tiny, scans, umask, mode):
+    previous = os.umask(umask)
+    try:
+        read(tiny)
+    finally:
+        os.umask(previous)
+    (cache_file,) = tiny.parent.glob("train-*.npz")
+    assert cache_file.stat().st_mode & 0o777 == mode

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from utils import cli
-from utils.errors import UserError, environment_error
+from utils.errors import OtherProcessFailed, UserError, environment_error
 
 
 @pytest.mark.parametrize(
@@ -87,6 +87,13 @@ def raise_error(error):
             2,
             "val.py: out of memory (reduce --batch-size or --imgsz)\n",
         ),
+        (
+            RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed"),
+            2,
+            "val.py: lost the connection to another process of the run (its own message says "
+            "why)\n",
+        ),
+        (OtherProcessFailed(), 2, ""),
         (MemoryError(), 2, "val.py: out of memory (reduce --batch-size or --imgsz)\n"),
         (KeyboardInterrupt(), 128 + signal.SIGINT, ""),
     ],

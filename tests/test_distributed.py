@@ -2,16 +2,15 @@
 
 import subprocess
 import sys
-from pathlib import Path
+from datetime import timedelta
 
 import pytest
+import torch.distributed as dist
+from conftest import ROOT, TORCHRUN, WARNING, train_args, write_tiny
 
 from data.sampler import EpochBatchSampler
 from utils.distributed import DistributedContext
 from utils.errors import UserError
-
-ROOT = Path(__file__).parents[1]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 
 # Run in 1, 2 or 3 processes. Each takes its shard of 7 images and compares its results with
 # those of the whole batch in one process.
@@ -91,6 +90,17 @@ def test_distributed_context_computes_the_same_in_several_processes(processes, t
     assert done.stdout.count("passed") == processes
 
 
+def test_distributed_context_waits_for_hours(monkeypatch):
+    """One process evaluates or fills a cache for longer than torch's default of 30 minutes."""
+    groups = []
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **options: groups.append(options))
+    environment = {"WORLD_SIZE": 2, "RANK": 0, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}
+    for name, value in (environment | {"TORCHELASTIC_RUN_ID": 1}).items():
+        monkeypatch.setenv(name, str(value))
+    DistributedContext()
+    assert groups[0]["timeout"] >= timedelta(hours=12)
+
+
 @pytest.mark.parametrize("processes", [2, 3])
 def test_sampler_order_does_not_depend_on_the_number_of_processes(processes):
     samplers = [
@@ -136,3 +146,21 @@ def test_user_error_in_several_processes(tmp_path):
     )
     assert done.returncode != 0 and "train.py: --sync-bn" in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_error_of_the_main_process_only_is_one_line(tmp_path):
+    """The other process ends silently, and torchrun reports the exit status of the first."""
+    data, project = write_tiny(tmp_path / "tiny"), tmp_path / "a file"
+    project.write_text("")
+    arguments = train_args(data=data, epochs=1, project=project)
+    done = subprocess.run(
+        [*TORCHRUN, "2", str(ROOT / "train.py"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    stderr = WARNING.sub("", done.stderr)
+    run, _, launcher = stderr.partition("\nTraceback")  # of torchrun, about the exit status
+    assert run.count("train.py: ") == 1 and "[rank" not in stderr, stderr
+    assert f"train.py: --project {project}: cannot create" in run
+    assert "rank      : 0 (local_rank: 0)\n  exitcode  : 2 " in launcher.partition("Root Cause")[2]

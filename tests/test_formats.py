@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import struct
 import zlib
@@ -174,6 +175,72 @@ def test_read_split_remaps_classes_of_every_format(tmp_path):
     path.write_text("train: a.json\nval: a.json\nnames: [person, car, truck]\n")  # no tree
     with pytest.raises(UserError, match=r"found the class .tree.*`remap`"):
         split(path)
+
+
+def write_coco(path, width, height, bbox):
+    """Write a COCO json about one image, turned.jpg, of the stated size with one box."""
+    content = {
+        "images": [{"id": 1, "file_name": "turned.jpg", "width": width, "height": height}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": bbox}],
+    }
+    path.write_text(json.dumps(content))
+
+
+def write_voc(path, width, height, bbox):
+    """Write the same as Pascal VOC xml."""
+    x, y, w, h = bbox
+    edges = {"xmin": x + 1, "ymin": y + 1, "xmax": x + w, "ymax": y + h}
+    corners = "".join(f"<{key}>{value}</{key}>" for key, value in edges.items())
+    path.write_text(
+        f"<annotation><filename>turned.jpg</filename>"
+        f"<size><width>{width}</width><height>{height}</height></size>"
+        f"<object><name>cat</name><bndbox>{corners}</bndbox></object></annotation>"
+    )
+
+
+@pytest.mark.parametrize("write", [write_coco, write_voc])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_follow_the_exif_orientation_of_the_image(orientation, write, tmp_path):
+    """A bright rectangle is where the box is, whether the box is in the stored or shown frame."""
+    pixels = np.zeros((64, 160, 3), np.uint8)
+    pixels[8:24, 96:152] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    shown = read_image(str(tmp_path / "turned.jpg"))[0].numpy() > 128
+    ys, xs = (np.flatnonzero(shown.any(axis)) for axis in (1, 0))
+    box = [int(v) for v in (xs[0], ys[0], xs[-1] + 1 - xs[0], ys[-1] + 1 - ys[0])]
+    (tmp_path / "xml").mkdir()
+    path = tmp_path / ("a.json" if write is write_coco else "xml/a.xml")
+    source = "a.json" if write is write_coco else {"annotations": "xml"}
+    frames = [(*shown.shape[::-1], box)]
+    if orientation > 4:  # otherwise both frames have the same size, and boxes are as shown
+        frames.append((160, 64, [96, 8, 56, 16]))
+    for frame in frames:
+        write(path, *frame)
+        data = split(write_data(tmp_path, train=source, val=source, names=["cat"]))
+        assert not data.errors and data.sizes.tolist() == [[*shown.shape[::-1]]]
+        found = data.boxes[0] * np.tile(data.sizes[0], 2)
+        x, y, w, h = box
+        np.testing.assert_allclose(found, [x, y, x + w, y + h], atol=1e-3)
+
+
+@pytest.mark.parametrize("write", [write_coco, write_voc])
+@pytest.mark.parametrize(("width", "height"), [(80, 32), (64, 160), (4000, 64)])
+def test_stated_size_that_is_not_the_image_size_is_an_error(width, height, write, tmp_path):
+    """A resized copy, sides swapped although EXIF does not turn the image, another image."""
+    Image.new("RGB", (160, 64)).save(tmp_path / "turned.jpg")
+    (tmp_path / "xml").mkdir()
+    path = tmp_path / ("a.json" if write is write_coco else "xml/a.xml")
+    write(path, width, height, [10, 8, 20, 16])
+    source = "a.json" if write is write_coco else {"annotations": "xml"}
+    message = (
+        f"{tmp_path / 'turned.jpg'}: found 160x64 pixels, but {path} expects {width}x{height}; "
+        "image skipped"
+    )
+    with pytest.raises(UserError, match=re.escape(message)):
+        split(write_data(tmp_path, train=source, val=source, names=["cat"]))
 
 
 @pytest.mark.parametrize(

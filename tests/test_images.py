@@ -63,7 +63,7 @@ def test_image_store_preload_keeps_all_images_in_memory(files, decoded, monkeypa
 
 
 def test_image_store_on_disk_is_valid_until_the_image_changes(files, decoded):
-    ImageStore(files, on_disk=True).preload(np.zeros((6, 2)))
+    ImageStore(files, on_disk=True).fill_disk(range(6))
     decoded.clear()
     store = ImageStore(files, on_disk=True)
     assert all(torch.equal(store[i], read_image(file)) for i, file in enumerate(files))
@@ -82,16 +82,16 @@ def test_image_store_on_disk_is_valid_until_the_image_changes(files, decoded):
 
 
 def test_image_store_on_disk_in_unwritable_directory(files, monkeypatch):
-    """Preloading is an error; reading an image works all the same."""
+    """Filling the cache is an error; reading an image works all the same."""
 
-    def refuse(path):
+    def refuse(path, **_):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(data.images, "atomic_write", refuse)
     store = ImageStore(files, on_disk=True)
     message = r"--cache disk: .*0\.jpg\.npy: cannot be written: Permission denied"
     with pytest.raises(UserError, match=message):
-        store.preload(np.zeros((6, 2)))
+        store.fill_disk(range(6))
     assert torch.equal(store[0], read_image(files[0]))
 
 

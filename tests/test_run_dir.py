@@ -1,6 +1,7 @@
 """The directory of a run: its name, the newest one, and what stays in it on a full disk."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,3 +95,38 @@ def test_results_csv_has_the_columns_of_all_rows(tmp_path):
     assert RunDir(tmp_path).save(checkpoint) is None
     lines = (tmp_path / "results.csv").read_text().splitlines()
     assert lines == ["epoch,lr,train/obj", "0,0.1,", "1,0.1,0.5"]
+
+
+def test_results_csv_that_another_program_has_open_costs_a_warning(tmp_path, monkeypatch, capsys):
+    """Windows refuses to replace it; the checkpoint is written all the same."""
+    (tmp_path / "weights").mkdir()
+    results, replace = tmp_path / "results.csv", Path.replace
+
+    def refuse(source, target):
+        if target == results:
+            raise PermissionError(13, "The file is in use")
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    run = RunDir(tmp_path)
+    assert run.save(checkpoint_of(2), improved=True) is None
+    message = (
+        f"{results}: cannot be written: The file is in use (the next checkpoint tries again)\n"
+    )
+    assert capsys.readouterr().err == f"{message}\n"
+    for name in ("best.pt", "last.pt"):
+        assert load_checkpoint(tmp_path / "weights" / name)["progress"]["epoch"] == 2
+    monkeypatch.undo()
+    assert run.save(checkpoint_of(3)) is None
+    assert len(results.read_text().splitlines()) == 4
+
+
+def test_results_csv_has_no_rows_that_last_pt_lacks(tmp_path, monkeypatch):
+    """A process that is killed between the two files repeats the epoch, and its row."""
+    (tmp_path / "weights").mkdir()
+    run = RunDir(tmp_path)
+    assert run.save(checkpoint_of(1)) is None
+    monkeypatch.setattr("utils.run_dir.save_checkpoint", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run.save(checkpoint_of(2))
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 2

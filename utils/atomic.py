@@ -1,6 +1,7 @@
 """Files that are replaced completely or not at all."""
 
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,25 +9,31 @@ from typing import BinaryIO
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
     """Open a temporary file for writing, which replaces `path` once it is completely on disk.
+
+    A cache need not be `durable`: it is not waited for until it is on the disk, and several
+    processes may write it at once, each to a temporary file of its own. A power failure can leave
+    a part of it, which its reader has to recognize.
 
     If anything fails before that (an OSError, which then has a `filename`, or any exception of the
     caller), the old content of `path` is left unchanged.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    unique = "" if durable else f".{uuid.uuid4().hex}"
+    temporary = path.with_name(f"{path.name}{unique}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)
         raise
-    if os.name == "posix":  # without this a power failure can undo the rename
+    if durable and os.name == "posix":  # without this a power failure can undo the rename
         directory = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(directory)

@@ -11,8 +11,9 @@ from utils.amp import autocast
 from utils.errors import UserError
 
 PROBE_SIZES = (1, 2, 4, 8, 16)  # images
-# Of the GPU's memory. The rest is for the optimizer, and for images with more boxes than here.
+# Of the GPU's free memory. The rest is for the optimizer, and for images with more boxes than here.
 MEMORY_FRACTION = 0.8
+MIN_STEPS = 100  # of an epoch: the learning rate is not adapted to the batch size
 
 
 def largest_batch(model: nn.Module, imgsz: int, device: torch.device, dtype: torch.dtype) -> int:
@@ -35,11 +36,30 @@ def largest_batch(model: nn.Module, imgsz: int, device: torch.device, dtype: tor
         sum(losses.values()).backward()
         return torch.cuda.max_memory_allocated(device)
 
-    budget = MEMORY_FRACTION * torch.cuda.get_device_properties(device).total_memory
     with torch.random.fork_rng([device]):
-        batch_size = largest_fitting_batch(peak_memory, budget)
+        batch_size = largest_fitting_batch(peak_memory, memory_budget(device))
     torch.cuda.empty_cache()
     return batch_size
+
+
+def memory_budget(device: torch.device) -> float:
+    """Return the bytes of the GPU `device` that a training step may use.
+
+    That is `MEMORY_FRACTION` of what is free, other programs on the GPU considered, and of what
+    this process already has.
+    """
+    free, _ = torch.cuda.mem_get_info(device)
+    return MEMORY_FRACTION * (free + torch.cuda.memory_reserved(device))
+
+
+def limit_batch(batch_size: int, num_images: int, at_least: int, world_size: int) -> int:
+    """Return the global batch size for `batch_size` images on each of `world_size` GPUs.
+
+    An epoch of `num_images` keeps `MIN_STEPS` steps, unless that needs a batch size below
+    `at_least`.
+    """
+    limit = max(num_images // MIN_STEPS, at_least) // world_size
+    return world_size * max(1, min(batch_size, limit))
 
 
 def largest_fitting_batch(peak_memory: Callable[[int], int], budget: float) -> int:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from utils.errors import UserError, environment_error
+from utils.errors import OtherProcessFailed, UserError, environment_error
 from utils.interrupt import Interrupted
 from utils.letterbox import MAX_IMGSZ, imgsz_bounds
 
@@ -26,7 +26,7 @@ def run_cli(command: str, main_fn: Callable[[], None]) -> int:
     """Run `main_fn` and return the exit status of `command`.
 
     0 on success, 128 + its number after a signal (Ctrl-C: 130), and 2, after one line on stderr,
-    for a UserError or an `environment_error`.
+    for a UserError or an `environment_error`. For OtherProcessFailed it is 2 without a line.
     """
     try:
         main_fn()
@@ -34,6 +34,8 @@ def run_cli(command: str, main_fn: Callable[[], None]) -> int:
         # From a DataLoader worker the message arrives after the worker's traceback.
         message = str(error).rstrip().rpartition("UserError: ")[2]
         print(f"{command}: {message}", file=sys.stderr)
+        return 2
+    except OtherProcessFailed:
         return 2
     except (OSError, MemoryError, RuntimeError) as error:
         message = environment_error(error)

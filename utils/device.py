@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from utils import compat
+from utils import cgroup, compat
 from utils.errors import UserError
 
 CPUINFO_PATH = Path("/proc/cpuinfo")
@@ -15,8 +15,8 @@ def select_device(name: str, local_rank: int | None = None) -> torch.device:
     """Return the device called `name`: auto (CUDA if available), cpu, cuda, cuda:1 or just 1.
 
     With several processes on a machine, each uses the GPU with its `local_rank`; with one,
-    `local_rank` is None. Raises UserError when the device is not available, or when several
-    processes would share one GPU.
+    `local_rank` is None. A GPU that has a number becomes the current one. Raises UserError when the
+    device is not available, or when several processes would share one GPU.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -28,9 +28,9 @@ def select_device(name: str, local_rank: int | None = None) -> torch.device:
         name = f"cuda:{local_rank}"
     try:
         device = torch.device(f"cuda:{name}" if name.isdigit() else name)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # NCCL and pinned memory use the current device
         torch.empty(0, device=device)
-        if local_rank is not None and device.type == "cuda":
-            torch.cuda.set_device(device)  # NCCL uses the current device
     except (RuntimeError, AssertionError, NotImplementedError):
         available = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         raise UserError(
@@ -39,15 +39,24 @@ def select_device(name: str, local_rank: int | None = None) -> torch.device:
     return device
 
 
+def cpu_count() -> int:
+    """Return how many CPUs this process may use: of the machine's, its affinity and its quota."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    return max(1, int(min(count, cgroup.cpu_quota())))
+
+
 def default_workers(device: torch.device, local_world_size: int) -> int:
     """Return the number of DataLoader workers per process, of `local_world_size` on this machine.
 
-    On a GPU one for each core, at most 8. On the CPU none: the training step uses every core, and a
-    worker takes more time from it than it saves.
+    On a GPU one for each CPU that they may use, at most 8. On the CPU none: the training step uses
+    every core, and a worker takes more time from it than it saves.
     """
     if device.type == "cpu":
         return 0
-    return min(8, (os.cpu_count() or 1) // local_world_size)
+    return min(8, cpu_count() // local_world_size)
 
 
 def set_deterministic(deterministic: bool) -> None:

@@ -7,7 +7,9 @@ the main process. In a run of one process nothing is communicated.
 import importlib
 import os
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +17,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from utils import compat
-from utils.errors import UserError
+from utils.errors import OtherProcessFailed, UserError
+
+T = TypeVar("T")
+# A process whose peer has ended notices it at once, by the closed connection. The timeout is for a
+# peer that hangs, and must not end a run that waits for a long evaluation or a full disk cache.
+TIMEOUT = timedelta(days=1)
 
 
 class DistributedContext:
@@ -56,14 +63,51 @@ class DistributedContext:
                 store=_store(),
                 rank=self.rank,
                 world_size=self.world_size,
+                timeout=TIMEOUT,
             )
 
-    def on_main(self, fn: Callable[..., Any], *args: object) -> Any:
-        """Call `fn(*args)` in the main process only, and return its result in every process."""
-        results = [fn(*args) if self.is_main else None]
+    def on_main(self, fn: Callable[..., T], *args: object) -> T:
+        """Call `fn(*args)` in the main process only, and return its result in every process.
+
+        If it raises an exception, all processes raise one: see `raise_together`.
+        """
+        results = [self.on_each(lambda: fn(*args) if self.is_main else None)]
         if self.world_size > 1:
             dist.broadcast_object_list(results)
         return results[0]
+
+    def on_each(self, fn: Callable[..., T], *args: object) -> T:
+        """Call `fn(*args)` in every process, and return its result once all have ended.
+
+        If it raises an exception, all processes raise one: see `raise_together`.
+        """
+        result, error = None, None
+        try:
+            result = fn(*args)
+        except Exception as exception:
+            error = exception
+        self.raise_together(error)
+        return result
+
+    def raise_together(self, error: Exception | None) -> None:
+        """Return if `error` is None in every process; otherwise raise in all of them.
+
+        The first process that has an error raises it. The others raise OtherProcessFailed, so that
+        an error is reported once, and none waits for a process that has ended.
+        """
+        if self.world_size == 1:
+            if error is not None:
+                raise error
+            return
+        failed_rank = -self.all_reduce_max(-self.world_size if error is None else -self.rank)
+        if failed_rank == self.world_size:
+            return
+        if failed_rank == self.rank:
+            raise error
+        # torchrun reports the exit status of the process that ends first.
+        with suppress(RuntimeError):  # the connection is closed
+            dist.recv(torch.empty(1), failed_rank)
+        raise OtherProcessFailed
 
     def all_reduce_max(self, number: int) -> int:
         """Return the maximum of `number` over all processes, without waiting for a GPU."""

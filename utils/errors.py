@@ -1,4 +1,4 @@
-"""`UserError` for invalid input, and messages for failures of the disk, memory and workers."""
+"""`UserError` for invalid input, and messages for failures of the disk, memory and processes."""
 
 import errno
 
@@ -14,12 +14,15 @@ DISK_ERRORS = (  # values of OSError.errno that mean the disk or its permissions
 )
 
 _OUT_OF_MEMORY = "out of memory (reduce --batch-size or --imgsz)"
+_LOST_PROCESS = "lost the connection to another process of the run (its own message says why)"
 ENVIRONMENT_ERRORS = {  # part of the message of a RuntimeError raised by torch -> our message
     "DataLoader worker (pid": (
         "a DataLoader worker was killed, often for lack of memory (the system log has the reason)"
     ),
     "out of memory": _OUT_OF_MEMORY,
     "can't allocate memory": _OUT_OF_MEMORY,
+    "gloo/transport": _LOST_PROCESS,
+    "remote process exited": _LOST_PROCESS,  # NCCL
 }
 
 
@@ -31,8 +34,12 @@ class UserError(Exception):
     """
 
 
+class OtherProcessFailed(Exception):
+    """Another process of this run has failed, and reports the error; this one ends silently."""
+
+
 def environment_error(error: Exception) -> str:
-    """Return a message if `error` means a failure of the disk, memory or a worker, else ""."""
+    """Return a message if `error` means a failure of the disk, memory or a process, else ""."""
     if isinstance(error, OSError):
         if error.errno not in DISK_ERRORS:
             return ""

@@ -1,10 +1,13 @@
 """Memory of this machine and of its GPUs."""
 
 import ctypes
+import math
 import sys
 from pathlib import Path
 
 import torch
+
+from utils import cgroup
 
 MEMINFO_PATH = Path("/proc/meminfo")
 _M_TRIM_THRESHOLD = -1  # options of mallopt, from malloc.h
@@ -27,12 +30,16 @@ def disable_malloc_trim() -> None:
 
 
 def available_memory() -> float:
-    """Return the bytes that can still be allocated on this machine (Linux), inf if unknown."""
+    """Return the bytes that this process can still allocate, inf if unknown.
+
+    On Linux the memory of the machine and the limits of the container count.
+    """
     try:
         meminfo = MEMINFO_PATH.read_text(encoding="utf-8")
-        return 1024 * int(meminfo.partition("MemAvailable:")[2].split()[0])
+        machine = 1024 * int(meminfo.partition("MemAvailable:")[2].split()[0])
     except (OSError, ValueError, IndexError):
-        return float("inf")
+        machine = math.inf
+    return min(machine, cgroup.memory_left())
 
 
 def peak_memory_gb(device: torch.device) -> float:

@@ -3,7 +3,6 @@
 import base64
 import html
 import io
-import os
 import platform
 import shlex
 from array import array
@@ -20,6 +19,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from utils.atomic import atomic_write
 from utils.confusion import per_image_confusion, per_image_f1
+from utils.device import cpu_count
 from utils.hyp import Hyp
 from utils.metrics import METRICS, Result, table_rows
 from utils.plots import draw_boxes, draw_confusion, draw_results, draw_schedule
@@ -141,7 +141,7 @@ def _table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str:
 
 def _environment_table(environment: Mapping[str, object]) -> str:
     versions = {"Python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
-    system = {"system": f"{platform.platform()}, {os.cpu_count()} cores"}
+    system = {"system": f"{platform.platform()}, {cpu_count()} cores"}
     entries = {**environment, **versions, **system}
     return _table([(name, str(value)) for name, value in entries.items()])
 

@@ -14,6 +14,7 @@ import yaml
 from utils.atomic import atomic_write
 from utils.checkpoint import HEADER, save_checkpoint
 from utils.errors import UserError
+from utils.log import warning
 
 BEST_KEYS = (*HEADER, "ema", "progress")  # of a checkpoint: what best.pt holds
 
@@ -91,21 +92,18 @@ class RunDir:
                 file.write(text.encode())
 
     def save(self, checkpoint: Mapping[str, Any], improved: bool = False) -> str | None:
-        """Write results.csv, best.pt if the model has `improved`, and last.pt.
+        """Write best.pt if the model has `improved`, last.pt and results.csv.
 
-        Each is replaced whole or not at all. If one cannot be written, the rest stays as it is, the
-        best checkpoint is kept in memory until the next time, and the error message is returned.
+        Each is replaced whole or not at all. If a checkpoint cannot be written, the rest stays as
+        it is, the best checkpoint is kept in memory until the next time, and the error message is
+        returned. If only results.csv cannot be, this prints a warning: last.pt has all its rows.
         """
         self.last_save_time = time.monotonic()
         if improved:
             self._best = {key: value for key, value in checkpoint.items() if key in BEST_KEYS}
-        path = self.path / "results.csv"
+        path = self.path / "weights" / "best.pt"
         try:
-            if history := checkpoint["progress"]["history"]:
-                with atomic_write(path) as file:
-                    file.write(_csv(history))
             if self._best is not None:
-                path = self.path / "weights" / "best.pt"
                 save_checkpoint(self._best, path)
                 self._best = None
             path = self.path / "weights" / "last.pt"
@@ -113,7 +111,18 @@ class RunDir:
         except OSError as error:
             self._best = copy.deepcopy(self._best)  # training goes on to change its tensors
             return f"{path}: cannot be written: {error.strerror or error}"
+        if history := checkpoint["progress"]["history"]:
+            self._write_results(history)
         return None
+
+    def _write_results(self, history: Sequence[Mapping[str, Any]]) -> None:
+        path = self.path / "results.csv"
+        try:
+            with atomic_write(path) as file:
+                file.write(_csv(history))
+        except OSError as error:  # on Windows while another program, such as Excel, has it open
+            reason = error.strerror or error
+            warning(f"{path}: cannot be written: {reason} (the next checkpoint tries again)")
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:

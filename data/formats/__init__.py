@@ -6,13 +6,12 @@ that names the file and the line.
 """
 
 import hashlib
-import json
 import os
 from pathlib import Path
 
 from data.cache import Arrays, cached
 from data.config import SPLITS, AnnotatedSource, DataConfig, Source
-from data.formats.coco import read_coco
+from data.formats.coco import read_coco, read_coco_ids
 from data.formats.scan import Annotations, Scan, label_table, unknown_class
 from data.formats.voc import read_voc
 from data.formats.yolo import find_orphan_labels, label_file, read_yolo
@@ -29,7 +28,7 @@ __all__ = [
 ]
 
 
-CACHE_FORMAT = 2  # of the arrays in a cache; to be raised when the fields of Annotations change
+CACHE_FORMAT = 3  # of the arrays in a cache; to be raised when the fields of Annotations change
 
 
 def read_train_val(config: DataConfig, path: str) -> tuple[Annotations, Annotations]:
@@ -164,12 +163,11 @@ def original_ids(
     for source in getattr(config, split):
         if isinstance(source, AnnotatedSource) and source.is_coco:
             root = Path(config.path)
-            content = json.loads((root / source.annotations).read_text(encoding="utf-8"))
-            for image in content["images"]:
-                image_ids[str(root / source.images / image["file_name"])] = image["id"]
-            for category in content["categories"]:
-                if category["name"] in category_ids:
-                    category_ids[category["name"]] = category["id"]
+            source_image_ids, source_category_ids = read_coco_ids(root / source.annotations)
+            for name, image_id in source_image_ids.items():
+                image_ids[str(root / source.images / name)] = image_id
+            for name in category_ids.keys() & source_category_ids.keys():
+                category_ids[name] = source_category_ids[name]
     for file in annotations.files.tolist():
         stem = Path(file).stem
         image_ids.setdefault(file, int(stem) if stem.isdecimal() else stem)

@@ -1,10 +1,10 @@
 """What the readers share: the arrays of a split, and the collector that they fill."""
 
 import hashlib
+import math
 import os
 from array import array
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from data.cache import Arrays
 from data.images import image_size
+from data.threads import map_in_threads
 from utils.metrics import to_coco_gt
 
 Labels = dict[str, int | None]  # class name in a source -> label, None for a class to skip
@@ -87,17 +88,32 @@ def unknown_class(name: str, labels: Labels) -> str:
 class Scan:
     """Collects the images, boxes and errors of a split as flat arrays, without an object per box.
 
-    A reader appends to `files`, calls `add_box` with the index of an image in `files`, and
-    appends (image index, message) to `errors` for everything that it skips.
+    A reader calls `add_image`, then `add_box` with the index that it returned, and appends (image
+    index, message) to `errors` for everything that it skips. `files` are the images so far.
     """
 
     def __init__(self) -> None:
         self.files: list[str] = []
         self.errors: list[tuple[int, str]] = []
+        self._stated_sizes = array("d")  # of each image: width and height, nan if not stated
+        self._stated_in: list[str] = []  # of each image: the file that states its size
         self._image_indices = array("q")  # of each box: index into `files`
         self._boxes = array("f")  # four numbers each
         self._labels = array("q")
         self._crowd = array("b")
+
+    def add_image(
+        self, file: str, width: float = math.nan, height: float = math.nan, stated_in: str = ""
+    ) -> int:
+        """Add an image and return its index.
+
+        `width` and `height` are those that the annotations in the file `stated_in` state, if they
+        do. `finish` compares them with the image.
+        """
+        self.files.append(file)
+        self._stated_sizes.extend((width, height))
+        self._stated_in.append(stated_in)
+        return len(self.files) - 1
 
     def add_box(
         self, image_index: int, label: int | None, box: Iterable[float], crowd: bool = False
@@ -110,37 +126,78 @@ class Scan:
         self._boxes.extend(box)
         self._crowd.append(crowd)
 
+    def add_boxes(
+        self, image_indices: np.ndarray, labels: np.ndarray, boxes: np.ndarray, crowd: np.ndarray
+    ) -> None:
+        """Add boxes (n, 4) with `image_indices`, `labels` and `crowd` (n,), as `add_box` does."""
+        self._image_indices.frombytes(image_indices.astype(np.int64).tobytes())
+        self._labels.frombytes(labels.astype(np.int64).tobytes())
+        self._boxes.frombytes(boxes.astype(np.float32).tobytes())
+        self._crowd.frombytes(crowd.astype(np.int8).tobytes())
+
     def finish(self, names: Sequence[str]) -> Arrays:
         """Return the fields of `Annotations`, with boxes in the order of their images.
 
         Reads the header of every image, and skips images that cannot be used.
         """
-        sizes = self._read_sizes()
+        sizes, orientations = self._read_sizes()
         usable = sizes[:, 0] > 0
         image_indices = np.frombuffer(self._image_indices, np.int64)
         order = image_indices.argsort(kind="stable")
         order = order[usable[image_indices[order]]]
-        counts = np.bincount(image_indices[order], minlength=len(usable))[usable]
+        image_indices = image_indices[order]
+        boxes = np.frombuffer(self._boxes, np.float32).reshape(-1, 4)[order]
+        _turn_boxes(boxes, orientations[image_indices])
+        counts = np.bincount(image_indices, minlength=len(usable))[usable]
         errors = [message for _, message in sorted(self.errors, key=lambda error: error[0])]
         return {
             "class_names": np.array(names, dtype=str),
             "files": np.array(self.files, dtype=str)[usable],
             "sizes": sizes[usable],
             "offsets": np.concatenate(([0], np.cumsum(counts, dtype=np.int64))),
-            "boxes": np.frombuffer(self._boxes, np.float32).reshape(-1, 4)[order],
+            "boxes": boxes,
             "labels": np.frombuffer(self._labels, np.int64)[order],
             "crowd": np.frombuffer(self._crowd, np.int8)[order].astype(bool),
             "errors": np.array(errors, dtype=str),
         }
 
-    def _read_sizes(self) -> np.ndarray:
-        """Return the width and height (n, 2) int32 of every file, 0 and an error if unusable."""
-        sizes = np.zeros((len(self.files), 2), np.int32)
+    def _read_sizes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return width and height (n, 2) int32 of every image, 0 and an error if it is unusable,
+        and the EXIF orientation (n,) that its boxes need, 1 if they are right as they are."""
+        count = len(self.files)
+        sizes, orientations = np.zeros((count, 2), np.int32), np.ones(count, np.int8)
         # Threads, because on a network file system most of this is waiting.
-        with ThreadPoolExecutor(8) as pool:
-            for i, size in enumerate(pool.map(image_size, self.files)):
-                if isinstance(size, str):
-                    self.errors.append((i, size))
-                else:
-                    sizes[i] = size
-        return sizes
+        for i, size in enumerate(map_in_threads(image_size, self.files, 8)):
+            if isinstance(size, str):
+                self.errors.append((i, size))
+            else:
+                sizes[i], orientations[i] = size[:2], size.orientation
+        stated = np.frombuffer(self._stated_sizes).reshape(-1, 2)
+        as_shown = np.isnan(stated[:, 0]) | (stated == sizes).all(1)
+        as_stored = (stated == sizes[:, ::-1]).all(1) & (orientations > 1)
+        orientations[as_shown] = 1
+        for i in np.flatnonzero((sizes[:, 0] > 0) & ~as_shown & ~as_stored):
+            message = (
+                f"{self.files[i]}: found {sizes[i, 0]}x{sizes[i, 1]} pixels, but "
+                f"{self._stated_in[i]} expects {stated[i, 0]:g}x{stated[i, 1]:g}; image skipped"
+            )
+            self.errors.append((int(i), message))
+            sizes[i] = 0
+        return sizes, orientations
+
+
+def _turn_boxes(boxes: np.ndarray, orientations: np.ndarray) -> None:
+    """Turn boxes (n, 4), in place, with the images whose stored sides EXIF swaps.
+
+    Boxes are xyxy as fractions of the sides. The orientations 5 to 8 are what is shown of the
+    stored pixels: mirrored at the diagonal, turned clockwise, mirrored at the other diagonal,
+    turned counterclockwise.
+    """
+    rows = np.flatnonzero(orientations > 1)
+    if not len(rows):
+        return
+    orientation = orientations[rows, None]
+    x, y = boxes[rows][:, [1, 3]], boxes[rows][:, [0, 2]]
+    x = np.where((orientation == 6) | (orientation == 7), 1 - x[:, ::-1], x)
+    y = np.where((orientation == 8) | (orientation == 7), 1 - y[:, ::-1], y)
+    boxes[rows] = np.stack((x[:, 0], y[:, 0], x[:, 1], y[:, 1]), 1)

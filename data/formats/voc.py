@@ -33,7 +33,7 @@ def read_voc(scan: Scan, root: Path, source: AnnotatedSource, labels: Labels) ->
             scan.errors.append((image_index, message))
             continue
         file_name = tree.findtext("filename") or f"{stem}.jpg"
-        scan.files.append(str(root / source.images / file_name))
+        scan.add_image(str(root / source.images / file_name), width, height, str(path))
         for number, obj in enumerate(tree.iter("object")):
             try:
                 label, box = _parse_object(obj, width, height, labels)

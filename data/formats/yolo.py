@@ -22,8 +22,8 @@ def read_yolo(scan: Scan, images: list[str], labels: list[int | None]) -> None:
 
     `labels[k]` is the label of class number k in these files, None for a class to skip.
     """
-    for image_index, image in enumerate(images, len(scan.files)):
-        scan.files.append(image)
+    for image in images:
+        image_index = scan.add_image(image)
         path = label_file(image)
         try:
             with open(path, encoding="utf-8") as file:  # noqa: PTH123 - Path is slow, 100,000 times
