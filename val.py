@@ -27,7 +27,7 @@ from models.detector import Detector
 from utils.amp import amp_dtype, amp_name
 from utils.atomic import atomic_write
 from utils.cli import Parser, dir_name, int_range, run_cli, unit_interval
-from utils.confusion import confusion_matrix
+from utils.confusion import confusion_matrix, match_detections
 from utils.device import default_workers, select_device, set_deterministic
 from utils.errors import UserError
 from utils.inference import run_inference
@@ -174,7 +174,7 @@ def evaluate_detector(args: argparse.Namespace) -> None:
             file.write(json.dumps(coco_results(detections, data, config, args.split)).encode())
     if not args.noplots:
         draw_curves(*curves, data.class_names, results_dir)
-        counts = confusion_matrix(coco_gt, detections)
+        counts = confusion_matrix(match_detections(coco_gt, detections), len(data.class_names))
         draw_confusion(counts, data.class_names, results_dir / "confusion_matrix.png")
     info(f"results written to {results_dir}")
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -104,3 +105,50 @@ def test_evaluate_with_perfect_no_and_crowd_detections():
     assert np.isnan(result.classes[1]["mAP50"]) and result.classes[0]["boxes"] == 2
     empty = evaluate(coco_gt, np.zeros((0, 7)))
     assert all(empty.overall[name] == 0 for name in METRICS)
+
+
+def random_data(num_images, num_classes, num_boxes, num_detections, seed=0):
+    """Return a ground truth with some crowds, and detections with equal scores among them."""
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(num_boxes, np.full(num_images, 1 / num_images))
+    corner = rng.uniform(0, 0.7, (num_boxes, 2))
+    boxes = np.concatenate((corner, corner + rng.uniform(0.05, 0.3, (num_boxes, 2))), axis=1)
+    labels = rng.integers(num_classes, size=num_boxes)
+    coco_gt = to_coco_gt(
+        np.full((num_images, 2), 100),
+        np.concatenate(([0], counts.cumsum())),
+        boxes,
+        labels,
+        rng.random(num_boxes) < 0.1,
+        [f"class {k}" for k in range(num_classes)],
+    )
+    source = rng.integers(num_boxes, size=num_detections)
+    xywh = np.array([coco_gt["annotations"][i]["bbox"] for i in source])
+    xywh[:, :2] += rng.normal(0, 2, (num_detections, 2))
+    image_ids = np.array([coco_gt["annotations"][i]["image_id"] for i in source])
+    other_labels = rng.integers(num_classes, size=num_detections)
+    label = np.where(rng.random(num_detections) < 0.7, labels[source], other_labels)
+    score = rng.integers(1, 50, num_detections) / 50
+    return coco_gt, np.column_stack((image_ids, xywh, score, label))
+
+
+def test_evaluate_agrees_with_pycocotools_on_random_data():
+    coco_gt, detections = random_data(40, 7, 300, 900)
+    result = assert_agrees_with_pycocotools(coco_gt, detections)
+    assert 0.1 < result.overall["mAP50-95"] < 0.9
+    for k, row in enumerate(result.classes):
+        boxes = [a for a in coco_gt["annotations"] if a["category_id"] == k and not a["iscrowd"]]
+        assert row["boxes"] == len(boxes)
+        assert row["images"] == len({a["image_id"] for a in boxes})
+
+
+def test_evaluate_needs_little_memory_with_many_classes_and_images():
+    """No entry for every pair of an image and a class, of which there are 400,000 here."""
+    coco_gt, detections = random_data(1000, 400, 1000, 2000)
+    tracemalloc.start()
+    try:
+        evaluate(coco_gt, detections)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 10e6

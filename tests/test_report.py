@@ -3,19 +3,23 @@
 import re
 import shutil
 import subprocess
+import tracemalloc
 from array import array
 from html.parser import HTMLParser
 from io import BytesIO
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import read_results
 from PIL import Image
 
-from utils.confusion import per_image_confusion, per_image_f1
-from utils.plots import draw_plan, draw_results, draw_schedule
-from utils.report import command_line
+from utils.confusion import match_detections, per_image_f1
+from utils.hyp import Hyp
+from utils.metrics import evaluate, to_coco_gt
+from utils.plots import draw_confusion, draw_plan, draw_results, draw_schedule
+from utils.report import RunSummary, command_line, write_report
 
 BROWSER = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -132,9 +136,55 @@ def test_per_image_f1():
             [4, 2, 0, 5, 5, 0.9, 0],  # inside the crowd
         ]
     )
-    scores = per_image_f1(per_image_confusion(coco_gt, detections))
-    assert [scores[i] for i in (0, 1, 3)] == [1.0, 0.5, 0.0]
-    assert np.isnan(scores[2]) and np.isnan(scores[4])
+    assert per_image_f1(match_detections(coco_gt, detections), 2) == {0: 1.0, 1: 0.5, 3: 0.0}
+
+
+def test_report_of_many_classes_needs_little_memory_and_disk_space(tmp_path):
+    num_classes, num_images = 1203, 40
+    labels = np.arange(num_images) * 30
+    coco_gt = to_coco_gt(
+        np.full((num_images, 2), 64),
+        np.arange(num_images + 1),
+        np.tile([0.1, 0.1, 0.5, 0.5], (num_images, 1)),
+        labels,
+        np.zeros(num_images, bool),
+        [f"a class with the number {k}" for k in range(num_classes)],
+    )
+    rows = [[a["image_id"], *a["bbox"], 0.9, a["category_id"]] for a in coco_gt["annotations"]]
+    summary = RunSummary(
+        command="python train.py",
+        environment={},
+        hyp=Hyp(),
+        rows=[{"epoch": 0, "lr/0": 0.1}],
+        planned=[array("d", [0.1])],
+        batches_per_epoch=1,
+        result=evaluate(coco_gt, np.array(rows)),
+        coco_gt=coco_gt,
+        detections=torch.tensor(rows),
+        files=[f"{i}.png" for i in range(num_images)],
+        read_image=lambda file: torch.zeros(3, 64, 64, dtype=torch.uint8),
+    )
+    tracemalloc.start()
+    try:
+        write_report(tmp_path, summary)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 300e6  # the matrix of one image alone would take 12 MB
+    text = (tmp_path / "report.html").read_text()
+    assert "a class with the number 1202" in text and len(text) < 2e6
+
+
+def test_draw_confusion_skips_the_names_of_many_classes():
+    def draws_names(num_classes):
+        matrix = np.eye(num_classes + 1, dtype=int)
+        pngs = {
+            png_bytes(draw_confusion, matrix, [f"{word} {k}" for k in range(num_classes)])
+            for word in ("cat", "dog")
+        }
+        return len(pngs) == 2
+
+    assert draws_names(40) and not draws_names(101)
 
 
 def png_bytes(draw, *args):

@@ -20,7 +20,7 @@ from pycocotools.cocoeval import COCOeval
 
 import val
 from models import load
-from utils.confusion import confusion_matrix
+from utils.confusion import confusion_matrix, match_detections
 
 ROOT = Path(__file__).parents[1]
 
@@ -208,8 +208,10 @@ def test_confusion_matrix():
             [1, 10, 10, 10, 10, 0.6, 1],  # within a crowd: not counted
         ]
     )
-    assert confusion_matrix(coco_gt, detections).tolist() == [[0, 1, 1], [1, 0, 1], [0, 1, 0]]
-    assert confusion_matrix(coco_gt, detections[:0]).tolist() == [[0, 0, 0], [0, 0, 0], [1, 2, 0]]
+    counts = confusion_matrix(match_detections(coco_gt, detections), 2)
+    assert counts.tolist() == [[0, 1, 1], [1, 0, 1], [0, 1, 0]]
+    counts = confusion_matrix(match_detections(coco_gt, detections[:0]), 2)
+    assert counts.tolist() == [[0, 0, 0], [0, 0, 0], [1, 2, 0]]
 
 
 def test_val_ctrl_c_exits_130_without_output(trained_run, tmp_path, monkeypatch, capsys):

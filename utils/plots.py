@@ -36,6 +36,7 @@ MIN_SIZE = 320  # pixels; smaller images are enlarged so that class names are le
 MAX_CURVES = 20  # of single classes in one plot; more would hide each other
 MAX_POINTS = 20000  # of a learning-rate curve; far more than the plot has pixels
 MAX_COUNTS = 30  # classes of a confusion matrix whose counts are still legible
+MAX_NAMES = 100  # classes of a confusion matrix whose names are still legible
 
 Targets = Sequence[dict[str, Tensor]]
 
@@ -272,21 +273,24 @@ def _draw_class_curves(
 def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path | BinaryIO) -> None:
     """Draw the confusion matrix (K + 1, K + 1) of `utils.confusion`.
 
-    Colors are fractions of a column, numbers are counts.
+    Colors are fractions of a column, numbers are counts. Of more than `MAX_NAMES` classes the axes
+    show indices instead of names.
     """
     from matplotlib.figure import Figure
 
     fractions = matrix / np.maximum(matrix.sum(0), 1)
-    inches = max(5.0, min(30.0, 2 + 0.6 * len(matrix)))
+    shows_names = len(class_names) <= MAX_NAMES
+    inches = max(5.0, min(30.0, 2 + 0.6 * len(matrix))) if shows_names else 16.0
     figure = Figure(figsize=(inches + 1, inches), layout="constrained")
     axes = figure.subplots()
     heatmap = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(heatmap, label="fraction of the column")
-    ticks = range(len(matrix))
-    names = [*class_names, "background"]
-    axes.set_xticks(ticks, names, rotation=90)
-    axes.set_yticks(ticks, names)
     axes.set(xlabel="true class", ylabel="predicted class")
+    if shows_names:
+        ticks = range(len(matrix))
+        names = [*class_names, "background"]
+        axes.set_xticks(ticks, names, rotation=90)
+        axes.set_yticks(ticks, names)
     if len(matrix) <= MAX_COUNTS:
         for row, column in np.argwhere(matrix):
             color = "white" if fractions[row, column] > 0.5 else "black"

@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from utils.atomic import atomic_write
-from utils.confusion import per_image_confusion, per_image_f1
+from utils.confusion import confusion_matrix, match_detections, per_image_f1
 from utils.device import cpu_count
 from utils.hyp import Hyp
 from utils.metrics import METRICS, Result, table_rows
@@ -86,9 +86,9 @@ def write_report(run_dir: Path, summary: RunSummary) -> None:
     """Write report.html to `run_dir`. Raises OSError when it cannot be written."""
     detections = summary.detections.numpy()
     class_names = [category["name"] for category in summary.coco_gt["categories"]]
-    matrices = per_image_confusion(summary.coco_gt, detections, REPORT_CONF)
-    f1 = per_image_f1(matrices)
-    ranking = sorted((i for i in f1 if not np.isnan(f1[i])), key=lambda i: (-f1[i], i))
+    matches = match_detections(summary.coco_gt, detections, REPORT_CONF)
+    f1 = per_image_f1(matches, len(class_names))
+    ranking = sorted(f1, key=lambda i: (-f1[i], i))
     best = ranking[:GALLERY_SIZE]
     worst = ranking[max(GALLERY_SIZE, len(ranking) - GALLERY_SIZE) :][::-1]
 
@@ -98,7 +98,7 @@ def write_report(run_dir: Path, summary: RunSummary) -> None:
 
     overall = summary.result.overall
     title = html.escape(run_dir.name)
-    matrix = sum(matrices.values())
+    matrix = confusion_matrix(matches, len(class_names))
     parts = [
         f"<h1>{title}: mAP50-95 {overall['mAP50-95']:.3f}, mAP50 {overall['mAP50']:.3f}</h1>",
         f"<pre>{html.escape(summary.command)}</pre>",
