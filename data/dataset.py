@@ -119,9 +119,10 @@ class ValSet(_AnnotatedImages):
     ) -> None:
         super().__init__(annotations, 0, cache)
         self.imgsz = imgsz
-        sizes = annotations.sizes
-        longest = np.ceil(sizes * (imgsz / sizes.max(1, keepdims=True))).max(0)
-        width, height = (round_up(int(length), stride) for length in longest)
+        sizes = annotations.sizes.astype(np.int64)
+        # Rounded up in integers: with floats, w * (imgsz / w) can be above imgsz.
+        fitted = -(-sizes * imgsz // sizes.max(1, keepdims=True))
+        width, height = (round_up(int(length), stride) for length in fitted.max(0))
         self.shape = height, width
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:

@@ -81,17 +81,19 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
         # Random streams: (seed, epoch, 0) is the order's, (seed, epoch, 0, i + 1) the image size's
         # of batch i. The samples' are those of `transform_rng`.
         order = np.random.default_rng((self.seed, self.epoch, 0)).permutation(self.num_samples)
-        # A mosaic takes the next images in this order: every image is in equally many mosaics,
-        # and a batch decodes few images besides its own.
-        indices = np.stack([np.roll(order, -i) for i in range(MOSAIC_SIZE)], axis=1).tolist()
         for batch in range(self.start_batch, len(self)):
-            first, size = self.bounds[batch], self.batch_sizes[batch]
-            positions = range(
-                first + size * self.rank // self.world_size,
-                first + size * (self.rank + 1) // self.world_size,
-            )
+            first, size = int(self.bounds[batch]), self.batch_sizes[batch]
+            start = first + size * self.rank // self.world_size
+            end = first + size * (self.rank + 1) // self.world_size
+            # A mosaic takes the next images in this order: every image is in equally many mosaics,
+            # and a batch decodes few images besides its own. Only this batch's part of the order
+            # becomes Python numbers: for a million images that takes seconds and a lot of memory.
+            images = order.take(np.arange(start, end + MOSAIC_SIZE - 1), mode="wrap").tolist()
             imgsz = self._batch_imgsz(batch)
-            yield [SampleKey(self.epoch, p, tuple(indices[p]), imgsz) for p in positions]
+            yield [
+                SampleKey(self.epoch, start + i, tuple(images[i : i + MOSAIC_SIZE]), imgsz)
+                for i in range(end - start)
+            ]
 
     def _batch_imgsz(self, batch: int) -> int:
         low, high = (size // self.stride for size in self.imgsz)

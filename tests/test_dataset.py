@@ -1,5 +1,7 @@
 """Samples: boxes lie on the objects, and a sample depends on its key alone."""
 
+import math
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from data.config import read_data_config
 from data.dataset import TrainSet, ValSet, collate
-from data.formats import read_split
+from data.formats import Annotations, read_split
 from data.images import read_image
 from data.sampler import EpochBatchSampler, SampleKey
 from utils.errors import UserError
@@ -348,6 +350,24 @@ def test_val_set_images_of_mixed_shapes_fit_one_shape(tmp_path):
         width, height = val_set.annotations.sizes[i]
         box = target["boxes"][0] / target["scale"].repeat(2)
         assert box.tolist() == pytest.approx([0, 0, width, height], abs=1e-3)
+
+
+def one_image(width: int, height: int) -> Annotations:
+    """Return the annotations of an image without boxes, whose file is not there."""
+    sizes, offsets = np.int32([[width, height]]), np.zeros(2, np.int64)
+    none = np.zeros(0, np.int64)
+    boxes = np.zeros((0, 4), np.float32)
+    return Annotations(("a",), np.array(["a.png"]), sizes, offsets, boxes, none, none > 0, ())
+
+
+@pytest.mark.parametrize("imgsz", [320, 640, 960, 1280])
+def test_val_set_shape_is_the_smallest_for_every_side(imgsz):
+    """The longer side fills `imgsz`, never a stride more; the other is rounded up to a stride."""
+    for side in range(1, 2001):
+        assert ValSet(one_image(side, side), imgsz, 32).shape == (imgsz, imgsz), side
+        shorter = Fraction(min(side, 1333) * imgsz, max(side, 1333))
+        shape = ValSet(one_image(side, 1333), imgsz, 32).shape
+        assert sorted(shape) == [math.ceil(shorter / 32) * 32, imgsz], side
 
 
 def test_read_image_names_the_file_that_cannot_be_decoded(tmp_path):

@@ -256,6 +256,11 @@ def test_stated_size_that_is_not_the_image_size_is_an_error(width, height, write
         ("0 0.5 0.5 0 0.2", "above 0"),
         ("0 0.5 -0.1 0.2 0.2", "-0.1"),
         ("0 nan 0.5 0.2 0.2", "nan"),
+        ("0 0.1 0.1 0.5 0.1 0.5 0.5 0.1", "8 fields"),
+        ("0 0.1 0.1 0.5 x 0.5 0.5", "7 numbers"),
+        ("0 0.1 0.1 0.5 0.1 0.5 1.5", "1.5 (allowed: 0 to 1"),
+        ("0 0.1 0.1 nan 0.1 0.5 0.5", "nan"),
+        ("0 0.1 0.2 0.5 0.2 0.7 0.2", "above 0"),
     ],
 )
 def test_read_split_skips_and_names_invalid_label_line(tiny, line, message):
@@ -267,6 +272,24 @@ def test_read_split_skips_and_names_invalid_label_line(tiny, line, message):
     (error,) = data.errors
     assert error.startswith(f"{path}: line 1: ") and message in error
     assert error.endswith("; box skipped")
+
+
+@pytest.mark.parametrize(
+    ("line", "corners"),
+    [
+        ("1 0.25 0.5 0.75 0.125 0.5 0.875", (0.25, 0.125, 0.75, 0.875)),  # a triangle
+        ("1 0 0 1 0 1 1 0 1", (0, 0, 1, 1)),  # the whole image
+        ("1 0.5 0.5 0.5 0.625 0.75 0.5 0.625 0.25 0.375 0.375", (0.375, 0.25, 0.75, 0.625)),
+    ],
+)
+def test_read_split_takes_the_box_of_a_polygon(tiny, line, corners):
+    path = tiny.parent / "labels" / "train" / "3.txt"
+    path.write_text(f"{line}\n0 0.5 0.5 0.25 0.25\n")
+    data = split(tiny)
+    image = [Path(str(file)).stem for file in data.files].index("3")
+    rows = slice(data.offsets[image], data.offsets[image + 1])
+    assert data.boxes[rows].tolist() == [[*corners], [0.375, 0.375, 0.625, 0.625]]
+    assert data.labels[rows].tolist() == [1, 0] and data.errors == ()
 
 
 def test_read_split_skips_and_names_invalid_images(tiny):

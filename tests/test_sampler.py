@@ -1,6 +1,7 @@
 """The order of an epoch: every image once, in even batches, from (seed, epoch) alone."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -39,6 +40,37 @@ def test_sampler_order_is_a_function_of_seed_and_epoch():
         for epoch in range(3)
     }
     assert len(orders) == 9
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "batch_size", "world_size"), [(1, 1, 1), (3, 2, 1), (18, 4, 3), (101, 16, 2)]
+)
+def test_sampler_keys_are_windows_of_the_permutation(num_samples, batch_size, world_size):
+    """The order is numpy's permutation, and an image's neighbors are the next ones, in a circle."""
+    order = np.random.default_rng((5, 2, 0)).permutation(num_samples)
+    shards = [
+        batches_of(num_samples, batch_size, 5, 2, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    keys = [key for batch in zip(*shards, strict=True) for shard in batch for key in shard]
+    assert [key.position for key in keys] == list(range(num_samples))
+    for key in keys:
+        assert key.indices == tuple(order[(key.position + i) % num_samples] for i in range(4))
+        assert {type(number) for number in (key.position, *key.indices)} == {int}
+
+
+def test_sampler_starts_an_epoch_of_a_million_images_without_lists_of_them():
+    """The order itself is 8 bytes for each image; a list of numbers would be five times that."""
+    num_samples = 1_000_000
+    sampler = EpochBatchSampler(num_samples, 64, (64, 64), 0)
+    tracemalloc.start()
+    try:
+        next(iter(sampler))
+        sampler.source_images(3, 4)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 20 * num_samples
 
 
 def test_sampler_draws_one_image_size_for_each_batch():

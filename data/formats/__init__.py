@@ -28,7 +28,8 @@ __all__ = [
 ]
 
 
-CACHE_FORMAT = 3  # of the arrays in a cache; to be raised when the fields of Annotations change
+# Of a cache; to be raised when the fields of Annotations or what a reader takes from a file change.
+CACHE_FORMAT = 4
 
 
 def read_train_val(config: DataConfig, path: str) -> tuple[Annotations, Annotations]:

@@ -1,4 +1,7 @@
-"""The YOLO layout: one text file per image, with a line "class cx cy w h" for each box."""
+"""The YOLO layout: one text file per image, with a line "class cx cy w h" for each box.
+
+The line of a segmentation data set, "class x1 y1 x2 y2 x3 y3 ...", stands for the polygon's box.
+"""
 
 import os
 
@@ -63,23 +66,39 @@ def find_orphan_labels(scan: Scan, images: list[str]) -> list[str]:
 
 
 def _parse_line(line: str, num_classes: int) -> tuple[int, Box]:
-    """Return class number and box of "class cx cy w h", clipped to the image.
+    """Return class number and box of "class cx cy w h", clipped to the image, or of a polygon.
 
     Raises ValueError with a message for the user.
     """
     fields = line.split()
-    if len(fields) != 5:
-        raise ValueError(f"found {len(fields)} fields (need 5: class cx cy w h)")
+    is_polygon = len(fields) >= 7 and len(fields) % 2 == 1
+    if len(fields) != 5 and not is_polygon:
+        raise ValueError(
+            f"found {len(fields)} fields (need 5: class cx cy w h, or the x y of a polygon)"
+        )
     try:
-        label, cx, cy, w, h = (float(field) for field in fields)
+        label, *numbers = (float(field) for field in fields)
     except ValueError:
-        raise ValueError(f"found {line.strip()!r} (need five numbers)") from None
+        count = len(fields) if is_polygon else "five"
+        raise ValueError(f"found {_shorten(line.strip())!r} (need {count} numbers)") from None
     if not (label.is_integer() and 0 <= label < num_classes):
         raise ValueError(f"found class {fields[0]} (allowed: 0 to {num_classes - 1})")
-    if not all(0 <= value <= 1 for value in (cx, cy, w, h)) or w == 0 or h == 0:
-        raise ValueError(
-            f"found the box {' '.join(fields[1:])} (allowed: 0 to 1, width and height above 0)"
-        )
-    x1, y1 = max(0.0, cx - w / 2), max(0.0, cy - h / 2)
-    x2, y2 = min(1.0, cx + w / 2), min(1.0, cy + h / 2)
-    return int(label), (x1, y1, x2, y2)
+    x1, y1, x2, y2 = _polygon_corners(numbers) if is_polygon else _box_corners(numbers)
+    if not all(0 <= value <= 1 for value in numbers) or x1 == x2 or y1 == y2:
+        shape = f"{'polygon' if is_polygon else 'box'} {_shorten(' '.join(fields[1:]))}"
+        raise ValueError(f"found the {shape} (allowed: 0 to 1, width and height above 0)")
+    return int(label), (max(0.0, x1), max(0.0, y1), min(1.0, x2), min(1.0, y2))
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _box_corners(numbers: list[float]) -> Box:
+    cx, cy, w, h = numbers
+    return cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
+
+
+def _polygon_corners(numbers: list[float]) -> Box:
+    xs, ys = numbers[::2], numbers[1::2]
+    return min(xs), min(ys), max(xs), max(ys)
