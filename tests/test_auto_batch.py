@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import write_tiny
+from conftest import load_state, read_results, resume_train, run_train, signal_at, write_tiny
 
 import train
 from utils.auto_batch import largest_fitting_batch, limit_batch, memory_budget
@@ -57,3 +57,20 @@ def test_auto_batch_requires_cuda(tmp_path, capsys):
         "train.py: --batch-size auto: requires a CUDA device, not cpu (give a number)\n"
     )
     assert not (tmp_path / "runs").exists()
+
+
+def test_auto_batch_of_a_resumed_run_is_the_one_it_was_started_with(tiny, tmp_path, monkeypatch):
+    """The same command starts, resumes and reports a run; another free memory changes nothing."""
+    sizes = iter([3, 5])  # images that fit, at the first start and at any other
+    monkeypatch.setattr(train, "largest_batch", lambda *_: next(sizes))
+    args = {"data": tiny, "noplots": True, "project": tmp_path, "batch_size": "auto", "epochs": 2}
+    with signal_at("batch", epoch=1, batch=1):
+        assert run_train(**args, resume="auto") == 143
+    assert load_state(tmp_path / "exp")["args"]["batch_size"] == 3
+    assert run_train(**args, resume="auto") == 0
+    state = load_state(tmp_path / "exp")
+    assert state["args"]["batch_size"] == 3 and state["ema"]["updates"] == 2 * 12 / 3
+    assert run_train(**args, resume="auto") == 0  # finished
+    assert resume_train(tmp_path / "exp", batch_size="auto", epochs=3) == 0
+    assert len(read_results(tmp_path / "exp")) == 3
+    assert next(sizes) == 5  # measured once

@@ -129,6 +129,8 @@ def _check_location(key: str, value: str, flag: str, run_dir: Path) -> None:
 def _same_value(key: str, value: Any, saved: Any) -> bool:
     if key == "imgsz":  # the run has what was asked for, rounded to the model's stride
         return imgsz_bounds(value) == imgsz_bounds(saved)
+    if key == "batch_size" and value == "auto":  # the run has the number that auto found
+        return True
     return value == saved
 
 
