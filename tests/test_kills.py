@@ -116,8 +116,9 @@ def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Unint
         epochs: int = EPOCHS,
         device: str = "cpu",
         deterministic: bool = False,
+        amp: str = "auto",
     ) -> tuple[Path, list[str]]:
-        key = optimizer, world_size, epochs, device, deterministic
+        key = optimizer, world_size, epochs, device, deterministic, amp
         if key not in runs:
             project = tmp_path_factory.mktemp("uninterrupted")
             hyp = project / "h.yaml"
@@ -128,6 +129,7 @@ def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Unint
                 epochs=epochs,
                 device=device,
                 deterministic=deterministic,
+                amp=amp,
                 workers=None,
             )
             command = [*launcher(world_size), ROOT / "train.py", *args]
@@ -239,6 +241,17 @@ def test_run_killed_twenty_times_is_bitwise_identical(
     )
     print(f"{optimizer}, {workers} workers, killed in {phases}")
     assert set(phases) == set(PHASES)
+    assert_same_outputs(reference, tmp_path / "exp")
+
+
+@pytest.mark.kills
+def test_fp16_run_killed_twenty_times_is_bitwise_identical(
+    uninterrupted: Uninterrupted, tmp_path: Path
+) -> None:
+    """With the loss scale, which is halved and doubled."""
+    reference, args = uninterrupted(epochs=LONG_EPOCHS, amp="fp16")
+    phases = run_with_kills([*args, "--workers", 0], tmp_path, random_phases(20))
+    print(f"fp16, killed in {phases}")
     assert_same_outputs(reference, tmp_path / "exp")
 
 
