@@ -124,7 +124,8 @@ def build(
     config = read_data_config(Path(args.data))
     if dist.on_main(make_builtin, config):
         info(f"drew the built-in dataset into {config.path}")
-    train_data, val_data = run.train_data, run.val_data = read_train_val(config, args.data)
+    train_data, val_data = dist.on_node_main(read_train_val, config, args.data)
+    run.train_data, run.val_data = train_data, val_data
     fingerprint = {"train": train_data.fingerprint(), "val": val_data.fingerprint()}
     if start.checkpoint is not None:
         check_data_unchanged(start.checkpoint["data_fingerprint"], fingerprint, args.data)

@@ -30,7 +30,8 @@ def resident_mb():
 before, start = resident_mb(), time.perf_counter()
 data = read_split(read_data_config(Path(sys.argv[2])), "train")
 seconds = time.perf_counter() - start
-arrays = (data.files, data.sizes, data.offsets, data.boxes, data.labels, data.crowd)
+files = (data.files.text, data.files.ends)
+arrays = (*files, data.sizes, data.offsets, data.boxes, data.labels, data.crowd)
 array_mb = sum(array.nbytes for array in arrays) / 1e6
 print(json.dumps([seconds, len(data.labels), resident_mb() - before, array_mb]))
 """

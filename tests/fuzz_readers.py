@@ -34,7 +34,7 @@ def labels(content: bytes) -> None:
     LABELS.write_bytes(content)
     scan = Scan()
     read_yolo(scan, [str(IMAGE)], [0, 1, 2])
-    data = Annotations(**scan.finish("abc"))
+    data = Annotations.from_arrays(scan.finish("abc"))
     assert len(data.boxes) == len(data.labels) == data.offsets[-1] and len(data) == 1
     assert ((data.boxes >= 0) & (data.boxes <= 1)).all()
     assert ((data.labels >= 0) & (data.labels < 3)).all()

@@ -32,10 +32,11 @@ def read(path):
 
 
 def same(a, b):
-    arrays = ("files", "sizes", "offsets", "boxes", "labels", "crowd")
+    arrays = ("sizes", "offsets", "boxes", "labels", "crowd")
     return (
         a.class_names == b.class_names
         and a.errors == b.errors
+        and a.files.tolist() == b.files.tolist()
         and all(np.array_equal(getattr(a, n), getattr(b, n)) for n in arrays)
     )
 

@@ -1,5 +1,6 @@
 """utils/distributed.py: several processes compute what one process would."""
 
+import os
 import subprocess
 import sys
 from datetime import timedelta
@@ -88,6 +89,82 @@ def test_distributed_context_computes_the_same_in_several_processes(processes, t
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("passed") == processes
+
+
+# Run in two processes: reading the annotations, and filling `--cache disk`.
+DATA_PROGRAM = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import data.formats.scan, data.images
+from data.config import read_data_config
+from data.dataset import ValSet, preload_images
+from data.formats import read_split
+from utils import distributed
+from utils.cli import run_cli
+
+context = distributed.DistributedContext()
+calls = {"image_size": [], "read_image": []}
+
+
+def record(module, name):
+    original = getattr(module, name)
+    setattr(module, name, lambda file: calls[name].append(Path(file).name) or original(file))
+
+
+record(data.formats.scan, "image_size")
+record(data.images, "read_image")
+
+
+def main():
+    config = read_data_config(Path(sys.argv[2]))
+    expected = read_split(config, "train")
+    calls["image_size"].clear()
+    annotations = context.on_node_main(read_split, config, "train")
+    assert len(calls["image_size"]) == (12 if context.is_main else 0)
+    assert annotations.fingerprint() == expected.fingerprint()
+    annotations.boxes[0] = context.rank  # a copy of its own, if it is changed
+    context.all_reduce_max(0)
+    assert (annotations.boxes[0] == context.rank).all()
+
+    def refuse(_):
+        raise OSError(28, "No space left on device")
+
+    distributed.write_shared = refuse  # each process reads by itself
+    assert context.on_node_main(read_split, config, "train").fingerprint() == expected.fingerprint()
+
+    preload_images([ValSet(expected, 64, 32, "disk")], "disk", context)
+    assert len(calls["read_image"]) == 6
+    context.on_main(print, "complete")
+    if context.rank == 1:
+        Path(expected.files[5]).write_text("no image")
+    context.all_reduce_max(0)
+    preload_images([ValSet(expected, 64, 32, "disk")], "disk", context)
+
+
+sys.exit(run_cli("program", main))
+"""
+
+
+def test_processes_share_annotations_and_the_filling_of_the_disk_cache(tmp_path):
+    """At last an image of the share of rank 1 cannot be decoded, which only that rank says."""
+    (tmp_path / "program.py").write_text(DATA_PROGRAM)
+    data = write_tiny(tmp_path / "tiny")
+    done = subprocess.run(
+        [*TORCHRUN, "2", tmp_path / "program.py", str(ROOT), data],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )
+    assert done.stdout == "complete\n", done.stderr
+    files = sorted(path.name for path in (tmp_path / "tiny" / "images" / "train").glob("*.png"))
+    assert len([*(tmp_path / "tiny" / "images" / "train").glob("*.npy")]) == len(files) == 12
+    lines = [line for line in done.stderr.splitlines() if line.startswith("program: ")]
+    (line,) = lines
+    assert files[5] in line and "cannot be decoded" in line
+    assert "[rank" not in done.stderr
+    assert not [*tmp_path.glob("tmp*")]
 
 
 def test_distributed_context_waits_for_hours(monkeypatch):

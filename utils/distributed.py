@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from utils import compat
 from utils.errors import OtherProcessFailed, UserError
+from utils.shared_file import SharedFile, read_shared, write_shared
 
 T = TypeVar("T")
 # A process whose peer has ended notices it at once, by the closed connection. The timeout is for a
@@ -75,6 +77,36 @@ class DistributedContext:
         if self.world_size > 1:
             dist.broadcast_object_list(results)
         return results[0]
+
+    def on_node_main(self, fn: Callable[..., T], *args: object) -> T:
+        """Call `fn(*args)` in one process of each machine, and return its result in all of them.
+
+        The processes of a machine share the memory of the result's arrays. If the result cannot be
+        written to a temporary file, each process calls `fn`. If it raises an exception, all
+        processes raise one: see `raise_together`.
+        """
+        if self.local_rank is None:
+            return fn(*args)
+
+        def call_and_share() -> SharedFile | None:
+            if self.local_rank > 0:
+                return None
+            result = fn(*args)
+            with suppress(OSError):  # a full or read-only disk
+                return write_shared(result)
+
+        file = self.on_each(call_and_share)
+        files: list[Any] = [None] * self.world_size
+        dist.all_gather_object(files, (self.local_rank, file))
+        _, file = files[self.rank - self.local_rank]  # torchrun numbers a machine's ranks in a row
+        if all(file for local_rank, file in files if local_rank == 0):
+            result = self.on_each(read_shared, file)
+        else:
+            result = self.on_each(fn, *args)
+        if self.local_rank == 0 and file is not None:
+            with suppress(OSError):  # Windows cannot delete it while it is in use
+                Path(file.path).unlink()
+        return result
 
     def on_each(self, fn: Callable[..., T], *args: object) -> T:
         """Call `fn(*args)` in every process, and return its result once all have ended.

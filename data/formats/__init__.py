@@ -85,8 +85,7 @@ def read_split(config: DataConfig, split: str) -> Annotations:
         repr((CACHE_FORMAT, config.names, config.remap, sources, images)),
         lambda: _scan_split(config, split, images),
     )
-    strings = {key: tuple(arrays[key].tolist()) for key in ("class_names", "errors")}
-    annotations = Annotations(**arrays | strings)
+    annotations = Annotations.from_arrays(arrays)
     if not len(annotations):
         raise UserError(f"{split}: no images found in {root}{_first_error(annotations)}")
     if not len(annotations.boxes):

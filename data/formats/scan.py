@@ -1,6 +1,7 @@
 """What the readers share: the arrays of a split, and the collector that they fill."""
 
 import hashlib
+import itertools
 import math
 import os
 from array import array
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from data.cache import Arrays
+from data.formats.file_names import FileNames
 from data.images import image_size
 from data.threads import map_in_threads
 from utils.metrics import to_coco_gt
@@ -28,13 +30,21 @@ class Annotations:
     """
 
     class_names: tuple[str, ...]
-    files: np.ndarray  # (n,) str
+    files: FileNames  # n paths
     sizes: np.ndarray  # (n, 2) int32: width, height, with the EXIF rotation applied
     offsets: np.ndarray  # (n + 1,) int64
     boxes: np.ndarray  # (N, 4) float32: xyxy as fractions of the image's width and height
     labels: np.ndarray  # (N,) int64, 0-based
     crowd: np.ndarray  # (N,) bool: COCO's iscrowd; not trained on, ignored in evaluation
     errors: tuple[str, ...]  # one message for each skipped image or annotation
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> "Annotations":
+        """Return the annotations that `Scan.finish` returns as arrays."""
+        fields = dict(arrays)
+        files = FileNames(fields.pop("file_text"), fields.pop("file_ends"))
+        strings = {key: tuple(arrays[key].tolist()) for key in ("class_names", "errors")}
+        return cls(files=files, **fields | strings)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -136,7 +146,7 @@ class Scan:
         self._crowd.frombytes(crowd.astype(np.int8).tobytes())
 
     def finish(self, names: Sequence[str]) -> Arrays:
-        """Return the fields of `Annotations`, with boxes in the order of their images.
+        """Return arrays for `Annotations.from_arrays`, with boxes in the order of their images.
 
         Reads the header of every image, and skips images that cannot be used.
         """
@@ -150,9 +160,11 @@ class Scan:
         _turn_boxes(boxes, orientations[image_indices])
         counts = np.bincount(image_indices, minlength=len(usable))[usable]
         errors = [message for _, message in sorted(self.errors, key=lambda error: error[0])]
+        files = FileNames.of(itertools.compress(self.files, usable))
         return {
             "class_names": np.array(names, dtype=str),
-            "files": np.array(self.files, dtype=str)[usable],
+            "file_text": files.text,
+            "file_ends": files.ends,
             "sizes": sizes[usable],
             "offsets": np.concatenate(([0], np.cumsum(counts, dtype=np.int64))),
             "boxes": boxes,
