@@ -84,6 +84,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "test_resume",
         "test_user_errors",
         "test_environment_errors",
+        "test_workers",
     ]
     items.sort(key=lambda item: long.index(item.path.stem) if item.path.stem in long else len(long))
 
