@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from data.augment import apply_color_matrix
+from data.augment import apply_color_matrix, mosaic_warning
 from data.config import read_data_config
 from data.formats import Annotations, images_in_both_splits, read_train_val
 from data.images import read_image
@@ -340,6 +340,7 @@ def main(argv: list[str] | None = None) -> None:
             f"{len(run.val_data)} images at {args.imgsz} px, on {run.device}, "
             f"amp {amp_name(run.dtype)}, world size {dist.world_size}, into {path}"
         )
+        warning(*mosaic_warning(run.hyp, args.epochs))
         if dist.is_main:
             run.run_dir.write_yaml(hyp=run.hyp.model_dump(), args=vars(args))
         if draws_plots:

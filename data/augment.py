@@ -72,6 +72,16 @@ def train_transforms(hyp: Hyp, mosaic_until: int) -> list[Transform]:
     ]
 
 
+def mosaic_warning(hyp: Hyp, epochs: int) -> list[str]:
+    """Return a list with a warning if a run of `epochs` ends before its mosaics begin, else []."""
+    if hyp.mosaic == 0 or epochs > hyp.close_mosaic:
+        return []
+    return [
+        f"--epochs {epochs}: no epoch has mosaics, because close_mosaic is {hyp.close_mosaic} "
+        "(for mosaics set it below the number of epochs in the hyp file)"
+    ]
+
+
 class MosaicOrSingle:
     """Paste the image, or with probability `hyp.mosaic` four images, on a canvas.
 

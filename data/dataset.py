@@ -20,27 +20,31 @@ from data.sampler import SampleKey, transform_rng
 from utils.distributed import DistributedContext
 from utils.hyp import Hyp
 from utils.letterbox import letterbox_size, round_up
+from utils.shared_memory import SharedArray, empty_batch
 
 Target = dict[str, Tensor]
-IMAGE_CACHE_BYTES = 1_000_000_000  # decoded training images in a process and its workers together
+IMAGE_CACHE_BYTES = 1_000_000_000  # decoded training images of a process and its workers together
 
 
 class _AnnotatedImages(Dataset):
     def __init__(self, annotations: Annotations, cache_bytes: int, cache: str | None) -> None:
-        self.annotations = annotations
-        self.images = ImageStore(annotations.files, cache_bytes, on_disk=cache == "disk")
+        on_disk = cache == "disk"
+        self.images = ImageStore(annotations.files, annotations.sizes, cache_bytes, on_disk)
+        self._offsets = SharedArray(annotations.offsets)
+        self._boxes = SharedArray(annotations.boxes)
+        self._labels = SharedArray(annotations.labels)
+        self._crowd = SharedArray(annotations.crowd)
 
     def __len__(self) -> int:
-        return len(self.annotations)
+        return len(self.images)
 
     def _load(self, index: int) -> tuple[Sample, np.ndarray]:
         """Return an image with its boxes, and which of the boxes are crowds: (n,) bool."""
-        annotations = self.annotations
         image = self.images[index]
-        rows = slice(annotations.offsets[index], annotations.offsets[index + 1])
+        rows = slice(*self._offsets.array[index : index + 2])
         height, width = image.shape[-2:]
-        boxes = annotations.boxes[rows] * np.float32([width, height] * 2)
-        return Sample(image, boxes, annotations.labels[rows]), annotations.crowd[rows]
+        boxes = self._boxes.array[rows] * np.float32([width, height] * 2)
+        return Sample(image, boxes, self._labels.array[rows]), self._crowd.array[rows]
 
 
 class TrainSet(_AnnotatedImages):
@@ -163,7 +167,8 @@ def _unpickle_targets(targets: list[dict[str, np.ndarray]]) -> Targets:
 def collate(samples: list[tuple[Tensor, Target]]) -> tuple[Tensor, Targets]:
     """Batch samples of one size: images (B, 3, h, w) uint8, channels-last, and their targets."""
     images, targets = zip(*samples, strict=True)
-    batch = torch.stack([image.permute(1, 2, 0) for image in images])
+    pixels = [image.permute(1, 2, 0) for image in images]
+    batch = torch.stack(pixels, out=empty_batch((len(pixels), *pixels[0].shape)))
     return batch.permute(0, 3, 1, 2), Targets(targets)
 
 
@@ -179,7 +184,7 @@ def preload_images(
     for dataset in datasets:
         images = dataset.images
         if cache == "disk":  # each process its share of the files, which all of them read
-            share = range(context.rank, len(images.files), context.world_size)
+            share = range(context.rank, len(images), context.world_size)
             context.on_each(images.fill_disk, share, num_processes)
         elif cache == "ram":
-            context.on_each(images.preload, dataset.annotations.sizes, num_processes)
+            context.on_each(images.preload, num_processes)

@@ -17,7 +17,6 @@ from PIL import (  # noqa: F401 - the plugins register formats
     WebPImagePlugin,
 )
 from torch import Tensor
-from torch.utils.data import get_worker_info
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
@@ -27,6 +26,7 @@ from utils.atomic import atomic_write
 from utils.device import cpu_count
 from utils.errors import DISK_ERRORS, UserError
 from utils.memory import available_memory
+from utils.shared_memory import SharedArray, shared_zeros
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 # Not all that Pillow knows: for an EPS file it would start Ghostscript.
@@ -155,46 +155,71 @@ def _decode(path: str) -> Tensor:
 class ImageStore:
     """Decoded images by index in `files`, each (3, h, w) uint8.
 
-    The first images to be read stay in memory, up to `cache_bytes` in all DataLoader workers
-    together. With `on_disk`, images are also saved as `FILE.npy` next to their files (h * w * 3
-    bytes each), valid as long as the image file's modification time does not change.
+    `sizes` (n, 2) are their widths and heights. The first images, up to `cache_bytes` in all, stay
+    in memory once they are decoded, for this process and its DataLoader workers together. With
+    `on_disk`, images are also saved as `FILE.npy` next to their files (h * w * 3 bytes each), valid
+    as long as the image file's modification time does not change.
     """
 
-    def __init__(self, files: Sequence[str], cache_bytes: int = 0, on_disk: bool = False) -> None:
-        self.files = files
-        self.cache_bytes = cache_bytes
+    def __init__(
+        self,
+        files: Sequence[str],
+        sizes: np.ndarray,
+        cache_bytes: int = 0,
+        on_disk: bool = False,
+    ) -> None:
+        self.files, self.sizes = files, SharedArray(sizes)
         self.on_disk = on_disk
-        self._cache: dict[int, Tensor] = {}
-        self._cached_bytes = 0
+        self._allocate(cache_bytes)
+
+    def _allocate(self, cache_bytes: int) -> None:
+        # Every image has a place of its own, so that workers need not agree on one.
+        ends = np.cumsum(self.sizes.array.astype(np.int64).prod(1) * 3)
+        ends = ends[ends <= cache_bytes]
+        self._bounds = SharedArray(np.concatenate(([0], ends)))
+        self._pixels = shared_zeros(int(self._bounds.array[-1]))
+        self._is_cached = shared_zeros(len(ends))
+
+    def __len__(self) -> int:
+        return len(self.files)
 
     def __getitem__(self, index: int) -> Tensor:
-        """Return image `index`. Raises UserError if it cannot be decoded."""
-        if index in self._cache:
-            return self._cache[index]
-        file = str(self.files[index])
+        """Return image `index`, not to be written to. Raises UserError if it cannot be decoded."""
+        place = self._place(index)
+        if place is not None and self._is_cached[index]:
+            return place
+        file = self.files[index]
         image = self._load_npy(file) if self.on_disk else read_image(file)
-        # Asked every time, because a worker starts with a copy of the main process's store.
-        worker = get_worker_info()
-        limit = self.cache_bytes // (worker.num_workers if worker else 1)
-        if self._cached_bytes + image.nbytes <= limit:
-            self._cached_bytes += image.nbytes
-            self._cache[index] = image
+        # The shape differs if the file is another one now than when it was scanned.
+        if place is not None and place.shape == image.shape:
+            # Two workers that decode the same image write the same bytes. The mark comes last.
+            place.copy_(image)
+            self._is_cached[index] = 1
         return image
 
-    def preload(self, sizes: np.ndarray, num_processes: int = 1) -> None:
+    def _place(self, index: int) -> Tensor | None:
+        """Return where image `index` is cached, None if it is not to be."""
+        if index >= len(self._is_cached):
+            return None
+        first, last = self._bounds.array[index : index + 2]
+        width, height = self.sizes.array[index]
+        return self._pixels[first:last].view(height, width, 3).permute(2, 0, 1)
+
+    def preload(self, num_processes: int = 1) -> None:
         """Decode every image now, into memory that DataLoader workers share.
 
-        `sizes` (n, 2) are the images' widths and heights. Raises UserError if this machine does
-        not have the memory for `num_processes` stores, or an image cannot be decoded.
+        Raises UserError if this machine does not have the memory for `num_processes` stores, or an
+        image cannot be decoded.
         """
-        self.cache_bytes = int(sizes.astype(np.int64).prod(1).sum()) * 3
-        required, available = self.cache_bytes * num_processes, available_memory()
+        cache_bytes = int(self.sizes.array.astype(np.int64).prod(1).sum()) * 3
+        required, available = cache_bytes * num_processes, available_memory()
         if required > available:
             raise UserError(
                 f"--cache ram: needs {required / 1e9:.1f} GB of memory, and "
                 f"{available / 1e9:.1f} GB are available (use --cache disk)"
             )
-        _run_in_threads(self.__getitem__, range(len(self.files)), cpu_count())
+        self._allocate(cache_bytes)
+        _run_in_threads(self.__getitem__, range(len(self)), cpu_count())
 
     def fill_disk(self, indices: Sequence[int], num_processes: int = 1) -> None:
         """Decode the images at `indices` now and save them, unless their .npy files are up to date.
@@ -205,7 +230,7 @@ class ImageStore:
         _run_in_threads(self._write_npy, indices, max(1, cpu_count() // num_processes))
 
     def _write_npy(self, index: int) -> None:
-        self._load_npy(str(self.files[index]), require_write=True)
+        self._load_npy(self.files[index], require_write=True)
 
     def _load_npy(self, file: str, require_write: bool = False) -> Tensor:
         """Return an image from its .npy file, which is written first if missing or outdated."""

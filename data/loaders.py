@@ -17,6 +17,7 @@ from utils.distributed import DistributedContext
 from utils.hyp import Hyp
 from utils.interrupt import worker_init
 from utils.letterbox import imgsz_bounds
+from utils.shared_memory import check_shared_memory
 
 
 class Loaders(NamedTuple):
@@ -46,10 +47,15 @@ def build_loaders(
     """Build the loaders that the arguments of `train.py` ask for.
 
     `args.imgsz` is in multiples of the model's `stride`; `args.batch_size` is that of all processes
-    together. Raises UserError when images cannot be cached as `args.cache` says, or a batch cannot
-    be divided among the processes.
+    together. Raises UserError when images cannot be cached as `args.cache` says, a batch cannot be
+    divided among the processes, or the workers' batches do not fit into shared memory.
     """
     imgsz = imgsz_bounds(args.imgsz, stride)
+    workers = args.workers
+    if workers is None:
+        workers = default_workers(device, dist.local_world_size)
+    process_batch_size = math.ceil(args.batch_size / dist.world_size)
+    check_shared_memory(process_batch_size * 3 * imgsz[1] ** 2, workers, dist.local_world_size)
     mosaic_until = args.epochs - hyp.close_mosaic
     train_set = TrainSet(train_data, hyp, args.seed, mosaic_until, args.cache)
     val_set = ValSet(val_data, imgsz[1], stride, args.cache)
@@ -57,9 +63,6 @@ def build_loaders(
     sampler = EpochBatchSampler(
         len(train_set), args.batch_size, imgsz, args.seed, dist.rank, dist.world_size, stride
     )
-    workers = args.workers
-    if workers is None:
-        workers = default_workers(device, dist.local_world_size)
     options = {
         "num_workers": workers,
         "persistent_workers": workers > 0,
@@ -68,10 +71,9 @@ def build_loaders(
         "pin_memory": device.type == "cuda",
     }
     val_shard = Subset(val_set, range(dist.rank, len(val_set), dist.world_size))
-    val_batch_size = math.ceil(args.batch_size / dist.world_size)
     return Loaders(
         train_set,
         sampler,
         DataLoader(train_set, batch_sampler=sampler, **options),
-        DataLoader(val_shard, val_batch_size, **options),
+        DataLoader(val_shard, process_batch_size, **options),
     )

@@ -1,7 +1,11 @@
 """Samples: boxes lie on the objects, and a sample depends on its key alone."""
 
 import math
+import os
+from dataclasses import replace
 from fractions import Fraction
+from multiprocessing import resource_sharer
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -224,6 +228,34 @@ def test_train_set_sample_depends_on_its_key_alone(tiny):
                 assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
+def is_in_shared_memory(samples):
+    """A `collate_fn`: whether the batch that `collate` makes of the samples is in shared memory."""
+    return collate(samples)[0].is_shared()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_collate_makes_batches_in_shared_memory_in_workers_only(tiny, workers):
+    """Otherwise a batch would be copied there to be sent."""
+    val_set = ValSet(read_split(read_data_config(tiny), "val"), 64, stride=32)
+    loader = DataLoader(val_set, 2, num_workers=workers, collate_fn=is_in_shared_memory)
+    assert list(loader) == [workers > 0] * 3
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs file descriptors")
+def test_train_set_is_sent_to_workers_as_references(tiny):
+    """Neither annotations nor cached images are copied to a worker that is not forked."""
+    annotations = read_split(read_data_config(tiny), "train")
+    boxes = np.tile(annotations.boxes, (10_000, 1))
+    many = replace(annotations, boxes=boxes, labels=np.zeros(len(boxes), np.int64))
+    hyp = Hyp(scheduler={"name": "constant"})
+    train_set = TrainSet(many, hyp, seed=3, mosaic_until=2)
+    train_set.images.preload()
+    try:
+        assert len(ForkingPickler.dumps(train_set)) < 20_000
+    finally:
+        resource_sharer.stop()
+
+
 class Recorder:
     """A transform that records the first number of its random stream and changes nothing."""
 
@@ -343,11 +375,12 @@ def test_val_set_images_of_mixed_shapes_fit_one_shape(tmp_path):
         Image.new("RGB", size).save(tmp_path / "images" / f"{i}.png")
         (tmp_path / "labels" / f"{i}.txt").write_text("0 0.5 0.5 1 1\n")
     (tmp_path / "data.yaml").write_text("train: images\nval: images\nnames: [a]\n")
-    val_set = ValSet(read_split(read_data_config(tmp_path / "data.yaml"), "val"), 96, stride=32)
+    annotations = read_split(read_data_config(tmp_path / "data.yaml"), "val")
+    val_set = ValSet(annotations, 96, stride=32)
     for i in range(4):
         image, target = val_set[i]
         assert image.shape == (3, 96, 96)
-        width, height = val_set.annotations.sizes[i]
+        width, height = annotations.sizes[i]
         box = target["boxes"][0] / target["scale"].repeat(2)
         assert box.tolist() == pytest.approx([0, 0, width, height], abs=1e-3)
 

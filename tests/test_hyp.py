@@ -1,5 +1,6 @@
 """The hyp file: its commented default is the model's, and every error is one sentence."""
 
+import pickle
 from itertools import pairwise
 from pathlib import Path
 
@@ -50,6 +51,13 @@ def test_hyp_round_trip_through_a_file(block, tmp_path):
     RunDir(tmp_path).write_yaml(hyp=hyp.model_dump())
     assert load_hyp(tmp_path / "hyp.yaml") == hyp
     assert {key: value for key, value in hyp.scheduler if key in block} == block
+
+
+@pytest.mark.parametrize("file", sorted(DEFAULT.parent.glob("*.yaml")), ids=lambda file: file.stem)
+def test_hyp_can_be_sent_to_a_worker(file):
+    """Where workers are not forked, all that the dataset holds is pickled."""
+    hyp = load_hyp(file)
+    assert pickle.loads(pickle.dumps(hyp)) == hyp
 
 
 def test_each_schedule_has_only_its_own_arguments():

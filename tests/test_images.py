@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import bitwise_equal, load_state, write_tiny
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
 import data.images
 import train
@@ -40,8 +41,14 @@ def decoded(monkeypatch):
     return decoded_files
 
 
+def store_of(files, **options):
+    """Return a store of the images that `files` writes."""
+    sizes = np.array([[30, 20 + i] for i in range(len(files))])
+    return ImageStore(files, sizes, **options)
+
+
 def test_image_store_keeps_images_up_to_cache_bytes(files, decoded):
-    store = ImageStore(files, cache_bytes=3 * 30 * (20 + 21))
+    store = store_of(files, cache_bytes=3 * 30 * (20 + 21))
     for _ in range(2):
         for i, file in enumerate(files):
             assert torch.equal(store[i], read_image(file))
@@ -49,8 +56,8 @@ def test_image_store_keeps_images_up_to_cache_bytes(files, decoded):
 
 
 def test_image_store_preload_keeps_all_images_in_memory(files, decoded, monkeypatch):
-    store = ImageStore(files)
-    store.preload(np.array([[30, 20 + i] for i in range(6)]))
+    store = store_of(files)
+    store.preload()
     decoded.clear()
     assert all(torch.equal(store[i], read_image(file)) for i, file in enumerate(files))
     assert not decoded
@@ -59,13 +66,43 @@ def test_image_store_preload_keeps_all_images_in_memory(files, decoded, monkeypa
         r"--cache ram: needs 0\.0 GB of memory, and 0\.0 GB are available \(use --cache disk\)"
     )
     with pytest.raises(UserError, match=message):
-        ImageStore(files).preload(np.full((6, 2), 100), num_processes=2)
+        ImageStore(files, np.full((6, 2), 100)).preload(num_processes=2)
+
+
+def test_image_store_returns_an_image_that_has_changed_its_size(files):
+    store = store_of(files, cache_bytes=10**6)
+    Image.new("RGB", (8, 9), "red").save(files[2])
+    for _ in range(2):
+        assert torch.equal(store[2], read_image(files[2])) and store[2].shape == (3, 9, 8)
+
+
+class Decoded(Dataset):
+    """The images of a store, which workers read."""
+
+    def __init__(self, store):
+        self.store = store
+
+    def __len__(self):
+        return len(self.store)
+
+    def __getitem__(self, index):
+        return self.store[index]
+
+
+def test_image_store_workers_share_what_they_decode(files, decoded):
+    """What either of two workers has decoded the main process need not decode again."""
+    store = store_of(files, cache_bytes=10**6)
+    expected = [read_image(file) for file in files]
+    images = list(DataLoader(Decoded(store), None, num_workers=2))
+    assert all(map(torch.equal, images, expected))
+    assert all(map(torch.equal, (store[i] for i in range(6)), expected))
+    assert not decoded
 
 
 def test_image_store_on_disk_is_valid_until_the_image_changes(files, decoded):
-    ImageStore(files, on_disk=True).fill_disk(range(6))
+    store_of(files, on_disk=True).fill_disk(range(6))
     decoded.clear()
-    store = ImageStore(files, on_disk=True)
+    store = store_of(files, on_disk=True)
     assert all(torch.equal(store[i], read_image(file)) for i, file in enumerate(files))
     assert not decoded
     Image.new("RGB", (8, 9), "red").save(files[2])  # another image of the same name
@@ -88,7 +125,7 @@ def test_image_store_on_disk_in_unwritable_directory(files, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(data.images, "atomic_write", refuse)
-    store = ImageStore(files, on_disk=True)
+    store = store_of(files, on_disk=True)
     message = r"--cache disk: .*0\.jpg\.npy: cannot be written: Permission denied"
     with pytest.raises(UserError, match=message):
         store.fill_disk(range(6))

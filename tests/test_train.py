@@ -145,6 +145,19 @@ def test_train_learns_one_class_on_real_images(bccd, tmp_path):
     assert load_state(tmp_path / "runs" / "exp")["progress"]["best_map"] > 0.1
 
 
+@pytest.mark.parametrize(
+    ("text", "epochs", "has_warning"),
+    [("", 1, True), ("close_mosaic: 1\n", 1, True), ("close_mosaic: 0\n", 1, False)],
+)
+def test_train_warns_of_a_run_without_mosaics(text, epochs, has_warning, tiny, tmp_path, capsys):
+    args = {"hyp": write_hyp(tmp_path, text), "data": tiny, "noplots": True, "project": tmp_path}
+    assert run_train(**args, epochs=epochs) == 0
+    close_mosaic = text.partition(": ")[2].strip() or 10
+    expected = f"--epochs {epochs}: no epoch has mosaics, because close_mosaic is {close_mosaic} "
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.startswith(expected) for line in lines] == [True] * has_warning
+
+
 def test_train_stops_early(tiny, tmp_path, capsys):
     hyp = write_hyp(tmp_path, "lr0: 1e-9\nscheduler: {warmup_epoch: 0}\n")
     args = {"hyp": hyp, "data": tiny, "epochs": 20, "noplots": True, "project": tmp_path}
@@ -158,7 +171,11 @@ def test_train_stops_early(tiny, tmp_path, capsys):
 
 def test_train_warns_of_loss_weights_without_a_loss(tiny, tmp_path, capsys):
     model = "torchvision/ssdlite320_mobilenet_v3_large"
-    args = {"hyp": write_hyp(tmp_path, "optimizer: adamw\n"), "data": tiny, "model": model}
+    args = {
+        "hyp": write_hyp(tmp_path, "optimizer: adamw\nmosaic: 0\n"),
+        "data": tiny,
+        "model": model,
+    }
     assert run_train(**args, epochs=1, noplots=True, project=tmp_path) == 0
     assert capsys.readouterr().err.splitlines() == [
         f"{model}: the loss weights box, cls, dfl have no effect; "

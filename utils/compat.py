@@ -63,6 +63,24 @@ def exit_on_queue_feeder_error() -> None:
     multiprocessing.queues.Queue._on_queue_feeder_error = hook
 
 
+def new_shared(num_bytes: int) -> Tensor:
+    """Return an uninitialized tensor (num_bytes,) uint8 in shared memory.
+
+    So does torch's default_collate; the public way, share_memory_(), copies a tensor.
+    """
+    storage = torch.UntypedStorage._new_shared(num_bytes)
+    return torch.empty(0, dtype=torch.uint8).set_(storage)
+
+
+def map_shared(descriptor: int, num_bytes: int) -> Tensor:
+    """Return the file of a descriptor as a tensor (num_bytes,) uint8 in shared memory.
+
+    Workers map such files to receive a batch; torch has no public way to share a file of one's own.
+    """
+    storage = torch.UntypedStorage._new_shared_fd_cpu(descriptor, num_bytes)
+    return torch.empty(0, dtype=torch.uint8).set_(storage)
+
+
 def drop_ddp_references(ddp_model: nn.parallel.DistributedDataParallel) -> None:
     """Drop all that `ddp_model` refers to, the process group included; it is unusable then.
 

@@ -16,6 +16,10 @@ DISK_ERRORS = (  # values of OSError.errno that mean the disk or its permissions
 _OUT_OF_MEMORY = "out of memory (reduce --batch-size or --imgsz)"
 _LOST_PROCESS = "lost the connection to another process of the run (its own message says why)"
 ENVIRONMENT_ERRORS = {  # part of the message of a RuntimeError raised by torch -> our message
+    "shared memory": (  # before the next one, because it may be why a worker was killed
+        "out of shared memory for batches (make /dev/shm larger, in Docker with --shm-size, or "
+        "reduce --workers or --batch-size)"
+    ),
     "DataLoader worker (pid": (
         "a DataLoader worker was killed, often for lack of memory (the system log has the reason)"
     ),

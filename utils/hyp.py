@@ -220,6 +220,10 @@ class Hyp(LossWeights, OptimizerHyp):
         0.4, description="random brightness between 1 - brightness and 1 + brightness"
     )
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Pickled as plain data: the classes of most scheduler blocks cannot be imported.
+        return type(self).model_validate, (self.model_dump(),)
+
 
 def load_hyp(path: Path) -> Hyp:
     """Read the hyp file at `path`. Raises UserError if it cannot be read or is invalid."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from data.cache import Arrays
-from data.formats.file_names import FileNames
+from data.file_names import FileNames
 from data.images import image_size
 from data.threads import map_in_threads
 from utils.metrics import to_coco_gt

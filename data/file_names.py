@@ -4,16 +4,28 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from utils.shared_memory import SharedArray
+
 
 class FileNames(Sequence[str]):
     """A sequence of strings, whose UTF-8 bytes are `text`, each up to its entry of `ends` (n,).
 
-    A numpy array of strings has four bytes per character of the longest one. Forked DataLoader
-    workers share an array's memory, but copy objects, whose reference counts they change.
+    A numpy array of strings has four bytes per character of the longest one. DataLoader workers
+    share an array's memory, but copy objects: those that are forked change reference counts.
     """
 
     def __init__(self, text: np.ndarray, ends: np.ndarray) -> None:
-        self.text, self.ends = text, ends
+        self._text, self._ends = SharedArray(text), SharedArray(ends)
+
+    @property
+    def text(self) -> np.ndarray:
+        """The bytes of all names, uint8."""
+        return self._text.array
+
+    @property
+    def ends(self) -> np.ndarray:
+        """Where each name ends in `text` (n,)."""
+        return self._ends.array
 
     @classmethod
     def of(cls, names: Iterable[str]) -> "FileNames":
