@@ -18,12 +18,9 @@ class ConvNormAct(nn.Sequential):
         self, in_channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1
     ) -> None:
         padding = (kernel_size - stride + 1) // 2
-        norm = nn.BatchNorm2d(out_channels, eps=1e-3, momentum=0.03)
-        # It counts batches for an average without momentum only: one kernel more in each layer.
-        norm.num_batches_tracked = None
         super().__init__(
             nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False),
-            norm,
+            nn.BatchNorm2d(out_channels, eps=1e-3, momentum=0.03),
             nn.SiLU(),
         )
 
