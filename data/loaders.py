@@ -15,7 +15,7 @@ from data.sampler import EpochBatchSampler
 from utils.device import default_workers
 from utils.distributed import DistributedContext
 from utils.hyp import Hyp
-from utils.interrupt import worker_init
+from utils.interrupt import start_forkserver, worker_init
 from utils.letterbox import imgsz_bounds
 from utils.shared_memory import check_shared_memory
 
@@ -54,6 +54,8 @@ def build_loaders(
     workers = args.workers
     if workers is None:
         workers = default_workers(device, dist.local_world_size)
+    if workers:
+        start_forkserver()
     process_batch_size = math.ceil(args.batch_size / dist.world_size)
     check_shared_memory(process_batch_size * 3 * imgsz[1] ** 2, workers, dist.local_world_size)
     mosaic_until = args.epochs - hyp.close_mosaic

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,46 @@ def test_start_method_of_workers_does_not_change_the_run(
         pytest.skip("needs fork")
     run_with(start_method, tmp_path, forked[1] | {"cache": cache})
     assert_same_run(forked[0], tmp_path / "exp")
+
+
+SIGNAL_ALL = """
+import logging, multiprocessing, os, signal, sys
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("forkserver")
+    sys.path.insert(0, sys.argv.pop(1))
+    import train
+    from utils.log import logger
+
+    class SignalAll(logging.Handler):
+        def emit(self, record):
+            if record.msg == "batch" and record.details == {"epoch": 1, "batch": 2}:
+                os.killpg(0, signal.SIGTERM)
+
+    logger.setLevel(logging.DEBUG)
+    logger.addHandler(SignalAll())
+    sys.exit(train.main())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs process groups")
+def test_signal_to_every_process_leaves_the_forkserver_and_its_workers(tiny, tmp_path):
+    """As batch systems send it. The optimizer step under way needs ten more batches."""
+    program = tmp_path / "program.py"
+    program.write_text(SIGNAL_ALL)
+    hyp = write_hyp(tmp_path, "accumulate: 12\n")
+    options = {"data": tiny, "hyp": hyp, "epochs": 20, "batch_size": 1, "workers": 1}
+    arguments = train_args(**options, noplots=True, noval=True, project=tmp_path)
+    command = [sys.executable, program, ROOT, *arguments]
+    done = subprocess.run(
+        [*map(str, command)],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        start_new_session=True,
+    )
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert_one_line_error(done.stderr, "stopped by SIGTERM at epoch 1, batch 12")
 
 
 @pytest.fixture

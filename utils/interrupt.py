@@ -94,6 +94,24 @@ def worker_init(worker_id: int = 0) -> None:
         os._exit(1)
 
 
+def start_forkserver() -> None:
+    """Start the process that forks the workers, where there is one, with `SIGNALS` blocked.
+
+    A signal to every process of a run would end it, and its workers would believe that the run has
+    ended. It does end with the main process.
+    """
+    if multiprocessing.get_start_method() != "forkserver":
+        return
+    from multiprocessing import forkserver, resource_tracker  # not on Windows
+
+    resource_tracker.ensure_running()  # when it starts, it unblocks signals
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def kill_workers_at_exit() -> None:
     """When this process exits, kill the multiprocessing children it still has.
 
