@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from models.blocks import ConvNormAct
 
 REG_MAX = 16  # bins of a distance: 0 to 15 times the stride of the anchor point
+MAX_CELLS = 8192  # height and width of the largest feature map of an exported model
 
 
 class Predictions(NamedTuple):
@@ -31,27 +32,36 @@ class Predictions(NamedTuple):
     strides: Tensor  # (A,): the stride of each point's level, in pixels
 
 
-def decode_boxes(box_logits: Tensor, points: Tensor, strides: Tensor) -> Tensor:
+def decode_boxes(
+    box_logits: Tensor, points: Tensor, strides: Tensor, bins: Tensor | None = None
+) -> Tensor:
     """Decode box logits (..., 4, REG_MAX) to boxes (..., 4), xyxy in pixels.
 
-    points (..., 2) and strides (...) are those of the anchor points that predicted them.
+    points (..., 2) and strides (...) are those of the anchor points that predicted them; bins, 0
+    to REG_MAX - 1, are made here if they are None.
     """
-    bins = torch.arange(REG_MAX, device=box_logits.device, dtype=box_logits.dtype)
+    if bins is None:
+        bins = torch.arange(REG_MAX, device=box_logits.device, dtype=box_logits.dtype)
     distances = (box_logits.softmax(-1) * bins).sum(-1) * strides[..., None]
     return torch.cat((points - distances[..., :2], points + distances[..., 2:]), dim=-1)
 
 
-def anchor_points(levels: tuple[tuple[int, int, int], ...]) -> tuple[Tensor, Tensor]:
+def anchor_points(
+    levels: Sequence[tuple[int, int, int]], cells: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the anchor points (A, 2), x, y in pixels, of all levels, and their strides (A,).
 
-    A level is the height and width of its feature map in cells, and its stride in pixels.
+    A level is the height and width of its feature map in cells, and its stride in pixels. They are
+    on the device of `cells`, the integers from 0; on the CPU if that is None.
     """
     points, strides = [], []
     with torch.inference_mode(False):  # the cached tensors are used in training, too
+        if cells is None:
+            cells = torch.arange(max(max(height, width) for height, width, _ in levels))
         for height, width, stride in levels:
-            y, x = (torch.arange(height) + 0.5) * stride, (torch.arange(width) + 0.5) * stride
+            y, x = (cells[:height] + 0.5) * stride, (cells[:width] + 0.5) * stride
             points.append(torch.cartesian_prod(y, x).flip(-1))
-            strides.append(torch.full((height * width,), float(stride)))
+            strides.append(torch.full_like(points[-1][:, 0], float(stride)))
         return torch.cat(points), torch.cat(strides)
 
 
@@ -76,6 +86,7 @@ class Head(nn.Module):
     ) -> None:
         super().__init__()
         self.strides = tuple(strides)
+        self.register_buffer("cells", None)  # see `prepare_export`
         box_width = max(16, in_channels[0] // 4, 4 * REG_MAX)
         cls_width = max(in_channels[0], min(num_classes, 100))
         self.box_branches = nn.ModuleList(
@@ -104,12 +115,31 @@ class Head(nn.Module):
             box_logits.append(boxes.reshape(batch_size, height * width, 4, REG_MAX))
             cls_logits.append(classes.reshape(batch_size, height * width, classes.shape[-1]))
             levels.append((height, width, stride))
-        # In an export with dynamic sizes, height and width are symbols, which cannot be cache keys.
-        make_points = anchor_points if torch.compiler.is_exporting() else cached_anchor_points
-        points, strides = make_points(tuple(levels))
+        if self.cells is None:
+            points, strides = cached_anchor_points(tuple(levels))
+        else:  # height and width may be symbols, which cannot be cache keys
+            points, strides = anchor_points(levels, self.cells)
         return Predictions(
             torch.cat(box_logits, dim=1).float(),
             torch.cat(cls_logits, dim=1).float(),
             points,
             strides,
         )
+
+    def decode(self, predictions: Predictions) -> Tensor:
+        """Return the boxes (B, A, 4), xyxy in pixels, of what `forward` returned."""
+        box_logits, _, points, strides = predictions
+        if self.cells is not None:
+            return decode_boxes(box_logits, points, strides, self.cells[:REG_MAX])
+        device = box_logits.device
+        return decode_boxes(box_logits, points.to(device), strides.to(device))
+
+    def prepare_export(self) -> None:
+        """Compute anchor points and bins from a buffer from now on.
+
+        A traced torch.arange keeps the device that it was traced on. A buffer is moved to another
+        device with the exported model.
+        """
+        self.cells = torch.arange(
+            MAX_CELLS, dtype=torch.int32
+        )  # integers: exact after .half(), too

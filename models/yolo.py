@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.blocks import ConvNormAct, CSPStage, PyramidPooling
 from models.detector import Detector, Targets
-from models.head import Head, Predictions, decode_boxes
+from models.head import Head, Predictions
 from models.loss import detection_loss
 from models.torchvision_backbones import TorchvisionBackbone
 from models.weights import PREFIX
@@ -131,9 +131,8 @@ class YOLO(Detector):
 
     def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return one box and its class scores for each anchor point."""
-        box_logits, cls_logits, points, strides = self.raw_predictions(images)
-        device = box_logits.device
-        return decode_boxes(box_logits, points.to(device), strides.to(device)), cls_logits.sigmoid()
+        predictions = self.raw_predictions(images)
+        return self.head.decode(predictions), predictions.cls_logits.sigmoid()
 
     def backbone_modules(self) -> list[nn.Module]:
         """Return the backbone; of a torchvision one only its features.
