@@ -41,7 +41,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--format",
         choices=SUFFIXES,
         default="onnx",
-        help="onnx, torchscript or torch_export (%(default)s)",
+        help="onnx, torchscript or torch_export (%(default)s); the latter two run on any device",
     )
     p.add_argument(
         "--imgsz",
@@ -192,6 +192,9 @@ def to_torch_export(
     program: torch.export.ExportedProgram, images: Tensor, metadata: dict[str, str], path: Path
 ) -> Runner:
     """Write a torch.export archive and return the module read back from it."""
+    for node in [*program.graph.nodes]:  # asserts that a tensor is on the device of the export
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            program.graph.erase_node(node)
     torch.export.save(program, path, extra_files=metadata)
     return torch.export.load(path).module()
 
@@ -207,10 +210,16 @@ def to_torchscript(
 def max_abs_diff(expected: Sequence[Tensor], outputs: Sequence[Tensor]) -> str:
     """Describe the largest differences between boxes and scores.
 
-    Raises RuntimeError if the shapes differ.
+    Raises RuntimeError if the shapes differ, except in the number of boxes after NMS: rounding may
+    decide whether a score is above --conf.
     """
     expected_shapes = [tuple(tensor.shape) for tensor in expected]
     output_shapes = [tuple(tensor.shape) for tensor in outputs]
+    if expected[0].ndim == 2 and len(outputs[0]) != len(expected[0]):  # boxes (k, 4)
+        return (
+            f"not measured, because the numbers of boxes differ: {len(outputs[0])} and in PyTorch "
+            f"{len(expected[0])}"
+        )
     if output_shapes != expected_shapes:
         raise RuntimeError(
             f"the exported model returns shapes {output_shapes}, PyTorch returns {expected_shapes}"

@@ -2,11 +2,12 @@
 
 from functools import partial
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import nms
 
 from models.detector import Detector
+from models.head import Head
 
 
 class ExportModel(nn.Module):
@@ -19,6 +20,9 @@ class ExportModel(nn.Module):
     def __init__(self, model: Detector) -> None:
         super().__init__()
         self.model = model
+        for module in model.modules():
+            if isinstance(module, Head):
+                module.prepare_export()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         return self.model.predict(images)
@@ -47,11 +51,9 @@ def _nms_by_offset(
 
     torchvision's `batched_nms` branches on the number of boxes, which exporters cannot follow.
     """
-    boxes = boxes + (labels * offset)[:, None].to(boxes.dtype)
+    boxes = boxes + (labels * offset)[:, None]
     # torch.export takes for granted that NMS keeps at least 2 boxes, and its program fails on an
-    # image with fewer. So there are 2 more, apart from all others, with scores below all others.
-    extra_boxes = boxes.new_tensor([[-3.0, -3.0, -2.0, -2.0], [-6.0, -6.0, -5.0, -5.0]])
-    extra_scores = scores.new_tensor([-1.0, -2.0])
-    return nms(torch.cat((boxes, extra_boxes)), torch.cat((scores, extra_scores)), iou_threshold)[
-        :-2
-    ]
+    # image with fewer. So there are 2 more, with scores below all others. They have no area, so
+    # that nothing overlaps with them and NMS keeps them.
+    boxes, scores = F.pad(boxes, (0, 0, 0, 2), value=-1.0), F.pad(scores, (0, 2), value=-1.0)
+    return nms(boxes, scores, iou_threshold)[:-2]

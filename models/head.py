@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from models.blocks import ConvNormAct
 
 REG_MAX = 16  # bins of a distance: 0 to 15 times the stride of the anchor point
+MAX_CELLS = 8192  # height and width of the largest feature map of an exported model
 
 
 class Level(NamedTuple):
@@ -35,39 +36,36 @@ class Predictions(NamedTuple):
     levels: tuple[Level, ...]  # whose cells are the anchor points, in this order, row by row
 
 
-def decode_boxes(box_logits: Tensor, points: Tensor, strides: Tensor) -> Tensor:
+def decode_boxes(
+    box_logits: Tensor, points: Tensor, strides: Tensor, bins: Tensor | None = None
+) -> Tensor:
     """Decode box logits (..., 4, REG_MAX) to boxes (..., 4), xyxy in pixels.
 
-    points (..., 2) and strides (...) are those of the anchor points that predicted them.
+    points (..., 2) and strides (...) are those of the anchor points that predicted them; bins, 0
+    to REG_MAX - 1, are made here if they are None.
     """
-    bins = torch.arange(REG_MAX, device=box_logits.device, dtype=box_logits.dtype)
+    if bins is None:
+        bins = torch.arange(REG_MAX, device=box_logits.device, dtype=box_logits.dtype)
     distances = (box_logits.softmax(-1) * bins).sum(-1) * strides[..., None]
     return torch.cat((points - distances[..., :2], points + distances[..., 2:]), dim=-1)
 
 
-def make_anchor_points(levels: Sequence[Level], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return what `anchor_points` does, which keeps the results for the latest sizes."""
+def make_anchor_points(levels: Sequence[Level], cells: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what `anchor_points` does, on the device of `cells`, the integers from 0."""
     points, strides = [], []
     with torch.inference_mode(False):  # the cached tensors are used in training, too
         for height, width, stride in levels:
-            x = (torch.arange(width, device=device) + 0.5) * stride
-            y = (torch.arange(height, device=device) + 0.5) * stride
+            y, x = (cells[:height] + 0.5) * stride, (cells[:width] + 0.5) * stride
             points.append(torch.cartesian_prod(y, x).flip(-1))
-            strides.append(torch.full((height * width,), float(stride), device=device))
+            strides.append(torch.full_like(points[-1][:, 0], float(stride)))
         return torch.cat(points), torch.cat(strides)
 
 
 @lru_cache(maxsize=64)
-def _cached_anchor_points(levels: tuple[Level, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    return make_anchor_points(levels, device)
-
-
-def anchor_points(levels: Sequence[Level], device: torch.device) -> tuple[Tensor, Tensor]:
+def anchor_points(levels: tuple[Level, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the anchor points (A, 2) of all levels, x, y in pixels, and their strides (A,)."""
-    if torch.compiler.is_exporting():
-        # In an export with dynamic sizes, height and width are symbols, which cannot be cache keys.
-        return make_anchor_points(levels, device)
-    return _cached_anchor_points(tuple(levels), device)
+    cells = torch.arange(max(max(height, width) for height, width, _ in levels), device=device)
+    return make_anchor_points(levels, cells)
 
 
 def _branch(in_channels: int, width: int, out_channels: int, second_kernel: int) -> nn.Sequential:
@@ -88,6 +86,7 @@ class Head(nn.Module):
     ) -> None:
         super().__init__()
         self.strides = tuple(strides)
+        self.register_buffer("cells", None)  # see `prepare_export`
         box_width = max(16, in_channels[0] // 4, 4 * REG_MAX)
         cls_width = max(in_channels[0], min(num_classes, 100))
         self.box_branches = nn.ModuleList(
@@ -121,3 +120,20 @@ class Head(nn.Module):
             torch.cat(cls_logits, dim=1).float(),
             tuple(levels),
         )
+
+    def decode(self, predictions: Predictions) -> Tensor:
+        """Return the boxes (B, A, 4), xyxy in pixels, of what `forward` returned."""
+        box_logits, _, levels = predictions
+        if self.cells is None:
+            return decode_boxes(box_logits, *anchor_points(levels, box_logits.device))
+        # Height and width may be symbols, which cannot be cache keys.
+        points, strides = make_anchor_points(levels, self.cells)
+        return decode_boxes(box_logits, points, strides, self.cells[:REG_MAX])
+
+    def prepare_export(self) -> None:
+        """Compute anchor points and bins from a buffer from now on.
+
+        A traced torch.arange keeps the device that it was traced on. A buffer is moved to another
+        device with the exported model.
+        """
+        self.cells = torch.arange(MAX_CELLS, dtype=torch.int32)  # exact after .half(), too

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.blocks import ConvNormAct, CSPStage, PyramidPooling
 from models.detector import Detector, Targets
-from models.head import Head, Predictions, anchor_points, decode_boxes
+from models.head import Head, Predictions
 from models.loss import detection_loss, loss_sums
 from models.torchvision_backbones import TorchvisionBackbone
 from models.weights import PREFIX
@@ -132,9 +132,8 @@ class YOLO(Detector):
 
     def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return one box and its class scores for each anchor point."""
-        box_logits, cls_logits, levels = self.raw_predictions(images)
-        points, strides = anchor_points(levels, box_logits.device)
-        return decode_boxes(box_logits, points, strides), cls_logits.sigmoid()
+        predictions = self.raw_predictions(images)
+        return self.head.decode(predictions), predictions.cls_logits.sigmoid()
 
     def compile_network(self, backend: str) -> None:
         """Compile backbone, neck and head, each as one graph, and the loss."""

@@ -131,6 +131,77 @@ def test_export_torch_formats(format, weights, real_images, tmp_path):
         assert boxes < 0.01 and scores < 1e-4
 
 
+@pytest.fixture
+@torch.no_grad()
+def sensitive_weights(weights: Path) -> Path:
+    """Return weights of a random detector whose scores depend much on the image."""
+    torch.manual_seed(0)
+    model = build_model("yolo-n", 2)
+    for branch in model.head.cls_branches:
+        branch[-1].weight.normal_()
+        branch[-1].bias.fill_(-2.0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the running statistics become those of the one batch
+    torch.manual_seed(1)
+    brightness = torch.rand(2, 3, 1, 1).expand(2, 3, 64, 64)
+    model.raw_predictions(torch.cat((torch.rand(2, 3, 64, 64), brightness)))
+    state = torch.load(weights, weights_only=True)
+    state["ema"]["model"] = model.state_dict()
+    torch.save(state, weights)
+    return weights
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_export_torch_export_with_nms_of_no_one_and_many_boxes(
+    dynamic, sensitive_weights, tmp_path
+):
+    images = [torch.full((1, 3, 64, 64), value) for value in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    model = load(sensitive_weights)
+    scores = sorted((model(image)[0]["scores"] for image in images), key=lambda s: float(s[0]))
+    one = float(scores[1][:2].mean())
+    assert {min(int((s > one).sum()), 2) for s in scores} == {0, 1, 2}
+    for conf in [one] if dynamic else [one, 1.0]:  # with 1, nothing in the image of the export
+        options = ["--conf", conf, *(["--dynamic"] if dynamic else [])]
+        run_export(sensitive_weights, "--format", "torch_export", "--nms", "--imgsz", 64, *options)
+        exported = torch.export.load(tmp_path / "best.pt2").module()
+        model.set_thresholds(conf, 0.45)
+        for image in images:
+            (detections,) = model(image)
+            expected = [detections[key] for key in ("boxes", "scores", "labels")]
+            boxes, scores, labels = max_diffs(expected, exported(image))
+            assert boxes < 0.01 and scores < 1e-4 and labels == 0
+
+
+def tensor_constants(graph: torch.Graph) -> list[Tensor]:
+    """Return the tensors in a TorchScript graph that are not moved with the module."""
+    constants = (node for node in graph.findAllNodes("prim::Constant"))
+    return [c.t("value") for c in constants if c.output().type().kind() == "TensorType"]
+
+
+@pytest.mark.parametrize("nms", [False, True])
+def test_export_torchscript_can_be_moved_to_another_device(nms, weights, tmp_path):
+    run_export(weights, "--format", "torchscript", *(["--nms"] if nms else []))
+    graph = torch.jit.load(tmp_path / "best.torchscript").inlined_graph
+    # Scalars on the CPU can be combined with tensors on any device.
+    assert all(constant.ndim == 0 for constant in tensor_constants(graph))
+    if not nms:  # in NMS only such scalars have a device
+        assert "Device" not in str(graph)
+
+
+@pytest.mark.parametrize("options", [[], ["--dynamic"], ["--nms"], ["--nms", "--dynamic"]])
+def test_export_torch_export_can_be_moved_to_another_device(options, weights, tmp_path):
+    run_export(weights, "--format", "torch_export", *options)
+    program = torch.export.load(tmp_path / "best.pt2")
+    assert not program.constants
+    assert not any("device" in node.kwargs for node in program.graph.nodes)
+    if "--nms" not in options:  # "meta" cannot compute the number of boxes
+        images = torch.rand(2 if options else 1, 3, 64, 64, device="meta")
+        outputs = program.module().to("meta")(images)
+        assert [tuple(t.shape) for t in outputs] == [(len(images), 84, 4), (len(images), 84, 2)]
+
+
 def test_export_half_precision(weights, real_images, tmp_path):
     run_export(weights, "--half", "--imgsz", 128, 160, "--batch-size", 2)
     assert (tmp_path / "best.onnx").stat().st_size < 0.6 * weights.stat().st_size
@@ -183,6 +254,12 @@ def test_max_abs_diff_describes_boxes_and_scores():
     no_boxes, no_scores, no_labels = torch.zeros(0, 4), torch.zeros(0), torch.zeros(0)
     text = export.max_abs_diff((no_boxes, no_scores, no_labels), (no_boxes, no_scores, no_labels))
     assert text == "not measured, because nothing is detected in it at this --conf"
+
+
+def test_max_abs_diff_reports_another_number_of_boxes_after_nms():
+    outputs = [(torch.zeros(k, 4), torch.zeros(k), torch.zeros(k)) for k in (5, 4)]
+    text = export.max_abs_diff(*outputs)
+    assert text == "not measured, because the numbers of boxes differ: 4 and in PyTorch 5"
 
 
 def test_max_abs_diff_raises_if_shapes_differ():
