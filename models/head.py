@@ -88,7 +88,9 @@ class Head(nn.Module):
         self.strides = tuple(strides)
         self.register_buffer("cells", None)  # see `prepare_export`
         box_width = max(16, in_channels[0] // 4, 4 * REG_MAX)
-        cls_width = max(in_channels[0], min(num_classes, 100))
+        # Independent of the number of classes, so that for other classes all but the last
+        # convolutions of a trained model can be kept.
+        cls_width = in_channels[0]
         self.box_branches = nn.ModuleList(
             _branch(c, box_width, 4 * REG_MAX, second_kernel=3) for c in in_channels
         )

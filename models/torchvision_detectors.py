@@ -1,7 +1,9 @@
 """torchvision's detectors, trained and used like ours: `--model torchvision/fcos_resnet50_fpn`."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchvision.models import detection, get_model, list_models
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
@@ -52,6 +54,7 @@ class TorchvisionDetector(Detector):
                 original.image_std,
                 size_divisible=original.size_divisible,
             )
+        _keep_boxes_in_float32(self.detector)
         self.set_thresholds(score=self.score_thresh)
 
     def set_thresholds(self, score: float | None = None, iou: float | None = None) -> None:
@@ -96,6 +99,38 @@ class TorchvisionDetector(Detector):
     def load_pretrained(self) -> str:
         """Load torchvision's trained weights, except those whose shape depends on the classes."""
         return load_torchvision_weights(self.detector, self.name, "--weights DEFAULT")
+
+
+def _keep_boxes_in_float32(detector: nn.Module) -> None:
+    """Compute anchors, boxes and scores of torchvision's `detector` in float32 under autocast.
+
+    Its anchors have the dtype of the feature maps, and its boxes that of its last convolutions. As
+    bfloat16, coordinates above 512 would be multiples of 4 pixels.
+    """
+    rpn, roi_heads = getattr(detector, "rpn", None), getattr(detector, "roi_heads", None)
+    first_stage = detector if rpn is None else rpn
+    first_stage.anchor_generator.register_forward_pre_hook(_float_features)
+    first_stage.head.register_forward_hook(_float_output)
+    if roi_heads is not None:
+        roi_heads.box_predictor.register_forward_hook(_float_output)
+
+
+def _float_features(module: nn.Module, args: tuple[Any, list[Tensor]]) -> tuple[Any, list[Tensor]]:
+    """Forward pre-hook of an anchor generator: float32 stand-ins for the feature maps.
+
+    It reads only their shapes, dtype and device.
+    """
+    images, features = args
+    return images, [f.new_empty((), dtype=torch.float32).expand(f.shape) for f in features]
+
+
+def _float_output(module: nn.Module, args: Any, output: Any) -> Any:
+    """Forward hook of a head: its output, which may be nested, in float32."""
+    if isinstance(output, Tensor):
+        return output.float()
+    if isinstance(output, dict):
+        return {key: _float_output(module, args, value) for key, value in output.items()}
+    return type(output)(_float_output(module, args, value) for value in output)
 
 
 def _drop_background(detections: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -12,6 +12,10 @@ from utils.errors import UserError
 
 PREFIX = "torchvision/"  # of the models and backbones that torchvision provides
 
+# Of a model's parameters. Of another size or family at most a few percent happen to fit; of a model
+# with the same backbone, for other classes, far more than this.
+MIN_LOADED = 0.1
+
 
 def load_initial_weights(model: Detector, weights: str | None, pretrained: bool) -> list[str]:
     """Initialize `model` before training and return a message for each source of weights.
@@ -33,11 +37,12 @@ def load_initial_weights(model: Detector, weights: str | None, pretrained: bool)
 def load_checkpoint_weights(model: nn.Module, path: Path) -> str:
     """Load the EMA tensors of the checkpoint `path` that fit `model` and return a message.
 
-    Raises UserError if the file is not a checkpoint of this project.
+    Raises UserError if the file is not a checkpoint of this project, or of a model that has too
+    little in common with `model`.
     """
     checkpoint = load_checkpoint(path)
     try:
-        return f"--weights {path}: {load_matching_weights(model, checkpoint['ema']['model'])}"
+        return load_matching_weights(model, checkpoint["ema"]["model"], f"--weights {path}")
     except (LookupError, TypeError, AttributeError, RuntimeError):
         raise UserError(f"--weights {path}: holds no weights that this version can read") from None
 
@@ -45,19 +50,33 @@ def load_checkpoint_weights(model: nn.Module, path: Path) -> str:
 def load_torchvision_weights(module: nn.Module, name: str, flag: str) -> str:
     """Load the tensors of torchvision's weights of its model `name` that fit `module`.
 
-    Returns a message. Raises UserError as `fetch_state_dict` does.
+    Returns a message. Raises UserError as `fetch_state_dict` and `load_matching_weights` do.
     """
     weights = get_model_weights(name).DEFAULT
-    loaded = load_matching_weights(module, fetch_state_dict(weights, flag))
-    return f"{flag}: {loaded} from {weights}"
+    return f"{load_matching_weights(module, fetch_state_dict(weights, flag), flag)} from {weights}"
 
 
-def load_matching_weights(module: nn.Module, saved: Mapping[str, Tensor]) -> str:
-    """Load those of the tensors `saved` whose name and shape match, and return how many did."""
+def load_matching_weights(module: nn.Module, saved: Mapping[str, Tensor], flag: str) -> str:
+    """Load those of the tensors `saved` whose name and shape match.
+
+    Returns a message that says how many parameters were loaded; buffers do not count. It starts
+    with `flag`, the argument that asked for them. Raises UserError, and loads nothing, if they are
+    less than `MIN_LOADED` of the parameters of `module`.
+    """
     current = module.state_dict()
     matching = {k: v for k, v in saved.items() if k in current and current[k].shape == v.shape}
+    sizes = {name: p.numel() for name, p in module.named_parameters()}
+    total, loaded = sum(sizes.values()), sum(sizes[name] for name in sizes.keys() & matching.keys())
+    if loaded < MIN_LOADED * total:
+        raise UserError(
+            f"{flag}: {loaded:,} of the model's {total:,} parameters fit "
+            "(need weights of the same --model and --backbone)"
+        )
     module.load_state_dict(matching, strict=False)
-    return f"loaded {len(matching)} of the model's {len(current)} tensors"
+    message = f"{flag}: loaded {loaded:,} of the model's {total:,} parameters"
+    if missing := len(sizes.keys() - matching.keys()):
+        message += f" ({missing} of {len(sizes)} tensors do not fit)"
+    return message
 
 
 def fetch_state_dict(weights: WeightsEnum, flag: str) -> dict[str, Tensor]:

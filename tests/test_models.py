@@ -34,7 +34,7 @@ def test_yolo_parameters_and_flops(size):
                 x = part(x)
     parameters, gflops = PUBLISHED[size]
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(parameters, rel=0.1)
-    assert counter.get_total_flops() / 1e9 == pytest.approx(gflops, rel=0.1)
+    assert counter.get_total_flops() / 1e9 == pytest.approx(gflops, rel=0.15)
 
 
 def make_targets(*counts):

@@ -73,8 +73,8 @@ def test_torchvision_backbone_pretrained_training(tmp_path, monkeypatch, capsys)
     assert train.main([*args, "--project", str(tmp_path)]) == 0
     best = str(tmp_path / "exp" / "weights" / "best.pt")
     features = load(best).backbone.features.state_dict()
-    count = len(features)
-    message = f"--pretrained: loaded {count} of the model's {count} tensors"
+    count = sum(p.numel() for p in load(best).backbone.features.parameters())
+    message = f"--pretrained: loaded {count:,} of the model's {count:,} parameters from"
     assert message in capsys.readouterr().out
     assert all(torch.equal(value, saved[key]) for key, value in features.items())  # frozen
     images = str(data.parent / "images" / "val")

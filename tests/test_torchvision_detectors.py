@@ -128,6 +128,46 @@ def test_torchvision_detector_losses_and_detections(name):
     assert all(set(d["labels"].tolist()) <= {0, 1} for d in detections)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fcos_resnet50_fpn",
+        "retinanet_resnet50_fpn",
+        "fasterrcnn_mobilenet_v3_large_320_fpn",
+        "ssdlite320_mobilenet_v3_large",
+    ],
+)
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_boxes_are_float32_under_autocast(name, training):
+    """As bfloat16, all coordinates above 256 would be multiples of 2 pixels."""
+    torch.manual_seed(0)
+    model = build_model(f"torchvision/{name}", 2).train(training)
+    model.set_thresholds(0.0)
+    generator = getattr(model.detector, "rpn", model.detector).anchor_generator
+    calls = []
+    generator.register_forward_hook(lambda module, args, output: calls.append((*args, output)))
+    dtypes = set()
+    modules = model.detector.backbone.modules()
+    convolution = next(module for module in modules if isinstance(module, torch.nn.Conv2d))
+    convolution.register_forward_hook(lambda module, args, output: dtypes.add(output.dtype))
+    count = 2 if training else 1  # of a single one some maps are too small for BatchNorm
+    images = torch.rand(count, 3, 32, 448, dtype=torch.bfloat16)
+    targets = [{"boxes": torch.tensor([[320.0, 4, 401, 30]]), "labels": torch.tensor([1])}] * count
+    with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(training):
+        outputs = model(images, targets) if training else model(images)[0]
+    assert dtypes == {torch.bfloat16}
+    [(image_list, features, anchors)] = calls
+    exact = generator.forward(image_list, [torch.zeros(f.shape) for f in features])
+    assert anchors[0].dtype == torch.float32 and torch.equal(anchors[0], exact[0])
+    if training:
+        assert {loss.dtype for loss in outputs.values()} == {torch.float32}
+        return
+    boxes, scores = outputs["boxes"], outputs["scores"]
+    assert boxes.dtype == scores.dtype == torch.float32
+    large = boxes[(boxes > 256) & (boxes < 448)]
+    assert (large.bfloat16().float() != large).sum() > 10
+
+
 def test_torchvision_detector_load_pretrained(tmp_path, monkeypatch):
     """With random weights for 91 classes in torch's download cache, not the published ones."""
     url = get_model_weights("ssdlite320_mobilenet_v3_large").DEFAULT.url
@@ -145,7 +185,9 @@ def test_torchvision_detector_load_pretrained(tmp_path, monkeypatch):
     loaded = [
         key for key, value in saved.items() if key in current and torch.equal(current[key], value)
     ]
-    assert f"loaded {len(loaded)} of the model's {len(current)} tensors" in message
+    sizes = {name: p.numel() for name, p in model.detector.named_parameters()}
+    count = sum(size for name, size in sizes.items() if name in loaded)
+    assert f"loaded {count:,} of the model's {sum(sizes.values()):,} parameters" in message
     others = current.keys() - set(loaded)
     assert 0 < len(others) < 30 and all("classification_head" in key for key in others)
 

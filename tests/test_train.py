@@ -1,5 +1,6 @@
 """Whole runs: what a run directory holds, what is learned, and how invalid input is reported."""
 
+import re
 import subprocess
 import sys
 
@@ -103,10 +104,10 @@ def test_train_loads_the_weights_that_fit(tiny, tmp_path, capsys):
     one_class = write_tiny(tmp_path / "one", classes=1)
     best = tmp_path / "a" / "exp" / "weights" / "best.pt"
     assert run_train(data=one_class, **args, project=tmp_path / "b", weights=best) == 0
-    count = len(load_state(tmp_path / "a" / "exp")["ema"]["model"])
+    output = capsys.readouterr().out
+    assert f"--weights {best}: loaded " in output
     # Another number of classes changes the last convolution, weight and bias, of 3 class branches.
-    message = f"--weights {best}: loaded {count - 6} of the model's {count} tensors"
-    assert message in capsys.readouterr().out
+    assert re.search(r" parameters \(6 of \d+ tensors do not fit\)", output)
 
 
 def test_train_is_repeatable_and_depends_on_the_seed(tiny, tmp_path):

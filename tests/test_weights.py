@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import assert_one_line_error, run_train
 
 from models import build_model
 from models.weights import load_initial_weights
@@ -19,9 +20,43 @@ def test_load_initial_weights_takes_the_ema_tensors_that_fit(tmp_path):
     assert 0 < len(fitting) < len(before)
     for key, value in after.items():
         assert torch.equal(value, saved[key] if key in fitting else before[key]), key
-    loaded = f"loaded {len(fitting)} of the model's {len(before)} tensors"
-    assert messages == [f"--weights {tmp_path / 'best.pt'}: {loaded}"]
+    # Only the last convolutions depend on the classes: from 64 channels at each of 3 levels.
+    assert len(before) - len(fitting) == 6
+    total = sum(p.numel() for p in model.parameters())
+    loaded = f"loaded {total - 3 * (64 + 1) * 2:,} of the model's {total:,} parameters"
+    missing = f"(6 of {len([*model.parameters()])} tensors do not fit)"
+    assert messages == [f"--weights {tmp_path / 'best.pt'}: {loaded} {missing}"]
     assert load_initial_weights(model, None, pretrained=False) == []
+
+
+@pytest.mark.parametrize(("size", "width"), [("n", 64), ("s", 128)])
+def test_class_count_changes_the_last_convolutions_only(size, width):
+    one, many = (build_model(f"yolo-{size}", count).state_dict() for count in (1, 1000))
+    different = {key for key in one if one[key].shape != many[key].shape}
+    last = {f"head.cls_branches.{level}.2" for level in range(3)}
+    assert different == {f"{name}.{kind}" for name in last for kind in ("weight", "bias")}
+    assert all(one[f"{name}.weight"].shape == (1, width, 1, 1) for name in last)
+
+
+@pytest.mark.parametrize(
+    "source", [("yolo-s", 3), ("torchvision/ssdlite320_mobilenet_v3_large", 3)], ids=lambda s: s[0]
+)
+def test_load_initial_weights_refuses_those_of_another_model(source, tmp_path):
+    model, other = build_model("yolo-n", 3), build_model(*source)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    save_checkpoint({"ema": {"model": other.state_dict()}}, tmp_path / "best.pt")
+    total = sum(p.numel() for p in model.parameters())
+    message = rf"best\.pt: [\d,]+ of the model's {total:,} parameters fit \(need .* --backbone\)$"
+    with pytest.raises(UserError, match=message):
+        load_initial_weights(model, str(tmp_path / "best.pt"), pretrained=False)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_weights_of_another_model_end_the_run(tiny, tmp_path, capsys):
+    save_checkpoint({"ema": {"model": build_model("yolo-s", 2).state_dict()}}, tmp_path / "s.pt")
+    assert run_train(data=tiny, weights=tmp_path / "s.pt", project=tmp_path / "runs") == 2
+    assert_one_line_error(capsys.readouterr().err, "s.pt: ", "parameters fit")
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("state", [{}, {"ema": {}}, {"ema": 3}, {"ema": {"model": [1, 2]}}])

@@ -1,0 +1,48 @@
+"""One training step on a device that is not the CPU: no mixed devices, at most one wait for it.
+
+A wait leaves the device without work until the next operations are queued. No GPU is needed, see
+device_sync.py; a process of its own, because a device is registered for good.
+"""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+OPTIMIZERS = ("sgd", "adamw", "muon")
+
+
+def waits_in_a_step(model: str) -> dict[str, list[tuple[str, str]]]:
+    """Return by optimizer what waited for the device in a step: what, and the line."""
+    script = ROOT / "tests" / "device_sync.py"
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", script, model, *OPTIMIZERS],
+        capture_output=True,
+        text=True,
+    )
+    if result.returncode == 3:
+        pytest.skip(result.stdout)
+    # An operation that mixes devices has ended it.
+    assert result.returncode == 0, result.stderr[-3000:]
+    steps = [json.loads(line) for line in result.stdout.splitlines()]
+    return {step["optimizer"]: step["waits"] for step in steps}
+
+
+@pytest.mark.parametrize("model", ["yolo-n", "yolo-n+torchvision/resnet18"])
+def test_training_step_of_yolo_waits_once(model):
+    steps = waits_in_a_step(model)
+    assert [*steps] == [*OPTIMIZERS]
+    for optimizer, waits in steps.items():
+        assert len(waits) == 1, (optimizer, waits)
+        assert waits[0][0] == "item" and waits[0][1].startswith("train.py:"), waits
+
+
+def test_training_step_of_torchvision_detectors_waits_once_outside_torchvision():
+    steps = waits_in_a_step("torchvision/fcos_resnet50_fpn")
+    assert [*steps] == [*OPTIMIZERS]
+    for optimizer, waits in steps.items():
+        torchvision = ("torchvision/", "backward pass")
+        own = [wait for wait in waits if not wait[1].startswith(torchvision)]
+        assert len(own) == 1, (optimizer, own)
