@@ -203,7 +203,7 @@ def waits_in_a_step(model_name: str, optimizer: str) -> list[tuple[str, str]]:
     run.model = run.ddp_model = build_model(name, 3, backbone or None)
     with watch:
         run.model.to(DEVICE, memory_format=torch.channels_last)
-        run.optimizer = build_optimizer(run.model, hyp, run.dtype)
+        run.optimizer = build_optimizer(run.model, hyp)
         run.scheduler, run.lr_plan, _ = build_checked_scheduler(
             hyp, Path("hyp.yaml"), run.optimizer, 1, Sampler.batch_sizes, 2
         )

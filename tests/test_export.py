@@ -138,7 +138,7 @@ def sensitive_weights(weights: Path) -> Path:
     torch.manual_seed(0)
     model = build_model("yolo-n", 2)
     for branch in model.head.cls_branches:
-        branch[-1].weight.normal_()
+        branch[-1].weight.normal_(std=0.03)
         branch[-1].bias.fill_(-2.0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
