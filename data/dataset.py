@@ -114,8 +114,8 @@ class ValSet(_AnnotatedImages):
 
     All images of a split have the same `shape`, the smallest that holds each of them and is
     divisible by `stride`, so that predictions do not depend on the other images of a batch. A
-    target has `boxes`, `labels`, `image_id` and `scale` (2,): x and y pixels of the sample per
-    pixel of the original image.
+    target has `boxes`, `labels`, `image_id`, `size` (2,): width and height of the original image,
+    and `scale` (2,): x and y pixels of the sample per pixel of the original image.
     """
 
     def __init__(
@@ -141,6 +141,7 @@ class ValSet(_AnnotatedImages):
         target = {
             "boxes": boxes * np.tile(scale, 2),
             "labels": labels,
+            "size": np.array([width, height]),
             "scale": scale,
             "image_id": np.asarray(index),
         }

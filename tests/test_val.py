@@ -17,10 +17,16 @@ from conftest import read_results
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.data import DataLoader, Subset
 
 import val
+from data.dataset import ValSet, collate
+from data.formats import Annotations
 from models import load
 from utils.confusion import confusion_matrix, match_detections
+from utils.inference import run_inference
 
 ROOT = Path(__file__).parents[1]
 
@@ -212,6 +218,73 @@ def test_confusion_matrix():
     assert counts.tolist() == [[0, 1, 1], [1, 0, 1], [0, 1, 0]]
     counts = confusion_matrix(match_detections(coco_gt, detections[:0]), 2)
     assert counts.tolist() == [[0, 0, 0], [0, 0, 0], [1, 2, 0]]
+
+
+class FixedDetector(nn.Module):
+    """Returns the same detections for every image."""
+
+    def __init__(self, boxes, scores):
+        super().__init__()
+        self.detections = {
+            "boxes": boxes,
+            "scores": scores,
+            "labels": torch.zeros(len(boxes)).long(),
+        }
+
+    def forward(self, images):
+        return [self.detections for _ in images]
+
+
+def test_run_inference_clips_boxes_to_the_image_and_not_to_the_gray_around_it(tmp_path):
+    """A sample of 128 x 128 pixels has the image, 100 x 50, enlarged to 128 x 64, at its top."""
+    Image.new("RGB", (100, 50)).save(tmp_path / "0.png")
+    sizes, no_boxes = np.array([[100, 50], [50, 100]]), np.zeros((0, 4), np.float32)
+    data = Annotations(
+        files=np.array([str(tmp_path / "0.png")] * 2),
+        sizes=sizes,
+        offsets=np.zeros(3, int),
+        boxes=no_boxes,
+        labels=np.zeros(0, int),
+        crowd=np.zeros(0, bool),
+        class_names=("a",),
+        errors=(),
+    )
+    loader = DataLoader(Subset(ValSet(data, 128, 32), [0]), collate_fn=collate)
+    boxes = torch.tensor([[-9.0, 32, 64, 128], [96, 32, 140, 60]])
+    model = FixedDetector(boxes, torch.tensor([0.75, 0.5]))
+    rows = run_inference(model, loader, torch.device("cpu"), bf16=False)
+    expected = [[0, 0, 25, 50, 25, 0.75, 0], [0, 75, 25, 25, 21.875, 0.5, 0]]
+    np.testing.assert_allclose(rows, expected, rtol=1e-6)
+
+
+def test_run_inference_keeps_the_100_best_detections_of_an_image():
+    scores = torch.linspace(1, 0, 150)
+    target = {"image_id": torch.tensor(3), "size": torch.tensor([50, 50]), "scale": torch.ones(2)}
+    model = FixedDetector(torch.rand(150, 4), scores)
+    batch = torch.zeros(2, 3, 64, 64), [target, target | {"image_id": torch.tensor(4)}]
+    rows = run_inference(model, [batch], torch.device("cpu"), bf16=False)
+    assert rows[:, 0].tolist() == [3] * 100 + [4] * 100
+    assert rows[:, 5].tolist() == scores[:100].double().tolist() * 2
+
+
+class DeviceReads(TorchFunctionMode):
+    """Counts the operations that wait for a GPU to copy its tensor."""
+
+    count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        read = (torch.Tensor.cpu, torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.__float__)
+        self.count += func in read
+        return func(*args, **(kwargs or {}))
+
+
+def test_run_inference_copies_the_detections_of_a_batch_at_once():
+    target = {"image_id": torch.tensor(3), "size": torch.tensor([50, 50]), "scale": torch.ones(2)}
+    batch = torch.zeros(8, 3, 64, 64), [target] * 8
+    model = FixedDetector(torch.rand(5, 4), torch.rand(5))
+    with DeviceReads() as reads:
+        run_inference(model, [batch, batch], torch.device("cpu"), bf16=False)
+    assert reads.count == 2
 
 
 def test_val_ctrl_c_exits_130_without_output(trained_run, tmp_path, monkeypatch, capsys):

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from utils.amp import autocast
 
+MAX_DETECTIONS = 100  # per image, the ones with the highest scores, as in COCO's evaluation
+
 
 @torch.no_grad()
 def run_inference(
@@ -19,23 +21,38 @@ def run_inference(
     """Run `model` in evaluation mode over validation batches and return its detections.
 
     Convolutions compute in `dtype`. `batches` yields images (B, 3, H, W) and a target for each
-    image, with `image_id` and `scale` (2,), the pixels of the sample per pixel of the original
-    image in x and y. Returns an array (k, 7): image id, x, y, width, height in pixels of the
-    original image, score, class index; what `utils.metrics.evaluate` takes.
+    image, with `image_id`, `size` (2,), width and height of the original image, and `scale` (2,),
+    the pixels of the sample per pixel of the original image in x and y. Returns an array (k, 7):
+    image id, x, y, width, height in pixels of the original image, score, class index; what
+    `utils.metrics.evaluate` takes. Boxes are clipped to the image, and each image has at most
+    `MAX_DETECTIONS`.
     """
     model.eval()
     rows = [np.zeros((0, 7))]
     for images, targets in batches:
         with autocast(device, dtype):
             outputs = model(images.to(device, non_blocking=True))
-        for target, output in zip(targets, outputs, strict=True):
-            boxes = output["boxes"].float().cpu() / target["scale"].repeat(2)
-            columns = (
-                torch.full((len(boxes), 1), float(target["image_id"])),
-                boxes[:, :2],
-                boxes[:, 2:] - boxes[:, :2],
-                output["scores"].cpu()[:, None].float(),
-                output["labels"].cpu()[:, None].float(),
-            )
-            rows.append(torch.cat(columns, dim=1).double().numpy())
+        rows.append(_rows(outputs, targets))
     return np.concatenate(rows)
+
+
+def _rows(outputs: list[dict[str, Tensor]], targets: list[dict[str, Tensor]]) -> np.ndarray:
+    """Return the rows of `run_inference` of one batch, with one copy from the device."""
+    counts = torch.tensor([min(len(output["boxes"]), MAX_DETECTIONS) for output in outputs])
+    boxes, scores, labels = (
+        torch.cat([output[key][:MAX_DETECTIONS].float() for output in outputs])  # best first
+        for key in ("boxes", "scores", "labels")
+    )
+    detections = torch.cat((boxes, scores[:, None], labels[:, None]), dim=1).cpu()
+    image_ids, sizes, scales = (
+        torch.stack([target[key] for target in targets]).repeat_interleave(counts, dim=0)
+        for key in ("image_id", "size", "scale")
+    )
+    corners = (detections[:, :4] / scales.repeat(1, 2)).clamp(min=0).minimum(sizes.repeat(1, 2))
+    columns = (
+        image_ids[:, None].double(),
+        corners[:, :2],
+        corners[:, 2:] - corners[:, :2],
+        detections[:, 4:],
+    )
+    return torch.cat(columns, dim=1).numpy()
