@@ -18,7 +18,7 @@ def prefetch(
     """
     if device.type != "cuda":
         for images, targets in batches:
-            yield images.to(device), targets
+            yield images.to(device, non_blocking=True), targets
         return
     stream = torch.cuda.Stream(device)
     waiting: list[tuple[Tensor, T, torch.cuda.Event]] = []

@@ -171,6 +171,7 @@ def waits_in_a_step(model_name: str, optimizer: str) -> list[tuple[str, str]]:
     """Run `train_one_epoch` and return what waited for the device in the last step."""
     import train
     from models import build_model
+    from utils.amp import LossScaler
     from utils.distributed import DistributedContext
     from utils.ema import EMA
     from utils.hyp import Hyp
@@ -197,7 +198,8 @@ def waits_in_a_step(model_name: str, optimizer: str) -> list[tuple[str, str]]:
     hyp = run.hyp = Hyp(optimizer=optimizer)
     run.args = SimpleNamespace(epochs=1, seed=0, model=name)
     run.dist, run.frozen_modules = DistributedContext(), []
-    run.device, run.bf16, run.dtype = torch.device(DEVICE), False, torch.float32
+    run.device, run.dtype = torch.device(DEVICE), torch.float32
+    run.scaler = LossScaler(torch.device("cpu"), run.dtype)  # of float32 it does nothing
     run.loaders = SimpleNamespace(train=batches(), sampler=Sampler())
     run.checkpointer = SimpleNamespace(after_step=lambda: None)
     run.model = run.ddp_model = build_model(name, 3, backbone or None)
