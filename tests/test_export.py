@@ -144,8 +144,9 @@ def sensitive_weights(weights: Path) -> Path:
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # the running statistics become those of the one batch
     torch.manual_seed(1)
+    noise = torch.rand(2, 3, 64, 64)
     brightness = torch.rand(2, 3, 1, 1).expand(2, 3, 64, 64)
-    model.raw_predictions(torch.cat((torch.rand(2, 3, 64, 64), brightness)))
+    model.raw_predictions(torch.cat((noise, brightness)))
     state = torch.load(weights, weights_only=True)
     state["ema"]["model"] = model.state_dict()
     torch.save(state, weights)
@@ -157,7 +158,7 @@ def sensitive_weights(weights: Path) -> Path:
 def test_export_torch_export_with_nms_of_no_one_and_many_boxes(
     dynamic, sensitive_weights, tmp_path
 ):
-    images = [torch.full((1, 3, 64, 64), value) for value in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    images = [torch.full((1, 3, 64, 64), value) for value in (0.25, 0.5, 1.0)]
     model = load(sensitive_weights)
     scores = sorted((model(image)[0]["scores"] for image in images), key=lambda s: float(s[0]))
     one = float(scores[1][:2].mean())
