@@ -76,14 +76,17 @@ def plan(scheduler: BatchWarmup, epochs: int, batch_sizes: Sequence[int]) -> lis
     curves = [array("d") for _ in scheduler.base_lr]
     samples = 0
     for epoch in range(epochs):
-        in_warmup = epoch < scheduler.warmup_epoch
-        for batch, size in enumerate(batch_sizes):
-            # Otherwise the rate is the one of the batch before, which saves most of the time.
-            if batch == 0 or scheduler.changes_every_batch or in_warmup:
+        if scheduler.changes_every_batch or epoch < scheduler.warmup_epoch:
+            for batch, size in enumerate(batch_sizes):
                 rates = _checked_rates(scheduler, epoch, batch, samples)
-            for curve, lr in zip(curves, rates, strict=True):
-                curve.append(lr)
-            samples += size
+                for curve, lr in zip(curves, rates, strict=True):
+                    curve.append(lr)
+                samples += size
+            continue
+        rates = _checked_rates(scheduler, epoch, 0, samples)  # of all batches of the epoch
+        for curve, lr in zip(curves, rates, strict=True):
+            curve.extend(array("d", [lr]) * len(batch_sizes))
+        samples += sum(batch_sizes)
     return curves
 
 
