@@ -82,7 +82,7 @@ class Run:
     environment: dict[str, object]  # what the last bits of the results depend on
     train_data: Annotations
     val_data: Annotations
-    coco_gt: dict[str, object]  # the ground truth of validation, as a COCO dataset
+    coco_gt: dict[str, object] | None  # of validation, as a COCO dataset; in the main process only
     loaders: Loaders
     model: Detector
     ddp_model: nn.Module  # `model` itself in a single process
@@ -134,7 +134,7 @@ def build(
     num_errors = len(train_data.errors) + len(val_data.errors)
     if args.strict_data and num_errors:
         raise UserError(f"{args.data}: {num_errors} invalid images or annotations (--strict-data)")
-    run.coco_gt = val_data.coco_gt()
+    run.coco_gt = val_data.coco_gt() if dist.is_main else None
 
     stage("model")
     model = run.model = build_model(args.model, len(train_data.class_names), args.backbone)
