@@ -113,7 +113,7 @@ def test_results_csv_that_another_program_has_open_costs_a_warning(tmp_path, mon
     message = (
         f"{results}: cannot be written: The file is in use (the next checkpoint tries again)\n"
     )
-    assert capsys.readouterr().err == f"{message}\n"
+    assert capsys.readouterr().err == message
     for name in ("best.pt", "last.pt"):
         assert load_checkpoint(tmp_path / "weights" / name)["progress"]["epoch"] == 2
     monkeypatch.undo()

@@ -252,7 +252,7 @@ def test_run_inference_clips_boxes_to_the_image_and_not_to_the_gray_around_it(tm
     loader = DataLoader(Subset(ValSet(data, 128, 32), [0]), collate_fn=collate)
     boxes = torch.tensor([[-9.0, 32, 64, 128], [96, 32, 140, 60]])
     model = FixedDetector(boxes, torch.tensor([0.75, 0.5]))
-    rows = run_inference(model, loader, torch.device("cpu"), bf16=False)
+    rows = run_inference(model, loader, torch.device("cpu"), dtype=torch.float32)
     expected = [[0, 0, 25, 50, 25, 0.75, 0], [0, 75, 25, 25, 21.875, 0.5, 0]]
     np.testing.assert_allclose(rows, expected, rtol=1e-6)
 
@@ -262,7 +262,7 @@ def test_run_inference_keeps_the_100_best_detections_of_an_image():
     target = {"image_id": torch.tensor(3), "size": torch.tensor([50, 50]), "scale": torch.ones(2)}
     model = FixedDetector(torch.rand(150, 4), scores)
     batch = torch.zeros(2, 3, 64, 64), [target, target | {"image_id": torch.tensor(4)}]
-    rows = run_inference(model, [batch], torch.device("cpu"), bf16=False)
+    rows = run_inference(model, [batch], torch.device("cpu"), dtype=torch.float32)
     assert rows[:, 0].tolist() == [3] * 100 + [4] * 100
     assert rows[:, 5].tolist() == scores[:100].double().tolist() * 2
 
@@ -283,7 +283,7 @@ def test_run_inference_copies_the_detections_of_a_batch_at_once():
     batch = torch.zeros(8, 3, 64, 64), [target] * 8
     model = FixedDetector(torch.rand(5, 4), torch.rand(5))
     with DeviceReads() as reads:
-        run_inference(model, [batch, batch], torch.device("cpu"), bf16=False)
+        run_inference(model, [batch, batch], torch.device("cpu"), dtype=torch.float32)
     assert reads.count == 2
 
 
