@@ -31,7 +31,7 @@ def find_candidates(
     boxes: Tensor,
     labels: Tensor,
     image_index: Tensor,
-    levels: Sequence[Level],
+    levels: tuple[Level, ...],
     device: torch.device,
 ) -> Candidates:
     """Return the candidates of a batch, as tensors on `device`.

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -189,6 +190,20 @@ def assert_same_run(one: Path, other: Path, ignore: tuple[str, ...] = ("args",))
     for row in results[0] + results[1]:
         del row["seconds"]
     assert results[0] == results[1]
+
+
+class TracedMemory:
+    """While entered, traces the memory that Python and NumPy allocate; `peak` bytes afterwards."""
+
+    peak = 0
+
+    def __enter__(self) -> "TracedMemory":
+        tracemalloc.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
 
 
 class AtStage(logging.Handler):

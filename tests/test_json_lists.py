@@ -1,9 +1,9 @@
 """data/formats/json_lists.py: the same entries as the json module, in little memory."""
 
 import json
-import tracemalloc
 
 import pytest
+from conftest import TracedMemory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -88,8 +88,6 @@ def test_read_json_lists_needs_little_memory(tmp_path, monkeypatch):
     annotation = {"segmentation": [[i + 0.25 for i in range(300)]], "bbox": [1, 2, 3, 4]}
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"images": [], "annotations": [annotation] * 2000}))
-    tracemalloc.start()
-    count = sum(1 for _ in read_json_lists(path, KEYS))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert count == 2000 and path.stat().st_size > 4_000_000 and peak < 1_000_000
+    with TracedMemory() as memory:
+        count = sum(1 for _ in read_json_lists(path, KEYS))
+    assert count == 2000 and path.stat().st_size > 4_000_000 and memory.peak < 1_000_000

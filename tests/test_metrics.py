@@ -2,11 +2,11 @@
 
 import contextlib
 import io
-import tracemalloc
 
 import numpy as np
 import pytest
 import torch
+from conftest import TracedMemory
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch.utils.data import DataLoader
@@ -145,10 +145,6 @@ def test_evaluate_agrees_with_pycocotools_on_random_data():
 def test_evaluate_needs_little_memory_with_many_classes_and_images():
     """No entry for every pair of an image and a class, of which there are 400,000 here."""
     coco_gt, detections = random_data(1000, 400, 1000, 2000)
-    tracemalloc.start()
-    try:
+    with TracedMemory() as memory:
         evaluate(coco_gt, detections)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 10e6
+    assert memory.peak < 10e6

@@ -3,7 +3,6 @@
 import re
 import shutil
 import subprocess
-import tracemalloc
 from array import array
 from html.parser import HTMLParser
 from io import BytesIO
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import read_results
+from conftest import TracedMemory, read_results
 from PIL import Image
 
 from utils.confusion import match_detections, per_image_f1
@@ -164,13 +163,9 @@ def test_report_of_many_classes_needs_little_memory_and_disk_space(tmp_path):
         files=[f"{i}.png" for i in range(num_images)],
         read_image=lambda file: torch.zeros(3, 64, 64, dtype=torch.uint8),
     )
-    tracemalloc.start()
-    try:
+    with TracedMemory() as memory:
         write_report(tmp_path, summary)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 300e6  # the matrix of one image alone would take 12 MB
+    assert memory.peak < 300e6  # the matrix of one image alone would take 12 MB
     text = (tmp_path / "report.html").read_text()
     assert "a class with the number 1202" in text and len(text) < 2e6
 

@@ -1,10 +1,10 @@
 """The order of an epoch: every image once, in even batches, from (seed, epoch) alone."""
 
 import math
-import tracemalloc
 
 import numpy as np
 import pytest
+from conftest import TracedMemory
 
 from data.sampler import EpochBatchSampler, transform_rng
 
@@ -63,14 +63,10 @@ def test_sampler_starts_an_epoch_of_a_million_images_without_lists_of_them():
     """The order itself is 8 bytes for each image; a list of numbers would be five times that."""
     num_samples = 1_000_000
     sampler = EpochBatchSampler(num_samples, 64, (64, 64), 0)
-    tracemalloc.start()
-    try:
+    with TracedMemory() as memory:
         next(iter(sampler))
         sampler.source_images(3, 4)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 20 * num_samples
+    assert memory.peak < 20 * num_samples
 
 
 def test_sampler_draws_one_image_size_for_each_batch():

@@ -22,8 +22,13 @@ class EMA:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
         self.updates = 0
+        self._pair_with(model)
+
+    def _pair_with(self, model: nn.Module) -> None:
         self._source = model
-        self._pairs = [*zip(_tensors(self.model), _tensors(model), strict=True)]
+        pairs = [*zip(_tensors(self.model), _tensors(model), strict=True)]
+        self._floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._integers = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
@@ -35,13 +40,10 @@ class EMA:
         self.updates += 1
         decay = min(self.decay, 1 - 9 / ((10 + self.updates) * (1 + self.updates / 1000)))
         if model is not self._source:
-            self._source = model
-            self._pairs = [*zip(_tensors(self.model), _tensors(model), strict=True)]
-        floats = [pair for pair in self._pairs if pair[0].is_floating_point()]
-        integers = [pair for pair in self._pairs if not pair[0].is_floating_point()]
-        foreach_lerp_(*zip(*floats, strict=True), 1 - decay)
-        if integers:
-            foreach_copy_(*zip(*integers, strict=True))
+            self._pair_with(model)
+        foreach_lerp_(*zip(*self._floats, strict=True), 1 - decay)
+        if self._integers:
+            foreach_copy_(*zip(*self._integers, strict=True))
 
     @torch.no_grad()
     def restore_buffers(self, model: nn.Module) -> None:

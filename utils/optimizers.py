@@ -94,13 +94,13 @@ class Muon(torch.optim.AdamW):
         updates = compat.foreach_lerp(gradients, momenta, beta)
         compat.foreach_mul_(parameters, 1 - lr * group["weight_decay"])
         # Matrices of one shape are orthogonalized together.
+        matrices = [_as_matrix(update) for update in updates]
         by_shape: dict[torch.Size, list[int]] = {}
-        for i, update in enumerate(updates):
-            by_shape.setdefault(_as_matrix(update).shape, []).append(i)
-        stacks = [
-            torch.stack([_as_matrix(updates[i]) for i in indices]) for indices in by_shape.values()
-        ]
-        stacks = orthogonalize(stacks)
+        for i, matrix in enumerate(matrices):
+            by_shape.setdefault(matrix.shape, []).append(i)
+        stacks = orthogonalize(
+            [torch.stack([matrices[i] for i in indices]) for indices in by_shape.values()]
+        )
         compat.foreach_mul_(stacks, [max(shape) ** 0.5 for shape in by_shape])
         for indices, steps in zip(by_shape.values(), stacks, strict=True):
             for i, step in zip(indices, steps, strict=True):
