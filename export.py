@@ -41,7 +41,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--format",
         choices=SUFFIXES,
         default="onnx",
-        help="onnx, torchscript or torch_export (%(default)s); the latter two run on any device",
+        help="onnx, torchscript or torch_export (%(default)s); the last two can be moved to a GPU",
     )
     p.add_argument(
         "--imgsz",

@@ -37,6 +37,7 @@ class Detector(nn.Module):
     A family may override:
         stride  what H and W must be a multiple of
         min_size  the smallest image size in pixels that it can be trained and used at
+        prepare_export  if `predict` makes constants, which are traced with their device
         exportable  whether export.py can write it: False if `predict` is not implemented
         score_thresh, nms_thresh, detections_per_img, topk_candidates  the defaults of `postprocess`
         set_thresholds, postprocess  if detections are not selected by NMS
@@ -153,6 +154,9 @@ class Detector(nn.Module):
     def freezable_layers(self) -> list[nn.Module]:
         """Return the modules that `--freeze N` counts, in the order in which an image passes."""
         return [layer for module in self.backbone_modules() for layer in module.children()]
+
+    def prepare_export(self) -> None:
+        """Make constants of `predict` buffers, which move to another device with the export."""
 
     def compile_network(self, backend: str) -> None:
         """Compile the modules with most of the computation, in place (`torch.compile`).

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torchvision.ops import nms
 
 from models.detector import Detector
-from models.head import Head
 
 
 class ExportModel(nn.Module):
@@ -20,9 +19,7 @@ class ExportModel(nn.Module):
     def __init__(self, model: Detector) -> None:
         super().__init__()
         self.model = model
-        for module in model.modules():
-            if isinstance(module, Head):
-                module.prepare_export()
+        model.prepare_export()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         return self.model.predict(images)

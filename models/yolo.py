@@ -135,6 +135,10 @@ class YOLO(Detector):
         predictions = self.raw_predictions(images)
         return self.head.decode(predictions), predictions.cls_logits.sigmoid()
 
+    def prepare_export(self) -> None:
+        """Compute anchor points from a buffer from now on."""
+        self.head.prepare_export()
+
     def compile_network(self, backend: str) -> None:
         """Compile backbone, neck and head, each as one graph, and the loss."""
         for module in (self.backbone, self.neck, self.head):
