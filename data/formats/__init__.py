@@ -29,7 +29,7 @@ __all__ = [
 
 
 # Of a cache; to be raised when the fields of Annotations or what a reader takes from a file change.
-CACHE_FORMAT = 4
+CACHE_FORMAT = 5
 
 
 def read_train_val(config: DataConfig, path: str) -> tuple[Annotations, Annotations]:

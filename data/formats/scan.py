@@ -5,6 +5,7 @@ import itertools
 import math
 import os
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,13 +38,14 @@ class Annotations:
     labels: np.ndarray  # (N,) int64, 0-based
     crowd: np.ndarray  # (N,) bool: COCO's iscrowd; not trained on, ignored in evaluation
     errors: tuple[str, ...]  # one message for each skipped image or annotation
+    notes: tuple[str, ...]  # what was not read as it stands, with counts; nothing is skipped
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> "Annotations":
         """Return the annotations that `Scan.finish` returns as arrays."""
         fields = dict(arrays)
         files = FileNames(fields.pop("file_text"), fields.pop("file_ends"))
-        strings = {key: tuple(arrays[key].tolist()) for key in ("class_names", "errors")}
+        strings = {key: tuple(arrays[key].tolist()) for key in ("class_names", "errors", "notes")}
         return cls(files=files, **fields | strings)
 
     def __len__(self) -> int:
@@ -72,12 +74,15 @@ class Annotations:
         return ", ".join(os.path.basename(self.files[i]) for i in indices)  # noqa: PTH119
 
     def messages(self, split: str, limit: int = MAX_SHOWN_ERRORS) -> list[str]:
-        """Return the first `limit` errors and a count, each beginning with `split`; [] if none."""
-        if not self.errors:
-            return []
-        count = len(self.errors)
-        skipped = "image or annotation" if count == 1 else "images or annotations"
-        shown = [*self.errors[:limit], f"skipped {count} invalid {skipped}"]
+        """Return the notes, the first `limit` errors and their count, each beginning with `split`.
+
+        Without notes and errors the list is empty.
+        """
+        shown = [*self.notes, *self.errors[:limit]]
+        if self.errors:
+            count = len(self.errors)
+            skipped = "image or annotation" if count == 1 else "images or annotations"
+            shown.append(f"skipped {count} invalid {skipped}")
         return [f"{split}: {message}" for message in shown]
 
 
@@ -99,12 +104,15 @@ class Scan:
     """Collects the images, boxes and errors of a split as flat arrays, without an object per box.
 
     A reader calls `add_image`, then `add_box` with the index that it returned, and appends (image
-    index, message) to `errors` for everything that it skips. `files` are the images so far.
+    index, message) to `errors` for everything that it skips. What it does not read as it stands,
+    without skipping it, it counts in `notes` by a sentence that says what was done. `files` are the
+    images so far.
     """
 
     def __init__(self) -> None:
         self.files: list[str] = []
         self.errors: list[tuple[int, str]] = []
+        self.notes: Counter[str] = Counter()
         self._stated_sizes = array("d")  # of each image: width and height, nan if not stated
         self._stated_in: list[str] = []  # of each image: the file that states its size
         self._image_indices = array("q")  # of each box: index into `files`
@@ -160,6 +168,7 @@ class Scan:
         _turn_boxes(boxes, orientations[image_indices])
         counts = np.bincount(image_indices, minlength=len(usable))[usable]
         errors = [message for _, message in sorted(self.errors, key=lambda error: error[0])]
+        notes = [f"{sentence}: {count}" for sentence, count in self.notes.items()]
         files = FileNames.of(itertools.compress(self.files, usable))
         return {
             "class_names": np.array(names, dtype=str),
@@ -171,6 +180,7 @@ class Scan:
             "labels": np.frombuffer(self._labels, np.int64)[order],
             "crowd": np.frombuffer(self._crowd, np.int8)[order].astype(bool),
             "errors": np.array(errors, dtype=str),
+            "notes": np.array(notes, dtype=str),
         }
 
     def _read_sizes(self) -> tuple[np.ndarray, np.ndarray]:
