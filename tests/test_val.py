@@ -248,6 +248,7 @@ def test_run_inference_clips_boxes_to_the_image_and_not_to_the_gray_around_it(tm
         crowd=np.zeros(0, bool),
         class_names=("a",),
         errors=(),
+        notes=(),
     )
     loader = DataLoader(Subset(ValSet(data, 128, 32), [0]), collate_fn=collate)
     boxes = torch.tensor([[-9.0, 32, 64, 128], [96, 32, 140, 60]])
