@@ -20,7 +20,8 @@ from torchvision.ops import box_convert
 from torchvision.transforms.v2.functional import to_pil_image
 
 from data.augment import resize
-from data.images import image_size, list_images, read_image, unique_stem
+from data.images import image_size, read_image, unique_stem
+from data.listing import list_images
 from data.video import VIDEO_SUFFIXES, VideoWriter, read_video
 from models import load
 from models.detector import Detector
@@ -166,15 +167,18 @@ def iter_images(source: str) -> Iterator[Frame]:
         for index, (image, fps) in enumerate(read_video(source)):
             yield Frame(source, index, image, fps)
         return
-    files = list_images(Path(source))
-    if files is None:
+    listing = list_images(Path(source))
+    if listing is None:
         raise UserError(
             f"--source {source}: not found (need an image, directory, glob, .txt list, video file "
             "or camera index)"
         )
-    if not files:
-        raise UserError(f"--source {source}: contains no images")
-    for file in files:
+    if not listing.files:
+        reason = f" ({listing.errors[0]})" if listing.errors else ""
+        raise UserError(f"--source {source}: contains no images{reason}")
+    for error in listing.errors:
+        yield Frame(source, None, None, error=error)
+    for file in listing.files:
         size = image_size(file)
         if isinstance(size, str):  # an error message
             yield Frame(file, None, None, error=size)

@@ -24,6 +24,7 @@ from data.config import read_data_config
 from data.formats import Annotations, images_in_both_splits, read_train_val
 from data.images import read_image
 from data.loaders import Loaders, build_loaders
+from data.locate import find_data_yaml
 from data.prefetch import prefetch
 from data.shapes import make_builtin
 from models import build_model
@@ -36,7 +37,7 @@ from utils.anomaly import detect_anomaly
 from utils.auto_batch import largest_batch, limit_batch
 from utils.checkpoint import Part, restore
 from utils.checkpointer import Checkpointer
-from utils.cli import cli_command
+from utils.cli import abs_path, cli_command
 from utils.device import select_device, set_deterministic
 from utils.distributed import DistributedContext, convert_sync_batchnorm
 from utils.ema import EMA
@@ -64,7 +65,6 @@ from utils.run_dir import RunDir, new_run_dir, run_dir_of
 from utils.schedulers import BatchWarmup
 from utils.seeds import seed_everything
 from utils.tensorboard import TensorBoardLogger
-from utils.yamlfile import find_file
 
 ROOT = Path(__file__).resolve().parent
 MAX_CONSECUTIVE_SKIPS = 10  # optimizer steps with non-finite numbers, after which a run stops
@@ -120,7 +120,7 @@ def build(
     seed_everything(args.seed)
 
     stage("data")
-    args.data = str(find_file(args.data, ROOT / "data").resolve())  # for a resume from elsewhere
+    args.data = abs_path(str(find_data_yaml(args.data, ROOT / "data")))  # to resume from elsewhere
     config = read_data_config(Path(args.data))
     if dist.on_main(make_builtin, config):
         info(f"drew the built-in dataset into {config.path}")

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from data.config import DataConfig, read_data_config
 from data.dataset import ValSet, collate
 from data.formats import Annotations, original_ids, read_split
+from data.locate import find_data_yaml
 from data.shapes import make_builtin
 from models import load
 from models.detector import Detector
@@ -37,7 +38,6 @@ from utils.memory import disable_malloc_trim
 from utils.metrics import evaluate_with_curves, format_table
 from utils.plots import draw_confusion, draw_curves
 from utils.run_dir import new_dir
-from utils.yamlfile import find_file
 
 ROOT = Path(__file__).resolve().parent
 
@@ -136,7 +136,7 @@ def evaluate_detector(args: argparse.Namespace) -> None:
     imgsz = imgsz_bounds(args.imgsz or model.imgsz, model.stride)[1]
     check_imgsz(imgsz, model.min_size)
 
-    data_file = Path(find_file(args.data or model.data, ROOT / "data"))
+    data_file = find_data_yaml(args.data or model.data, ROOT / "data")
     config = read_data_config(data_file)
     if make_builtin(config):
         info(f"drew the built-in dataset into {config.path}")

@@ -17,11 +17,13 @@ import yaml
 from data.config import read_data_config
 from data.formats import Annotations, read_all_splits
 from data.images import unique_stem
+from data.locate import find_data_yaml
 from data.shapes import make_builtin
 from utils.cli import Parser, run_cli
 from utils.errors import UserError
 
 Source = str | dict[str, str]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def convert(format: str, source: Path, target: Path) -> list[str]:
@@ -33,10 +35,10 @@ def convert(format: str, source: Path, target: Path) -> list[str]:
     config = read_data_config(source)
     if make_builtin(config):
         print(f"drew the built-in dataset into {config.path}")
-    splits = read_all_splits(config)
+    splits, messages = read_all_splits(config)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: already exists (need a new or an empty directory)")
-    messages = [message for split, data in splits.items() for message in data.messages(split)]
+    messages += [message for split, data in splits.items() for message in data.messages(split)]
     used_stems: set[str] = set()
     data_yaml: dict[str, object] = {"path": "."}
     for split, data in splits.items():
@@ -151,10 +153,11 @@ def main(argv: list[str] | None = None) -> int:
     def main_fn() -> None:
         p = Parser(prog="python -m data.convert", description="Write a dataset in another format.")
         p.add_argument("format", choices=WRITERS, help="format to write")
-        p.add_argument("source", type=Path, help="data.yaml of the dataset")
+        p.add_argument("source", help="data.yaml of the dataset, or a directory with one")
         p.add_argument("target", type=Path, help="new or empty directory")
         args = p.parse_args(argv)
-        for message in convert(args.format, args.source, args.target):
+        source = find_data_yaml(args.source, ROOT / "data")
+        for message in convert(args.format, source, args.target):
             print(message, file=sys.stderr)
         print(f"written to {args.target}; train on it with --data {args.target / 'data.yaml'}")
 

@@ -13,15 +13,17 @@ import numpy as np
 from data.config import read_data_config
 from data.dataset import ValSet, collate
 from data.formats import Annotations, read_all_splits
+from data.locate import find_data_yaml
 from data.shapes import make_builtin
 from utils.cli import Parser, run_cli
+from utils.errors import UserError
 from utils.plots import draw_batch
-from utils.yamlfile import find_file
 
 # Edges of the histogram, pixels; at 32 and 96 COCO's small and medium objects end.
 HISTOGRAM_EDGES = (0, 8, 16, 32, 64, 96, 128, 256, 512, 10**9)
 ROOT = Path(__file__).resolve().parents[1]
 GRID_IMAGES = 16
+GRID_SUFFIXES = (".jpg", ".jpeg", ".png")
 GRID_IMGSZ = 320  # pixels of each image in the grid
 
 
@@ -60,12 +62,26 @@ def draw_grid(data: Annotations, path: Path) -> None:
     draw_batch(images, targets, data.class_names, path)
 
 
+def _check_out(path: Path) -> None:
+    """Make the directory of `path`. Raises UserError if no image can be written there."""
+    if path.suffix.lower() not in GRID_SUFFIXES:
+        raise UserError(f"--out {path}: need a file name that ends in {', '.join(GRID_SUFFIXES)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {path}: cannot be written: {error.strerror}") from None
+    if path.is_dir():
+        raise UserError(f"--out {path}: is a directory (need a file name)")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return the exit status of `run_cli`."""
 
     def main_fn() -> None:
         p = Parser(prog="python -m data.describe", description="Print statistics of a dataset.")
-        p.add_argument("data", help="a data.yaml, or the name of one in data/")
+        p.add_argument(
+            "data", help="a data.yaml, a directory with one, or the name of one in data/"
+        )
         p.add_argument(
             "--out",
             type=Path,
@@ -73,14 +89,18 @@ def main(argv: list[str] | None = None) -> int:
             help="also draw images of the training split with their boxes",
         )
         args = p.parse_args(argv)
-        config = read_data_config(Path(find_file(args.data, ROOT / "data")))
+        if args.out:
+            _check_out(args.out)
+        config = read_data_config(find_data_yaml(args.data, ROOT / "data"))
         if make_builtin(config):
             print(f"drew the built-in dataset into {config.path}")
-        splits = read_all_splits(config)
+        splits, messages = read_all_splits(config)
         for split, data in splits.items():
             print(describe_split(split, data))
             for message in data.messages(split, limit=len(data.errors)):
                 print(message, file=sys.stderr)
+        for message in messages:
+            print(message, file=sys.stderr)
         if args.out:
             draw_grid(splits["train"], args.out)
             print(f"drawn to {args.out}")

@@ -1,6 +1,5 @@
-"""Image files: lists of them, their sizes, and decoded images, kept in memory or on disk."""
+"""Image files: their sizes, and decoded images, kept in memory or on disk."""
 
-import glob
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -35,35 +34,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 ORIENTATION_TAG = 0x0112  # of EXIF
 SWAPPED_ORIENTATIONS = (5, 6, 7, 8)  # values that swap width and height
-
-
-def list_images(path: Path) -> list[str] | None:
-    """List the image files that `path` names: a directory, a .txt list, an image, or a glob.
-
-    A directory is searched recursively; a list has one path per line, relative to the list.
-    Returns sorted files, those of a list in its order, or None if `path` is none of these.
-    """
-    if path.is_dir():
-        return sorted(
-            os.path.join(directory, name)  # noqa: PTH118 - a Path is slow, for 100,000 names
-            for directory, _, names in os.walk(path)
-            for name in names
-            if _is_image(name)
-        )
-    if path.is_file() and path.suffix == ".txt":
-        lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-        return [str(path.parent / line) for line in lines if line]
-    if path.is_file() and _is_image(path.name):
-        return [str(path)]
-    if any(char in str(path) for char in "*?["):
-        files = glob.glob(str(path), recursive=True)  # noqa: PTH207 - the pattern may be absolute
-        return sorted(filter(_is_image, files))
-    return None
-
-
-def _is_image(name: str) -> bool:
-    suffix = os.path.splitext(name)[1]  # noqa: PTH122 - a Path is slow, for 100,000 names
-    return suffix.lower() in IMAGE_SUFFIXES
 
 
 def unique_stem(file: str, used_stems: set[str]) -> str:
@@ -142,7 +112,8 @@ def _decode(path: str) -> Tensor:
     """
     with Path(path).open("rb") as file:
         if file.read(2) == b"\xff\xd8":
-            with suppress(RuntimeError):  # a color space that torchvision does not support
+            # A color space that torchvision does not support, or a name that is not UTF-8.
+            with suppress(RuntimeError, UnicodeEncodeError):
                 return decode_image(path, ImageReadMode.RGB, apply_exif_orientation=True)
         file.seek(0)
         with Image.open(file, formats=FORMATS) as original:

@@ -63,13 +63,13 @@ def write_tiny(folder: Path, train: int = 12, val: int = 5, classes: int = 2) ->
 def few_shapes(folder: Path, train: int, val: int) -> Path:
     """Return a data.yaml of the first images of the built-in dataset, which is drawn if needed."""
     from data.config import read_data_config
-    from data.images import list_images
+    from data.listing import list_images
     from data.shapes import make_builtin
 
     config = read_data_config(ROOT / "data" / "shapes.yaml")
     make_builtin(config)
     for split, count in (("train", train), ("val", val)):
-        files = list_images(Path(config.path) / "images" / split)[:count]
+        files = list_images(Path(config.path) / "images" / split).files[:count]
         (folder / f"{split}.txt").write_text("\n".join(files))
     data = folder / "few.yaml"
     data.write_text(f"train: train.txt\nval: val.txt\nnames: {config.names}\n")

@@ -176,6 +176,32 @@ def test_convert_keeps_images_of_equal_name(tiny, tmp_path):
             assert Path(a).read_bytes() == Path(b).read_bytes()
 
 
+def test_test_split_without_images_or_labels_is_left_out_and_said(tiny, tmp_path, capsys):
+    """Roboflow writes the key also without the images; competitions give no labels."""
+    text = tiny.read_text()
+    for number, test in enumerate(("../test/images", "images/test")):
+        tiny.write_text(f"{text}test: {test}\n")
+        (tiny.parent / "images" / "test").mkdir(exist_ok=True)
+        Image.new("RGB", (80, 64)).save(tiny.parent / "images" / "test" / "q.png")
+        assert describe.main([str(tiny.parent)]) == 0
+        assert convert.main(["coco", str(tiny), str(tmp_path / f"new{number}")]) == 0
+        out, err = capsys.readouterr()
+        assert "val: 5 images" in out and "written to" in out
+        assert err.count("test left out") == 2 and "test: " in err
+        assert "test" not in (tmp_path / f"new{number}" / "data.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    "name", ["none/page.jpg", "page", "page.docx", "images", "data.yaml/x.jpg"]
+)
+def test_describe_out_is_written_or_one_sentence(name, tiny, capsys):
+    out = tiny.parent / name
+    status = describe.main([str(tiny), "--out", str(out)])
+    error = capsys.readouterr().err
+    assert (status == 0) == out.is_file() == (name == "none/page.jpg")
+    assert status == 0 or (status == 2 and error.startswith(f"data.describe: --out {out}: "))
+
+
 def test_describe_prints_statistics_and_every_error(tiny, tmp_path, capsys):
     shutil.copytree(tiny.parent, tmp_path / "invalid")
     with (tmp_path / "invalid" / "labels" / "train" / "0.txt").open("a") as file:

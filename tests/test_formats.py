@@ -15,7 +15,6 @@ from PIL import Image
 
 from data.config import read_data_config
 from data.formats import read_split
-from data.formats.yolo import label_file
 from data.images import read_image
 from utils.errors import UserError
 
@@ -361,14 +360,6 @@ def test_read_split_unusual_decoder_exception_is_one_message(tiny):
     assert error.startswith(f"{path}: cannot be read: ") and error.endswith("; skipped")
     with pytest.raises(UserError, match="cannot be decoded"):
         read_image(str(path))
-
-
-def test_label_file_replaces_last_images_directory():
-    assert (
-        str(label_file("a/images/b/images/c/d.x.jpg")).replace("\\", "/")
-        == "a/images/b/labels/c/d.x.txt"
-    )
-    assert str(label_file("a/d.jpg")).replace("\\", "/") == "a/d.txt"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from utils.errors import UserError
 from utils.from_yolov5 import main
 from utils.hyp import Hyp, load_hyp
 from utils.lf import parse_lf
@@ -80,8 +81,8 @@ def test_from_yolov5_converts_what_it_can_and_lists_the_rest(tmp_path):
     [
         ("lrf: fast\n", "lrf: found 'fast'"),
         ("lrf: 2\n", "lrf: found 2"),
-        ("hsv_h: 0.9\n", "hue: found 0.9"),
-        ("mosaic: [1]\n", "mosaic: found [1]"),
+        ("hsv_h: 0.9\n", "h.yaml: hsv_h: found 0.9"),
+        ("mosaic: [1]\n", "h.yaml: mosaic: found [1]"),
         ("lr0: 0.1: 2\n", "line 1, column 9"),
     ],
 )
@@ -90,6 +91,17 @@ def test_from_yolov5_error_is_one_sentence(text, message, tmp_path, capsys):
     assert main([str(tmp_path / "h.yaml")]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and str(tmp_path / "h.yaml") in error
+
+
+def test_hyp_file_of_yolov5_names_the_converter(tmp_path):
+    (tmp_path / "low.yaml").write_text(LOW)
+    with pytest.raises(
+        UserError, match=r"low\.yaml: found anchor_t, .* as in a hyp file of YOLOv5"
+    ):
+        load_hyp(tmp_path / "low.yaml")
+    (tmp_path / "low.yaml").write_text("lr0: 0.01\nlrf: 0.1\nwarmup_epochs: 3.0\n")
+    with pytest.raises(UserError, match=r"python -m utils\.from_yolov5"):
+        load_hyp(tmp_path / "low.yaml")
 
 
 def test_from_yolov5_lists_unknown_keys(tmp_path, capsys):

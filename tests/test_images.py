@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import data.images
 import train
-from data.images import ImageStore, list_images, read_image, unique_stem
+from data.images import ImageStore, read_image, unique_stem
 from utils.errors import UserError
 
 QUICK = ["--imgsz", "64", "--batch-size", "4", "--epochs", "2", "--device", "cpu", "--noplots"]
@@ -136,12 +136,6 @@ def test_unique_stem_numbers_repeated_names():
     used_stems: set[str] = set()
     stems = [unique_stem(file, used_stems) for file in ("a/x.jpg", "b/x.png", "x.jpg", "y.jpg")]
     assert stems == ["x", "x_2", "x_3", "y"] == sorted(used_stems)
-
-
-def test_list_images_of_something_else_is_none(files, tmp_path):
-    assert list_images(Path(files[0])) == files[:1]
-    (tmp_path / "notes.md").write_text("text")
-    assert list_images(tmp_path / "notes.md") is None and list_images(tmp_path / "none") is None
 
 
 def test_train_with_either_cache_gives_the_same_weights(tmp_path):

@@ -248,7 +248,7 @@ CASES = {
     "project not writable": option("--project", "/proc/runs", message="--project /proc/runs: "),
     # The hyp file.
     "hyp: missing": option("--hyp", "{}/none.yaml", message="{}/none.yaml: file not found"),
-    "hyp: a directory": option("--hyp", "{}", message="{}: file not found"),
+    "hyp: a directory": option("--hyp", "{}", message="{}: is a directory (need a file)"),
     "hyp: file name too long": option("--hyp", "x" * 300, message="File name too long"),
     "hyp: binary": hyp(b"\xff\xfe\x00\x80", "not valid UTF-8"),
     "hyp: a list": hyp("- 1\n- 2\n", "found a list, need lines of 'key: value'"),
@@ -290,9 +290,11 @@ CASES = {
     ),
     # data.yaml.
     "data: missing": option("--data", "{}/none.yaml", message="{}/none.yaml: file not found"),
-    "data: a directory": option("--data", "{}/images", message="{}/images: file not found"),
+    "data: a directory": option(
+        "--data", "{}/images", message="{}/images: a directory (need its data.yaml; it has none)"
+    ),
     "data: empty": data_yaml("", "{}/data.yaml: key 'train' is missing"),
-    "data: binary": data_yaml(b"\x89PNG\xff", "{}/data.yaml: not valid UTF-8"),
+    "data: binary": data_yaml(b"\x89PNG\xff", "{}/data.yaml: line 1: not valid UTF-8"),
     "data: invalid YAML": data_yaml(
         "train: images/train\n  val: x\n", "{}/data.yaml: line 2, column "
     ),
@@ -307,8 +309,8 @@ CASES = {
     "data: duplicate name": data_yaml(
         DATA_YAML.replace("[a, b]", "[a, b, a]"), "names: found 'a' 2 times"
     ),
-    "data: names are numbers": data_yaml(
-        DATA_YAML.replace("[a, b]", "[1, 2]"), "{}/data.yaml: names"
+    "data: names are truth values": data_yaml(
+        DATA_YAML.replace("[a, b]", "[yes, no]"), "{}/data.yaml: names: found True", "in quotes"
     ),
     "data: val missing": data_yaml(
         "train: images/train\nnames: [a, b]\n", "{}/data.yaml: key 'val' is missing"

@@ -138,8 +138,10 @@ def dir_name(text: str) -> str:
     return text
 
 
-def weights_path(text: str) -> str:
-    """Argument type: DEFAULT, or a path, made absolute."""
+def weights_path(text: str) -> str | None:
+    """Argument type: DEFAULT, a path, made absolute, or '' for random weights."""
+    if not text:
+        return None
     return text if text == "DEFAULT" else abs_path(text)
 
 

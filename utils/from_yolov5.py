@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from utils.cli import Parser, run_cli
+from utils.errors import UserError
 from utils.hyp import Hyp
 from utils.yamlfile import read_yaml, validate
 
@@ -71,6 +72,9 @@ def from_yolov5(path: Path) -> str:
     yolov5_hyp = read_yaml(path, YOLOv5Hyp)
     others = yolov5_hyp.model_extra or {}
     lrf = yolov5_hyp.lrf
+    for key, new_key in RENAMED.items():
+        if key in others:
+            _check_value(path, key, new_key, others[key])
     content: dict[str, Any] = {
         "scheduler": {
             "name": "cawb",
@@ -96,6 +100,14 @@ def from_yolov5(path: Path) -> str:
         lines += ["", "# Not converted:"]
         lines += [f"# {', '.join(sorted(ks))}: {why}" for why, ks in sorted(keys_by_reason.items())]
     return "\n".join(lines) + "\n"
+
+
+def _check_value(path: Path, key: str, new_key: str, value: Any) -> None:
+    """Raise UserError, which names YOLOv5's key, if `value` is not allowed for `new_key` here."""
+    try:
+        validate({new_key: value}, Hyp, "")
+    except UserError as error:
+        raise UserError(f"{path}: {key}: {str(error).removeprefix(f': {new_key}: ')}") from None
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from pydantic import (
     Field,
     PlainValidator,
     create_model,
+    model_validator,
 )
 
 from utils.lf import parse_lf
@@ -194,6 +195,14 @@ class LossWeights(_Strict):
         return {name: getattr(self, name) for name in LossWeights.model_fields}
 
 
+# Keys of YOLOv5's and Ultralytics' hyp files that are none here.
+YOLOV5_KEYS = {
+    *("lrf", "warmup_epochs", "warmup_momentum", "warmup_bias_lr", "obj", "cls_pw", "obj_pw"),
+    *("iou_t", "anchor_t", "anchors", "fl_gamma", "label_smoothing", "hsv_h", "hsv_s", "hsv_v"),
+    *("degrees", "shear", "perspective", "mixup", "copy_paste"),
+}
+
+
 class Hyp(LossWeights, OptimizerHyp):
     """All hyperparameters of a run: those of its bases and the augmentation.
 
@@ -219,6 +228,17 @@ class Hyp(LossWeights, OptimizerHyp):
     brightness: Fraction01 = Field(
         0.4, description="random brightness between 1 - brightness and 1 + brightness"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_not_yolov5(cls, content: Any) -> Any:
+        keys = sorted(YOLOV5_KEYS & content.keys()) if isinstance(content, dict) else []
+        if keys:
+            raise ValueError(
+                f"found {', '.join(keys)}, as in a hyp file of YOLOv5; convert it with "
+                "`python -m utils.from_yolov5 FILE > mine.yaml`"
+            )
+        return content
 
     def __reduce__(self) -> tuple[object, ...]:
         # Pickled as plain data: the classes of most scheduler blocks cannot be imported.

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from utils import compat
 from utils.errors import UserError
+from utils.textfile import decode_text
 
 Model = TypeVar("Model", bound=BaseModel)
 MAX_ALIASES = 20  # in a file; nested ones multiply, and 20 expand it at most about 1,600 times
@@ -69,6 +70,10 @@ def find_file(path: str, fallback_dir: Path) -> Path:
     for candidate in (Path(path), fallback):
         if candidate.is_file():
             return candidate
+    if not path:
+        raise UserError("found '' for the name of a file")
+    if Path(path).is_dir():
+        raise UserError(f"{path}: is a directory (need a file)")
     hint = f" (also looked for {fallback})" if fallback != Path(path) else ""
     raise UserError(f"{path}: file not found{hint}")
 
@@ -76,15 +81,18 @@ def find_file(path: str, fallback_dir: Path) -> Path:
 def read_yaml(path: Path, model: type[Model]) -> Model:
     """Read the file `path` as a `model`. Raises UserError if it cannot be read or is invalid."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        content = yaml.load(decode_text(path.read_bytes()), _Loader)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not valid UTF-8") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}: line {line}: not valid UTF-8 (save it as UTF-8)") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         position = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise UserError(f"{path}: {position}{error.problem or error.context}") from None
+        problem = error.problem or error.context or ""
+        hint = " (YAML indents with spaces)" if r"'\t'" in problem else ""
+        raise UserError(f"{path}: {position}{problem}{hint}") from None
     except RecursionError:
         raise UserError(f"{path}: nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:
@@ -116,7 +124,7 @@ def _message(error: ValidationError, model: type[BaseModel]) -> str:
         hint = f"did you mean {matches[0]!r}?" if matches else f"known keys: {', '.join(known)}"
         return f"unknown key {key!r} ({hint})"
     if first["type"] == "missing":
-        return f"key {key!r} is missing"
+        return f"key {key!r} is missing{_similar_key(first, model)}"
     if first["type"] == "union_tag_invalid":
         tag = first["ctx"]["discriminator"].strip("'")
         allowed = first["ctx"]["expected_tags"].replace("'", "")
@@ -126,6 +134,13 @@ def _message(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "value_error":  # a message of our own validators, which says what was found
         return f"{key}: {problem}{more}" if key else f"{problem}{more}"
     return f"{key}: found {SHORT.repr(first.get('input'))}, {problem}{more}"
+
+
+def _similar_key(error: Any, model: type[BaseModel]) -> str:
+    """Return a hint if a key of the file is like the one that is missing."""
+    unknown = [str(key) for key in error["input"] if key not in model.model_fields]
+    matches = difflib.get_close_matches(str(error["loc"][-1]), unknown, n=1, cutoff=0.6)
+    return f" (found {matches[0]!r})" if matches else ""
 
 
 def _without_tags(

@@ -5,8 +5,10 @@ Invalid images and annotations are found here, before training; each is skipped 
 that names the file and the line.
 """
 
+import dataclasses
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from data.cache import Arrays, cached
@@ -14,8 +16,8 @@ from data.config import SPLITS, AnnotatedSource, DataConfig, Source
 from data.formats.coco import read_coco, read_coco_ids
 from data.formats.scan import Annotations, Scan, label_table, unknown_class
 from data.formats.voc import read_voc
-from data.formats.yolo import find_orphan_labels, label_file, read_yolo
-from data.images import list_images
+from data.formats.yolo import read_yolo
+from data.listing import Listing, list_images
 from utils.errors import UserError
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
 
 # Of a cache; to be raised when the fields of Annotations or what a reader takes from a file change.
 CACHE_FORMAT = 5
+REPEATED = "images that are named again, by a list or another source, and used each time"
 
 
 def read_train_val(config: DataConfig, path: str) -> tuple[Annotations, Annotations]:
@@ -61,11 +64,24 @@ def images_in_both_splits(train: Annotations, val: Annotations) -> list[str]:
     ]
 
 
-def read_all_splits(config: DataConfig) -> dict[str, Annotations]:
-    """Read `train`, `val` and, if the dataset has one, `test`. Raises UserError as `read_split`."""
-    return {
-        split: read_split(config, split) for split in SPLITS if getattr(config, split) is not None
-    }
+def read_all_splits(config: DataConfig) -> tuple[dict[str, Annotations], list[str]]:
+    """Read `train`, `val` and, if the dataset has one, `test`.
+
+    Returns them, and a message if there is a `test` that cannot be read: nothing is trained on it,
+    some tools write the key without the images, and competitions keep its labels to themselves.
+    Raises UserError as `read_split` for the others.
+    """
+    splits, messages = {}, []
+    for split in SPLITS:
+        if getattr(config, split) is None:
+            continue
+        try:
+            splits[split] = read_split(config, split)
+        except UserError as error:
+            if split != "test":
+                raise
+            messages.append(f"{error}; test left out")
+    return splits, messages
 
 
 def read_split(config: DataConfig, split: str) -> Annotations:
@@ -77,51 +93,62 @@ def read_split(config: DataConfig, split: str) -> Annotations:
     root = Path(config.path)
     sources = getattr(config, split)
     if sources is None:
-        raise UserError(f"{split}: the data.yaml has no key {split!r}")
-    images = _list_yolo_images(split, root, sources)
+        raise UserError(f"{split}: the data.yaml has no key {split!r}, or nothing behind it")
+    listings = _list_yolo_images(split, root, sources)
     source_hash = hashlib.blake2b(repr(sources).encode(), digest_size=4).hexdigest()
     arrays = cached(
         root / f"{split}-{source_hash}.cache.npz",
-        repr((CACHE_FORMAT, config.names, config.remap, sources, images)),
-        lambda: _scan_split(config, split, images),
+        repr((CACHE_FORMAT, config.names, config.remap, config.kpt_shape, sources, listings)),
+        lambda: _scan_split(config, split, listings),
     )
     annotations = Annotations.from_arrays(arrays)
     if not len(annotations):
-        raise UserError(f"{split}: no images found in {root}{_first_error(annotations)}")
+        raise UserError(f"{split}: no images found in {root}{_first_message(annotations)}")
     if not len(annotations.boxes):
         count = f"{len(annotations)} image{'s' if len(annotations) > 1 else ''}"
         raise UserError(
-            f"{split}: no boxes found for the {count} in {root}{_first_error(annotations)}"
+            f"{split}: no boxes found for the {count} in {root}{_first_message(annotations)}"
         )
-    return annotations
+    return dataclasses.replace(annotations, notes=(*config.notes, *annotations.notes))
 
 
-def _first_error(annotations: Annotations) -> str:
-    errors = annotations.errors
+def _first_message(annotations: Annotations) -> str:
+    """Return what says most about why there is nothing: the first error, or else the notes."""
+    if annotations.errors or not annotations.notes:
+        return _first_error(annotations.errors)
+    return f" ({'; '.join(annotations.notes)})"
+
+
+def _first_error(errors: Sequence[str]) -> str:
     if not errors:
         return ""
     return f" (first of {len(errors)} error{'s' if len(errors) > 1 else ''}: {errors[0]})"
 
 
-def _list_yolo_images(split: str, root: Path, sources: list[Source]) -> dict[str, list[str]]:
-    """Return the images of each source in the YOLO layout. Raises UserError if one is missing."""
-    images = {}
+def _list_yolo_images(split: str, root: Path, sources: list[Source]) -> dict[str, Listing]:
+    """Return the images of each source in the YOLO layout. Raises UserError if one has none."""
+    listings = {}
     for source in sources:
         if isinstance(source, AnnotatedSource) and source.annotations:
             continue
         where = source if isinstance(source, str) else source.images
-        files = list_images(root / where)
-        if files is None:
+        listing = list_images(root / where, root)
+        if listing is None:
+            exists = os.path.lexists(root / where)
+            problem = "not a list of images" if exists else "not found"
             raise UserError(
-                f"{split}: {root / where}: not found (need a directory, a .txt list, a glob, or a "
+                f"{split}: {root / where}: {problem} (need a directory, a .txt list, a glob, or a "
                 "COCO .json)"
             )
-        images[where] = files
-    return images
+        if not listing.files:
+            first = _first_error(listing.errors)
+            raise UserError(f"{split}: no images found in {root / where}{first}")
+        listings[where] = listing
+    return listings
 
 
 def _scan_split(
-    config: DataConfig, split: str, images: dict[str, list[str]]
+    config: DataConfig, split: str, listings: dict[str, Listing]
 ) -> tuple[Arrays, list[str]]:
     """Read all sources of a split; return its arrays and the files and directories read."""
     root, scan, names = Path(config.path), Scan(), config.names
@@ -143,10 +170,17 @@ def _scan_split(
             for name in source_names:
                 if name not in labels:
                     raise UserError(f"{split}: {root / where}: {unknown_class(name, labels)}")
-            read_yolo(scan, images[where], [labels[name] for name in source_names])
-            inputs += [*images[where], *map(label_file, images[where])]
-            if (root / where).is_dir():
-                inputs += find_orphan_labels(scan, images[where])
+            listing = listings[where]
+            scan.errors += [(first, error) for error in listing.errors]
+            scan.notes += listing.notes
+            numbers = [labels[name] for name in source_names]
+            is_dir = (root / where).is_dir()
+            inputs += read_yolo(scan, where, listing.files, numbers, config.kpt_shape, is_dir)
+        if len(scan.files) == first:
+            where = source if isinstance(source, str) else source.annotations or source.images
+            reason = _first_error([message for index, message in scan.errors if index == first])
+            raise UserError(f"{split}: no images found in {root / where}{reason}")
+    scan.notes[REPEATED] = len(scan.files) - len({*map(os.path.normpath, scan.files)})
     return scan.finish(names or ()), inputs
 
 

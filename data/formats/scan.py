@@ -165,10 +165,22 @@ class Scan:
         order = order[usable[image_indices[order]]]
         image_indices = image_indices[order]
         boxes = np.frombuffer(self._boxes, np.float32).reshape(-1, 4)[order]
+        labels = np.frombuffer(self._labels, np.int64)[order]
+        crowd = np.frombuffer(self._crowd, np.int8)[order].astype(bool)
+        if len(repeats := repeated_rows(image_indices, labels, crowd, boxes)):
+            for i, count in zip(
+                *np.unique(image_indices[repeats], return_counts=True), strict=True
+            ):
+                boxes_are = "box is" if count == 1 else "boxes are"
+                message = f"{self.files[i]}: {count} {boxes_are} there twice; left out"
+                self.errors.append((int(i), message))
+            image_indices, labels, crowd, boxes = (
+                np.delete(array, repeats, 0) for array in (image_indices, labels, crowd, boxes)
+            )
         _turn_boxes(boxes, orientations[image_indices])
         counts = np.bincount(image_indices, minlength=len(usable))[usable]
         errors = [message for _, message in sorted(self.errors, key=lambda error: error[0])]
-        notes = [f"{sentence}: {count}" for sentence, count in self.notes.items()]
+        notes = [f"{sentence}: {count}" for sentence, count in self.notes.items() if count]
         files = FileNames.of(itertools.compress(self.files, usable))
         return {
             "class_names": np.array(names, dtype=str),
@@ -177,8 +189,8 @@ class Scan:
             "sizes": sizes[usable],
             "offsets": np.concatenate(([0], np.cumsum(counts, dtype=np.int64))),
             "boxes": boxes,
-            "labels": np.frombuffer(self._labels, np.int64)[order],
-            "crowd": np.frombuffer(self._crowd, np.int8)[order].astype(bool),
+            "labels": labels,
+            "crowd": crowd,
             "errors": np.array(errors, dtype=str),
             "notes": np.array(notes, dtype=str),
         }
@@ -206,6 +218,28 @@ class Scan:
             self.errors.append((int(i), message))
             sizes[i] = 0
         return sizes, orientations
+
+
+def repeated_rows(
+    image_indices: np.ndarray, labels: np.ndarray, crowd: np.ndarray, boxes: np.ndarray
+) -> np.ndarray:
+    """Return the indices, ascending, of the rows that equal an earlier one in everything.
+
+    `boxes` (n, 4) float32, the others (n,).
+    """
+    # Equal rows have equal hashes, and to sort numbers is quick.
+    columns = boxes.view(np.uint64).T
+    hashes = (image_indices.astype(np.uint64) << np.uint64(1)) ^ crowd.astype(np.uint64)
+    for column in (labels.view(np.uint64), *columns):
+        hashes *= np.uint64(0x9E3779B97F4A7C15)  # an odd number with bits all over
+        hashes ^= hashes >> np.uint64(29)
+        hashes ^= column
+    in_order = np.sort(hashes)
+    shared = in_order[1:][in_order[1:] == in_order[:-1]]
+    rows = np.flatnonzero(np.isin(hashes, shared)) if len(shared) else np.zeros(0, np.int64)
+    content = np.column_stack((image_indices[rows], labels[rows], crowd[rows], boxes[rows]))
+    first = np.unique(content, axis=0, return_index=True)[1]
+    return np.delete(rows, first)
 
 
 def _turn_boxes(boxes: np.ndarray, orientations: np.ndarray) -> None:
