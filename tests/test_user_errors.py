@@ -250,7 +250,7 @@ CASES = {
     "hyp: missing": option("--hyp", "{}/none.yaml", message="{}/none.yaml: file not found"),
     "hyp: a directory": option("--hyp", "{}", message="{}: is a directory (need a file)"),
     "hyp: file name too long": option("--hyp", "x" * 300, message="File name too long"),
-    "hyp: binary": hyp(b"\xff\xfe\x00\x80", "not valid UTF-8"),
+    "hyp: binary": hyp(b"\x89PNG\xff", "not valid UTF-8"),
     "hyp: a list": hyp("- 1\n- 2\n", "found a list, need lines of 'key: value'"),
     "hyp: a string": hyp("lr0", "found a str"),
     "hyp: unknown key": hyp("zzz: 1\n", "unknown key 'zzz'", "known keys: ", "optimizer, lr0"),
@@ -519,6 +519,7 @@ def test_data_errors_are_counted_and_the_first_shown(tmp_path, capsys):
     labels_file = tmp_path / "labels" / "train" / "3.txt"
     labels_file.write_text("9 .5 .5 .2 .2\n" * 30)
     (tmp_path / "images" / "train" / "x.jpg").write_text("text")
+    (tmp_path / "labels" / "train" / "x.txt").write_text("")
     assert run_train(data=data, epochs=1, noplots=True, project=tmp_path / "runs") == 0
     stdout, stderr = capsys.readouterr()
     lines = without_mosaic_warning(stderr).splitlines()
@@ -531,8 +532,8 @@ def test_data_errors_are_counted_and_the_first_shown(tmp_path, capsys):
 def test_train_accepts_unusual_input(tmp_path, capsys):
     """Image formats and file names that are easily mishandled.
 
-    Also an imgsz that is rounded, a batch of the whole training set and val images in train: for
-    each there is a warning.
+    Also images without a label file or with a common one, an imgsz that is rounded, a batch of the
+    whole training set and val images in train: for each there is a warning.
     """
     write_tiny(tmp_path)
     images, labels = tmp_path / "images" / "train", tmp_path / "labels" / "train"
@@ -557,7 +558,11 @@ def test_train_accepts_unusual_input(tmp_path, capsys):
     options = {"data": data, "imgsz": 50, "batch_size": 99, "name": name, "project": project}
     assert run_train(**options, epochs=2, strict_data=True) == 0
     stdout, stderr = capsys.readouterr()
-    both_splits, imgsz, batch_size = without_mosaic_warning(stderr).splitlines()
+    *notes, both_splits, imgsz, batch_size = without_mosaic_warning(stderr).splitlines()
+    for split in ("train", "val"):
+        assert f"{split}: images without a label file, taken as images without objects: 7" in notes
+        assert sum(n.startswith(f"{split}: ") and "same label file" in n for n in notes) == 1
+    assert len(notes) == 4
     assert both_splits.startswith("val: 22 of 27 images are in train, too")
     assert imgsz.startswith("--imgsz 50: ") and "32" in imgsz and "64" in imgsz
     assert batch_size.startswith("--batch-size 99: ") and "22" in batch_size
