@@ -31,7 +31,8 @@ def build_parser() -> Parser:
         "--data",
         default="shapes.yaml",
         metavar="FILE",
-        help="dataset: a data.yaml, or the name of one in data/ (%(default)s, built in)",
+        help="dataset: a data.yaml, a directory with one, or the name of one in data/ "
+        "(%(default)s, built in)",
     )
     add(
         "--model",

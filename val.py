@@ -54,7 +54,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument(
         "--data",
         metavar="FILE",
-        help="dataset: a data.yaml, or the name of one in data/ (what the run trained on)",
+        help="dataset: a data.yaml, a directory with one, or the name of one in data/ (what the "
+        "run trained on)",
     )
     p.add_argument(
         "--split",

@@ -51,6 +51,13 @@ def exists(root: Path, text: str) -> bool:
     return glob.has_magic(text) and any(glob.iglob(str(pattern), recursive=True))  # noqa: PTH207
 
 
+def similar(root: Path, text: str) -> str:
+    """Return the longest end of the path `text` that is in `root`, "" if there is none."""
+    parts = PurePosixPath(text.replace("\\", "/")).parts
+    ends = ("/".join(parts[i:]) for i in range(1, len(parts)))
+    return next((end for end in ends if exists(root, end)), "")
+
+
 def below(text: str) -> str:
     """Return the path `text` without the leading `..`, as Roboflow means it; "" if it has none."""
     parts = PurePosixPath(text.strip().replace("\\", "/")).parts

@@ -25,6 +25,7 @@ from utils.errors import OtherProcessFailed, UserError, environment_error
         (cli.freeze_spec, "3", "3"),
         (cli.dir_name, "a/b.c", "a/b.c"),
         (cli.weights_path, "DEFAULT", "DEFAULT"),
+        (cli.weights_path, "", None),
         (cli.weights_path, "/a/../best.pt", "/best.pt"),
     ],
 )

@@ -204,6 +204,15 @@ def test_source_that_is_no_list_of_images_is_one_sentence(tmp_path):
         read_split(read_data_config(path), "train")
 
 
+def test_path_of_another_machine_is_hinted_at(tmp_path):
+    path = write_set(tmp_path)
+    path.write_text(YAML.replace("images/train", "/content/set/images/train"))
+    with pytest.raises(UserError) as error:
+        read_split(read_data_config(path), "train")
+    assert str(error.value).startswith("train: /content/set/images/train: not found (need a ")
+    assert str(error.value).endswith(f"; images/train is in {tmp_path})")
+
+
 def test_folder_stands_for_the_data_yaml_in_it(tmp_path):
     path = write_set(tmp_path / "set")
     with pytest.raises(UserError, match=r"set: a directory \(need its data.yaml; it has none\)"):

@@ -195,31 +195,6 @@ def test_keypoints_are_left_out_by_kpt_shape(shape, tmp_path):
     assert f"found 7 fields (need {count}: class" in data.errors[0]
 
 
-def test_box_written_twice_is_left_out_and_named(tmp_path):
-    lines = [BOX, "1 0.5 0.5 0.25 0.25", BOX, "0 0.5 0.5 0.25 0.5", BOX, "1 0.5 0.5 0.25 0.25"]
-    data = read_line(tmp_path, "\n".join(lines))
-    assert data.labels.tolist() == [0, 1, 0, 1] and data.offsets.tolist() == [0, 3, 4]
-    assert data.errors == (f"{tmp_path}/images/train/x.png: 3 boxes are there twice; left out",)
-
-
-def test_repeated_rows_are_those_that_equal_an_earlier_one():
-    """Against a search with a set, on rows of few values."""
-    from data.formats.scan import repeated_rows
-
-    rng = np.random.default_rng(0)
-    for count in (0, 1, 2, 500):
-        images, labels = np.sort(rng.integers(0, 4, count)), rng.integers(0, 3, count)
-        crowd = rng.random(count) < 0.5
-        boxes = rng.integers(0, 3, (count, 4)).astype(np.float32)
-        seen, expected = set(), []
-        rows = zip(images, labels, crowd, map(tuple, boxes.tolist()), strict=True)
-        for i, row in enumerate(rows):
-            if row in seen:
-                expected.append(i)
-            seen.add(row)
-        assert repeated_rows(images, labels, crowd, boxes).tolist() == expected
-
-
 def test_images_named_again_are_used_again_and_noted(tmp_path):
     write_image(tmp_path / "images/a.png")
     write_text(tmp_path / "labels/a.txt", BOX)

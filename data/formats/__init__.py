@@ -18,6 +18,7 @@ from data.formats.scan import Annotations, Scan, label_table, unknown_class
 from data.formats.voc import read_voc
 from data.formats.yolo import read_yolo
 from data.listing import Listing, list_images
+from data.locate import similar
 from utils.errors import UserError
 
 __all__ = [
@@ -136,9 +137,11 @@ def _list_yolo_images(split: str, root: Path, sources: list[Source]) -> dict[str
         if listing is None:
             exists = os.path.lexists(root / where)
             problem = "not a list of images" if exists else "not found"
+            end = "" if exists else similar(root, where)
+            hint = f"; {end} is in {root}" if end else ""
             raise UserError(
                 f"{split}: {root / where}: {problem} (need a directory, a .txt list, a glob, or a "
-                "COCO .json)"
+                f"COCO .json{hint})"
             )
         if not listing.files:
             first = _first_error(listing.errors)
