@@ -189,10 +189,11 @@ def _locate_source(root: Path, source: Source, notes: list[str]) -> Source:
     """Return `source` with paths that exist, if there are such, and add to `notes` what is said."""
     if isinstance(source, str):
         return _locate(root, source, notes)
-    texts = {key: getattr(source, key) for key in ("annotations", "images", "image_set")}
-    return source.model_copy(
-        update={key: _locate(root, text, notes) for key, text in texts.items() if text}
-    )
+    paths = {}
+    for key in {"annotations", "images", "image_set"} & source.model_fields_set:
+        if text := getattr(source, key):
+            paths[key] = _locate(root, text, notes)
+    return source.model_copy(update=paths)
 
 
 def _locate(root: Path, text: str, notes: list[str]) -> str:

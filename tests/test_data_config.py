@@ -204,6 +204,16 @@ def test_source_that_is_no_list_of_images_is_one_sentence(tmp_path):
         read_split(read_data_config(path), "train")
 
 
+def test_paths_of_annotations_are_those_that_exist(tmp_path):
+    path = write_set(tmp_path, "train/images/a.png")
+    (tmp_path / "train" / "a.json").write_text("{}")
+    source = r"{annotations: ../train/a.json, images: train\images}"
+    path.write_text(f"train: {source}\nval: {{annotations: train/a.json}}\nnames: [a]\n")
+    config = read_data_config(path)
+    assert (config.train[0].annotations, config.train[0].images) == ("train/a.json", "train/images")
+    assert config.val[0].model_fields_set == {"annotations"}  # what is not given stays so
+
+
 def test_path_of_another_machine_is_hinted_at(tmp_path):
     path = write_set(tmp_path)
     path.write_text(YAML.replace("images/train", "/content/set/images/train"))
