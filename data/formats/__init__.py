@@ -1,4 +1,4 @@
-"""Reads the splits of a dataset: YOLO layout, COCO json or Pascal VOC xml, into the same arrays.
+"""Reads the splits of a dataset: YOLO layout, COCO, Pascal VOC or labelme, into the same arrays.
 
 A new format is a module next to these that fills a `Scan`, and a branch in `_scan_split`.
 Invalid images and annotations are found here, before training; each is skipped with a message
@@ -12,6 +12,7 @@ from pathlib import Path
 from data.cache import Arrays, cached
 from data.config import SPLITS, AnnotatedSource, DataConfig, Source
 from data.formats.coco import read_coco, read_coco_ids
+from data.formats.labelme import is_labelme, read_labelme
 from data.formats.scan import Annotations, Scan, label_table, unknown_class
 from data.formats.voc import read_voc
 from data.formats.yolo import find_orphan_labels, label_file, read_yolo
@@ -82,7 +83,7 @@ def read_split(config: DataConfig, split: str) -> Annotations:
     source_hash = hashlib.blake2b(repr(sources).encode(), digest_size=4).hexdigest()
     arrays = cached(
         root / f"{split}-{source_hash}.cache.npz",
-        repr((CACHE_FORMAT, config.names, config.remap, sources, images)),
+        repr((CACHE_FORMAT, config.names, config.remap, sources, _have_images(sources), images)),
         lambda: _scan_split(config, split, images),
     )
     annotations = Annotations.from_arrays(arrays)
@@ -94,6 +95,10 @@ def read_split(config: DataConfig, split: str) -> Annotations:
             f"{split}: no boxes found for the {count} in {root}{_first_error(annotations)}"
         )
     return annotations
+
+
+def _have_images(sources: list[Source]) -> list[bool]:
+    return [isinstance(source, AnnotatedSource) and source.has_images for source in sources]
 
 
 def _first_error(annotations: Annotations) -> str:
@@ -131,10 +136,12 @@ def _scan_split(
         first = len(scan.files)
         if isinstance(source, AnnotatedSource) and source.is_coco:
             path = root / source.annotations
-            names = read_coco(scan, path, root / source.images, names, labels)
+            names = read_coco(scan, path, _coco_directories(root, source), names, labels)
             # Without `names` in the data.yaml, the first json's categories are the classes.
             labels = labels or label_table(names, {})
             inputs += [str(path), *scan.files[first:]]
+        elif isinstance(source, AnnotatedSource) and is_labelme(root, source):
+            inputs += [*read_labelme(scan, root, source, labels), *scan.files[first:]]
         elif isinstance(source, AnnotatedSource) and source.is_voc:
             inputs += [*read_voc(scan, root, source, labels), *scan.files[first:]]
         else:
@@ -150,6 +157,21 @@ def _scan_split(
     return scan.finish(names or ()), inputs
 
 
+def _coco_directories(root: Path, source: AnnotatedSource) -> list[Path]:
+    """Return where the images of a COCO json may be: where its source says, if it does.
+
+    Otherwise in the dataset's directory, beside the json or in the directory above it, there or in
+    a directory `images` or, for a name like instances_val.json, `val` or `images/val`.
+    """
+    if source.has_images:
+        return [root / source.images]
+    path = root / source.annotations
+    subset = path.stem.rpartition("_")[2]
+    bases = [root, path.parent, *([path.parent.parent] if path.parent != root else [])]
+    places = (".", "images", subset, f"images/{subset}")
+    return [base / place for base in bases for place in places]
+
+
 def original_ids(
     config: DataConfig, split: str, annotations: Annotations
 ) -> tuple[list[int | str], list[int]]:
@@ -163,9 +185,11 @@ def original_ids(
     for source in getattr(config, split):
         if isinstance(source, AnnotatedSource) and source.is_coco:
             root = Path(config.path)
-            source_image_ids, source_category_ids = read_coco_ids(root / source.annotations)
-            for name, image_id in source_image_ids.items():
-                image_ids[str(root / source.images / name)] = image_id
+            source_image_ids, source_category_ids = read_coco_ids(
+                root / source.annotations, _coco_directories(root, source)
+            )
+            for file, image_id in source_image_ids.items():
+                image_ids.setdefault(file, image_id)
             for name in category_ids.keys() & source_category_ids.keys():
                 category_ids[name] = source_category_ids[name]
     for file in annotations.files.tolist():
