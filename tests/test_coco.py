@@ -17,6 +17,7 @@ SIZE = {"width": 80, "height": 64}
 IMAGE = {"id": 1, "file_name": "0.png", **SIZE}
 BOX = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [8, 16, 20, 32]}
 CORNERS = [8, 16, 28, 48]
+OTHER = {"id": 2, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}
 CATEGORY = {"id": 1, "name": "a"}
 
 
@@ -336,7 +337,7 @@ def test_ids_of_two_kinds_that_are_the_same(tmp_path, image_id, reference, note,
     ],
 )
 def test_an_invalid_annotation_is_named_and_the_others_are_read(tmp_path, annotation, reason):
-    annotations = [BOX, BOX | {"bbox": [0, 0, 9, 9]} | annotation, BOX | {"bbox": [1, 2, 3, 4]}]
+    annotations = [BOX, BOX | {"bbox": [0, 0, 9, 9]} | annotation, OTHER]
     data = read(tmp_path, coco(annotations=annotations))
     assert pixels(data) == {"0.png": [CORNERS, [1, 2, 4, 6]]}
     (error,) = data.errors
@@ -367,7 +368,9 @@ def test_categories_of_one_name_are_one_class(tmp_path):
 
 def test_two_categories_of_one_name_with_boxes_are_one_class(tmp_path):
     categories = [CATEGORY, {"id": 5, "name": "a "}]
-    data = read(tmp_path, coco(categories=categories, annotations=[BOX, BOX | {"category_id": 5}]))
+    data = read(
+        tmp_path, coco(categories=categories, annotations=[BOX, OTHER | {"category_id": 5}])
+    )
     assert data.class_names == ("a",) and data.labels.tolist() == [0, 0]
     only_note(data, 1, "one class")
 
@@ -440,10 +443,10 @@ def test_a_category_that_is_listed_twice_is_one(tmp_path):
     ],
 )
 def test_crowd_flags(tmp_path, flags, crowd):
-    data = read(tmp_path, coco(annotations=[BOX | flags]))
-    assert data.crowd.tolist() == [crowd] and data.errors == ()
-    if crowd and "ignore" in flags:
-        only_note(data, 1, "`ignore`")
+    data = read(tmp_path, coco(annotations=[BOX | flags, OTHER]))
+    assert data.crowd.tolist() == [crowd, False] and data.errors == ()
+    if crowd:
+        only_note(data, 1, "`ignore`" if "ignore" in flags else "`iscrowd`")
     else:
         assert data.notes == ()
 
@@ -491,29 +494,44 @@ def uncompressed(pixels: np.ndarray) -> dict:
 def test_without_a_bbox_the_box_is_that_of_the_segmentation(tmp_path, segmentation, corners, bbox):
     annotation = {key: BOX[key] for key in ("image_id", "category_id")}
     annotations = [BOX | {"bbox": [0, 0, 9, 9], "segmentation": [[1, 1, 2, 2, 3, 9]]}]
-    annotations += [annotation | {"segmentation": segmentation, "iscrowd": 1} | bbox, BOX]
+    annotations += [annotation | {"segmentation": segmentation} | bbox, OTHER]
     data = read(tmp_path, coco(annotations=annotations))
-    assert pixels(data) == {"0.png": [[0, 0, 9, 9], corners, CORNERS]}
-    assert data.crowd.tolist() == [False, True, False]
+    assert pixels(data) == {"0.png": [[0, 0, 9, 9], corners, [1, 2, 4, 6]]}
     only_note(data, 1, "segmentation")
+
+
+def test_a_crowd_with_a_mask_and_no_bbox(tmp_path):
+    crowd = {"image_id": 1, "category_id": 1, "iscrowd": 1}
+    crowd["segmentation"] = compressed(mask((8, 16, 28, 48)))
+    data = read(tmp_path, coco(annotations=[OTHER, crowd]))
+    assert pixels(data) == {"0.png": [[1, 2, 4, 6], CORNERS]} and not data.errors
+    assert data.crowd.tolist() == [False, True] and len(data.notes) == 2
+
+
+def test_a_train_split_of_crowds_only_is_refused(tmp_path):
+    """datumaro writes `iscrowd: 1` for every mask, of crowds or not."""
+    content = coco(annotations=[BOX | {"iscrowd": 1}, OTHER | {"ignore": 1}])
+    with pytest.raises(UserError, match=r"train: all boxes in .* are crowds \(2 of `iscrowd`"):
+        read(tmp_path, content)
+    assert len(read_split(read_data_config(tmp_path / "data.yaml"), "val").crowd) == 2
 
 
 def test_boxes_of_masks_are_those_of_pycocotools(tmp_path):
     rng = np.random.default_rng(0)
-    masks = [mask() for _ in range(40)]
-    for pixels_of_mask in masks:
+    annotations, expected = [], []
+    for number in range(80):
+        pixels_of_mask = mask()
         for _ in range(rng.integers(1, 4)):
             x, y = rng.integers(0, 70), rng.integers(0, 54)
             pixels_of_mask[y : y + rng.integers(1, 40), x : x + rng.integers(1, 40)] ^= 1
         pixels_of_mask[rng.integers(64), rng.integers(80)] = 1
-    annotations = []
-    for pixels_of_mask in masks:
-        for encode in (compressed, uncompressed):
-            segmentation = encode(pixels_of_mask)
-            annotations.append({"image_id": 1, "category_id": 1, "segmentation": segmentation})
-    expected = [coco_mask.toBbox(coco_mask.encode(m)).tolist() for m in masks for _ in range(2)]
+        encode = compressed if number % 2 else uncompressed
+        segmentation = encode(pixels_of_mask)
+        annotations.append({"image_id": 1, "category_id": 1, "segmentation": segmentation})
+        expected.append(coco_mask.toBbox(coco_mask.encode(pixels_of_mask)).tolist())
     data = read(tmp_path, coco(annotations=annotations))
     found = [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in pixels(data)["0.png"]]
+    assert len({*map(tuple, expected)}) == 80  # boxes that are equal would be one
     assert np.allclose(found, expected, atol=0.01) and data.errors == ()
 
 
