@@ -73,7 +73,8 @@ def read_split(config: DataConfig, split: str) -> Annotations:
     """Read the split `train`, `val` or `test` of the dataset `config` from `read_data_config`.
 
     The result of a slow scan is cached in the dataset's directory (see `data.cache`). Raises
-    UserError if a source is missing or invalid, or no image or no box is left.
+    UserError if a source is missing or invalid, no image or no box is left, or all boxes of `train`
+    are crowds.
     """
     root = Path(config.path)
     sources = getattr(config, split)
@@ -93,6 +94,12 @@ def read_split(config: DataConfig, split: str) -> Annotations:
         count = f"{len(annotations)} image{'s' if len(annotations) > 1 else ''}"
         raise UserError(
             f"{split}: no boxes found for the {count} in {root}{_first_error(annotations)}"
+        )
+    if split == "train" and annotations.crowd.all():
+        raise UserError(
+            f"{split}: all boxes in {root} are crowds ({len(annotations.boxes)} of `iscrowd`, "
+            "`ignore` or `difficult`), which are not trained on (some tools write `iscrowd: 1` for "
+            "every mask: need 0 for single objects)"
         )
     return annotations
 

@@ -56,7 +56,9 @@ def read_coco(
     images.add_to(scan, directories)
     annotations.add_to(scan, images, label_of)
     for notes in (categories.notes, images.notes, annotations.notes):
-        scan.notes.update({f"{path}: {sentence}": count for sentence, count in notes.items()})
+        scan.notes.update(
+            {f"{path}: {sentence}": count for sentence, count in notes.items() if count}
+        )
     return names
 
 

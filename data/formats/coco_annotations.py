@@ -26,6 +26,7 @@ OTHER_TASKS = {
 }
 TEXTS = "boxes whose numbers are texts, read as numbers"
 SEGMENTATIONS = "annotations without a bbox, whose box is that of their segmentation"
+CROWDS = "boxes with `iscrowd`: not trained on, no error in evaluation"
 IGNORED = "annotations with `ignore`, taken as crowds: not trained on, no error in evaluation"
 OTHER_KIND = "boxes whose {key} is a text and the id a number, or the reverse, read as the same"
 Error = tuple[int, int, str]  # number of the annotation, index of its image, reason
@@ -193,6 +194,9 @@ class CocoAnnotations:
             kept = np.flatnonzero((box_indices >= 0) & (box_labels >= 0) & is_valid)
             crowd = np.frombuffer(self._crowd, np.int8)[rows]
             scan.add_boxes(box_indices[kept], box_labels[kept], boxes[kept], crowd[kept])
+        num_crowds = sum(self._crowd) - self.notes[IGNORED]
+        if num_crowds:
+            self.notes[CROWDS] = num_crowds
         errors.sort()  # by the number of the annotation
         scan.errors += [
             (index, f"{self._path}: annotation {number}: {reason}; box skipped")

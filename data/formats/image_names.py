@@ -40,6 +40,10 @@ class ImageFinder:
         named = str(self.directory / name)
         if os.path.isfile(named):  # noqa: PTH113 - faster than Path, 100,000 times
             return named, AS_NAMED
+        if "\\" in name:  # of Windows
+            path = str(self.directory / name.replace("\\", "/"))
+            if os.path.isfile(path):  # noqa: PTH113
+                return path, AS_NAMED
         candidates = list(dict.fromkeys(_relative_paths(name)))
         for candidate in candidates:
             path = str(self.directory / candidate)

@@ -18,7 +18,7 @@ from data.images import ImageSize, image_size
 from utils.errors import UserError
 
 # Shapes that cover what is between their points, and the smallest number of these. "rotation" is
-# X-AnyLabeling's rectangle that is turned; a mask has the corners of its box.
+# X-AnyLabeling's rectangle that is turned; a mask has the first and the last pixel of its box.
 NUM_POINTS = {
     "polygon": 3,
     "rectangle": 2,
@@ -185,6 +185,8 @@ def _parse_shape(shape: Any, size: tuple[float, float], labels: Labels) -> tuple
     if kind == "circle":  # its center and a point of it
         radius = np.hypot(*(points[1] - points[0]))
         low, high = points[0] - radius, points[0] + radius
+    elif kind == "mask":
+        high = high + 1
     (x1, y1), (x2, y2) = np.maximum(low, 0).tolist(), np.minimum(high, size).tolist()
     if x1 >= x2 or y1 >= y2:
         found = " ".join(f"{value:.6g}" for value in (*low, *high))
