@@ -20,8 +20,8 @@ from torchvision.ops import box_convert
 from torchvision.transforms.v2.functional import to_pil_image
 
 from data.augment import resize
-from data.images import image_size, read_image, unique_stem
-from data.listing import list_images
+from data.images import IMAGE_SUFFIXES, image_size, read_image, unique_stem
+from data.listing import Listing, has_suffix, list_images
 from data.video import VIDEO_SUFFIXES, VideoWriter, read_video
 from models import load
 from models.detector import Detector
@@ -35,6 +35,9 @@ from utils.log import info, warning
 from utils.memory import disable_malloc_trim
 from utils.plots import draw_boxes
 from utils.run_dir import new_dir
+
+# Formats in which results are written; those of images in others are JPEGs.
+WRITTEN_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -50,7 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--source",
         metavar="SOURCE",
         required=True,
-        help="image, directory, glob, .txt list, video file or camera index",
+        help="image, video, directory or glob of both, .txt list of both, or camera index",
     )
     p.add_argument(
         "--imgsz",
@@ -124,7 +127,7 @@ def detect_objects(args: argparse.Namespace) -> None:
     first_frame = next(frames)  # raises for an invalid source before a directory is created
 
     results_dir = new_dir(Path(args.project), args.name, args.exist_ok)
-    results = ResultWriter(results_dir, args.source, model.class_names, args.save_txt)
+    results = ResultWriter(results_dir, model.class_names, args.save_txt)
     num_images = num_failed = 0
     start_time = time.perf_counter()
     try:
@@ -138,7 +141,7 @@ def detect_objects(args: argparse.Namespace) -> None:
     except KeyboardInterrupt:  # the way to end a camera stream: keep what has been detected
         info("stopped")
     finally:
-        results.video.close()
+        results.close()
     if args.save_json:
         with atomic_write(results_dir / "predictions.json") as file:
             file.write(json.dumps(results.predictions).encode())
@@ -159,36 +162,71 @@ class Frame(NamedTuple):
 
 
 def iter_images(source: str) -> Iterator[Frame]:
-    """Yield every image of a `--source`.
+    """Yield every image of a `--source`, and every frame of its videos.
 
-    Raises UserError if the source is not found, contains no images, or is not a readable video.
+    What cannot be read is a frame with an error. Raises UserError if the source is not found,
+    contains no images and videos, or is a single video that cannot be read.
     """
-    if source.isdecimal() or Path(source).suffix.lower() in VIDEO_SUFFIXES:
-        for index, (image, fps) in enumerate(read_video(source)):
-            yield Frame(source, index, image, fps)
+    if source.isdecimal() and not Path(source).exists():
+        yield from _iter_video(source, is_only=True)
         return
-    listing = list_images(Path(source))
+    listing = _list_source(source)
+    for error in listing.errors:
+        yield Frame(source, None, None, error=error)
+    for sentence, count in listing.notes.items():
+        info(f"{sentence}: {count}")
+    for file in listing.files:
+        if has_suffix(file, VIDEO_SUFFIXES):
+            yield from _iter_video(file, is_only=file == str(Path(source)))
+        else:
+            yield _read_frame(file)
+
+
+def _list_source(source: str) -> Listing:
+    """Return the images and videos of `source`. Raises UserError if there are none."""
+    listing = list_images(Path(source), suffixes=IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+    if listing is None and Path(source).is_file():
+        images, videos = (" ".join(sorted(s)) for s in (IMAGE_SUFFIXES, VIDEO_SUFFIXES))
+        raise UserError(
+            f"--source {source}: not a format that is read (images: {images}; videos: {videos}; "
+            "lists: .txt)"
+        )
     if listing is None:
         raise UserError(
             f"--source {source}: not found (need an image, directory, glob, .txt list, video file "
             "or camera index)"
         )
     if not listing.files:
-        reason = f" ({listing.errors[0]})" if listing.errors else ""
-        raise UserError(f"--source {source}: contains no images{reason}")
-    for error in listing.errors:
-        yield Frame(source, None, None, error=error)
-    for file in listing.files:
-        size = image_size(file)
-        if isinstance(size, str):  # an error message
-            yield Frame(file, None, None, error=size)
-            continue
-        try:
-            image = read_image(file)
-        except UserError as error:
-            yield Frame(file, None, None, error=str(error))
-        else:
-            yield Frame(file, None, image)
+        errors = listing.errors
+        count = f"{len(errors)} error{'s' if len(errors) > 1 else ''}"
+        first = f" (first of {count}: {errors[0]})" if errors else ""
+        raise UserError(f"--source {source}: contains no images and no videos{first}")
+    return listing
+
+
+def _iter_video(file: str, is_only: bool) -> Iterator[Frame]:
+    """Yield the frames of a video, and an error if it stops before its end.
+
+    Raises UserError if it `is_only` and none of its frames can be read.
+    """
+    index = None
+    try:
+        for index, (image, fps) in enumerate(read_video(file)):
+            yield Frame(file, index, image, fps)
+    except UserError as error:
+        if is_only and index is None:
+            raise UserError(f"--source {error}") from None
+        yield Frame(file, None, None, error=str(error))
+
+
+def _read_frame(file: str) -> Frame:
+    size = image_size(file)
+    if isinstance(size, str):  # an error message
+        return Frame(file, None, None, error=size)
+    try:
+        return Frame(file, None, read_image(file))
+    except UserError as error:
+        return Frame(file, None, None, error=str(error))
 
 
 @torch.inference_mode()
@@ -237,23 +275,25 @@ def select_classes(classes: list[str] | None, class_names: Sequence[str]) -> set
 
 
 class ResultWriter:
-    """Writes the results to `directory`: images or a video with the boxes, and label files.
+    """Writes the results to `directory`: images and videos with the boxes, and label files.
 
-    `predictions` collects the rows of predictions.json.
+    No file of this run replaces another one. `predictions` collects the rows of predictions.json.
     """
 
-    def __init__(
-        self, directory: Path, source: str, class_names: Sequence[str], save_txt: bool
-    ) -> None:
+    def __init__(self, directory: Path, class_names: Sequence[str], save_txt: bool) -> None:
         self.directory, self.class_names, self.save_txt = directory, class_names, save_txt
-        self.video = VideoWriter(directory / f"{Path(source).stem}.mp4")
         self.predictions: list[dict[str, Any]] = []
+        self._video: VideoWriter | None = None
+        self._video_source = ""
         self._used_stems: set[str] = set()  # images in two directories may have the same name
         if save_txt:
             (directory / "labels").mkdir(exist_ok=True)
 
     def add(self, frame: Frame, detections: dict[str, Tensor]) -> None:
-        """Print and write the detections in `frame`, as `predict` returns them."""
+        """Print and write the detections in `frame`, as `predict` returns them.
+
+        Raises UserError if a result would overwrite the file that it is about.
+        """
         names = [self.class_names[label] for label in detections["labels"].tolist()]
         counts = ", ".join(f"{n} {name}" for name, n in Counter(names).most_common())
         position = "" if frame.index is None else f", frame {frame.index}"
@@ -261,11 +301,18 @@ class ResultWriter:
 
         output = draw_boxes(frame.image, detections, self.class_names)
         if frame.index is None:
-            stem = unique_stem(frame.source, self._used_stems)
-            to_pil_image(output).save(self.directory / f"{stem}{Path(frame.source).suffix}")
+            suffix = Path(frame.source).suffix
+            suffix = suffix if suffix.lower() in WRITTEN_SUFFIXES else ".jpg"
+            path = self._new_path(frame.source, suffix)
+            to_pil_image(output).save(path)
+            stem = path.stem
         else:
-            stem = f"{Path(frame.source).stem}_{frame.index}"
-            self.video.write(output, frame.fps)
+            if self._video is None or frame.source != self._video_source:
+                self.close()
+                self._video = VideoWriter(self._new_path(frame.source, ".mp4"))
+                self._video_source = frame.source
+            self._video.write(output, frame.fps)
+            stem = unique_stem(f"{self._video.path.stem}_{frame.index}.txt", self._used_stems)
         if self.save_txt:
             label_file = self.directory / "labels" / f"{stem}.txt"
             write_labels(label_file, detections, frame.image.shape[-2:])
@@ -280,6 +327,20 @@ class ResultWriter:
                     "score": score,
                 }
             )
+
+    def _new_path(self, source: str, suffix: str) -> Path:
+        """Return the path of a result. Raises UserError if it is that of `source` itself."""
+        path = self.directory / f"{unique_stem(source, self._used_stems)}{suffix}"
+        if path.exists() and Path(source).exists() and path.samefile(source):
+            raise UserError(
+                f"{source}: the result would overwrite it (choose another --project or --name)"
+            )
+        return path
+
+    def close(self) -> None:
+        """Finish the video that is being written."""
+        if self._video is not None:
+            self._video.close()
 
 
 def write_labels(path: Path, detections: dict[str, Tensor], size: tuple[int, int]) -> None:

@@ -54,7 +54,7 @@ before, start = peak_mb(), time.perf_counter()
 if step == "json module":
     json.loads((folder / "train.json").read_text(encoding="utf-8"))
 elif step == "json only":
-    read_coco(Scan(), folder / "train.json", folder / "images", None, {})
+    read_coco(Scan(), folder / "train.json", [folder / "images"], None, {})
 else:
     read_split(read_data_config(folder / "data.yaml"), "train")
 print(json.dumps([time.perf_counter() - start, peak_mb() - before]))

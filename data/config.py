@@ -27,9 +27,11 @@ NOT_DATA_YAML = {".json", ".txt", ".data", ".xml", ".csv", ".zip"}  # suffixes
 class AnnotatedSource(BaseModel):
     """A source of images that is more than a path.
 
-    One of: a COCO json and the directory of its `file_name`s; a directory of Pascal VOC xml and the
-    directory of its images; or, without `annotations`, images in the YOLO layout whose label files
-    use class numbers of their own, named by `names`.
+    One of: a COCO json and the directory of its `file_name`s (without `images` it is looked for
+    beside the json and the data.yaml); a directory of Pascal VOC xml and the directory of its
+    images; a directory of labelme's json files, one per image, and that of its images (without
+    `images` they are where each json says); or, without `annotations`, images in the YOLO layout
+    whose label files use class numbers of their own, named by `names`.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -47,12 +49,17 @@ class AnnotatedSource(BaseModel):
     @property
     def is_coco(self) -> bool:
         """Whether the annotations are a COCO json."""
-        return self.annotations is not None and self.annotations.endswith(".json")
+        return self.annotations is not None and self.annotations.lower().endswith(".json")
 
     @property
     def is_voc(self) -> bool:
-        """Whether the annotations are Pascal VOC xml."""
+        """Whether the annotations are a directory, of Pascal VOC xml or of labelme's json."""
         return self.annotations is not None and not self.is_coco
+
+    @property
+    def has_images(self) -> bool:
+        """Whether the directory of the images is given."""
+        return "images" in self.model_fields_set
 
 
 Source = str | AnnotatedSource
@@ -218,7 +225,7 @@ def _source_list(value: Source | list[Source], path: Path) -> list[Source]:
     for source in value if isinstance(value, list) else [value]:
         if isinstance(source, str) and not source.strip():
             raise UserError(f"{path}: found an empty source (need a directory, list or glob)")
-        if isinstance(source, str) and source.endswith(".json"):
+        if isinstance(source, str) and source.lower().endswith(".json"):
             source = AnnotatedSource(annotations=source)
         if isinstance(source, AnnotatedSource) and source.names is not None:
             if source.annotations:

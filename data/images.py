@@ -1,16 +1,21 @@
 """Image files: their sizes, and decoded images, kept in memory or on disk."""
 
+import logging
 import os
+import struct
+import warnings
+import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from PIL import (  # noqa: F401 - the plugins register formats
+    AvifImagePlugin,
     Image,
-    ImageOps,
     TiffImagePlugin,
     UnidentifiedImageError,
     WebPImagePlugin,
@@ -20,6 +25,15 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
+from data.file_kinds import kind_of
+from data.pixels import (
+    DARK_NOTE,
+    PLAIN_MODES,
+    TRANSPOSES,
+    exif_orientation,
+    is_dark,
+    to_rgb,
+)
 from data.threads import map_in_threads
 from utils.atomic import atomic_write
 from utils.device import cpu_count
@@ -27,13 +41,24 @@ from utils.errors import DISK_ERRORS, UserError
 from utils.memory import available_memory
 from utils.shared_memory import SharedArray, shared_zeros
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+IMAGE_SUFFIXES = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".avif", ".heic", ".heif"),
+}
 # Not all that Pillow knows: for an EPS file it would start Ghostscript.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-# Bytes at the end of a complete file, of the formats that have such a mark.
-END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
-ORIENTATION_TAG = 0x0112  # of EXIF
-SWAPPED_ORIENTATIONS = (5, 6, 7, 8)  # values that swap width and height
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+with suppress(ImportError):  # for HEIC, if it is installed
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    FORMATS += ("HEIF",)
+SWAPPED_ORIENTATIONS = (5, 6, 7, 8)  # of EXIF: values that swap width and height
+# Dimensions of (3, h, w) -> orientations that flip them, after the swap.
+FLIPS = {-1: (2, 3, 6, 7), -2: (3, 4, 7, 8)}
+JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+# Pillow's warnings name no file. What matters in them becomes an error of `image_size`.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 def unique_stem(file: str, used_stems: set[str]) -> str:
@@ -53,56 +78,89 @@ def unique_stem(file: str, used_stems: set[str]) -> str:
 class ImageSize(NamedTuple):
     """Width and height in pixels, as the image is shown.
 
-    `orientation` is EXIF's number if it swaps the sides that the file has, otherwise 1.
+    `orientation` is EXIF's number if it swaps the sides that the file has, otherwise 1. `note` says
+    what a person should know about the pixels.
     """
 
     width: int
     height: int
     orientation: int = 1
+    note: str = ""
 
 
 def image_size(file: str) -> ImageSize | str:
     """Return the size of the image, or a message if the file is invalid.
 
-    Only the header and the end of the file are read: an image too large for any memory is
-    recognized without decoding it. Files without an end marker are decoded to see whether they
-    are complete: other formats, and those to which a phone has appended a video.
+    Of a JPEG only the header and the end are read, of a PNG also the checksums of the pixels: an
+    image too large for any memory is recognized without decoding it. Other formats have neither,
+    so their files are decoded, and those to which a phone has appended a video.
     """
     try:
         with Path(file).open("rb") as raw, Image.open(raw, formats=FORMATS) as image:
             width, height = image.size
-            # Not image.getexif(): it decodes a PNG whose EXIF block is behind the pixels.
-            exif = Image.Exif()
-            exif.load(image.info.get("exif", b""))
-            orientation = exif.get(ORIENTATION_TAG, 1)
-            raw.seek(max(0, os.fstat(raw.fileno()).st_size - 4096))
-            if image.format not in END_MARKERS or END_MARKERS[image.format] not in raw.read():
+            orientation, note = exif_orientation(image), ""
+            if image.format == "PNG":
+                _check_png(raw)
+            elif image.format not in ("JPEG", "MPO") or not _has_jpeg_end(raw):
                 image.load()
-    except UnidentifiedImageError:
-        return f"{file}: not an image in a supported format; skipped"
-    except Image.DecompressionBombError:
-        return f"{file}: too large to decode; skipped"
+            if image.mode not in PLAIN_MODES:
+                note = DARK_NOTE if is_dark(image) else ""
+                to_rgb(image)
     except Exception as error:  # corrupted bytes raise exceptions of any type in a decoder
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        return f"{file}: cannot be read: {reason or type(error).__name__}; skipped"
+        return f"{_error_message(file, error, 'read')}; skipped"
     if orientation in SWAPPED_ORIENTATIONS:
-        return ImageSize(height, width, orientation)
-    return ImageSize(width, height)
+        return ImageSize(height, width, orientation, note)
+    return ImageSize(width, height, note=note)
+
+
+def _has_jpeg_end(raw: BinaryIO) -> bool:
+    """Whether the end marker is behind the header, which may have a whole image in it, as well."""
+    start = max(raw.tell(), os.fstat(raw.fileno()).st_size - 4096)
+    raw.seek(start)
+    return JPEG_END in raw.read()
+
+
+def _check_png(raw: BinaryIO) -> None:
+    """Raise OSError if a PNG is cut off, or a checksum of its pixels is wrong."""
+    raw.seek(8)
+    while len(header := raw.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", header)
+        if kind == b"IEND":
+            return
+        if kind == b"IDAT":
+            checksum = zlib.crc32(raw.read(length), zlib.crc32(kind))
+            if raw.read(4) != struct.pack(">I", checksum):
+                raise OSError("PNG pixels are damaged or cut off (wrong checksum)")
+        else:  # damage there does not matter
+            raw.seek(length + 4, os.SEEK_CUR)
+    raise OSError("PNG file is cut off")
+
+
+def _error_message(file: str, error: Exception, verb: str) -> str:
+    """Return why `file` cannot be read or decoded."""
+    if isinstance(error, Image.DecompressionBombError):
+        return f"{file}: too large to decode"
+    if isinstance(error, UnidentifiedImageError):
+        with suppress(OSError), Path(file).open("rb") as raw:
+            if kind := kind_of(raw.read(32)):
+                return f"{file}: cannot be {verb}: found {kind}"
+        return f"{file}: not an image in a supported format"
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return f"{file}: cannot be {verb}: {reason or type(error).__name__}"
 
 
 def read_image(path: str) -> Tensor:
     """Decode an image to (3, h, w) uint8 RGB.
 
-    The EXIF rotation is applied, alpha dropped, and of an animation the first frame taken. Raises
-    UserError if the file cannot be decoded.
+    The EXIF rotation is applied, and of an animation or several pages the first is taken; see
+    `to_rgb` for colors. Raises UserError if the file cannot be decoded.
     """
     try:
         return _decode(path)
     except MemoryError:
         raise
     except Exception as error:  # corrupted bytes raise exceptions of any type in a decoder
-        reason = str(error) or type(error).__name__
-        raise UserError(f"{path}: cannot be decoded: {reason}") from None
+        raise UserError(_error_message(path, error, "decoded")) from None
 
 
 def _decode(path: str) -> Tensor:
@@ -111,16 +169,34 @@ def _decode(path: str) -> Tensor:
     On corrupted files of other formats torchvision's decoders can crash the process.
     """
     with Path(path).open("rb") as file:
-        if file.read(2) == b"\xff\xd8":
-            # A color space that torchvision does not support, or a name that is not UTF-8.
-            with suppress(RuntimeError, UnicodeEncodeError):
-                return decode_image(path, ImageReadMode.RGB, apply_exif_orientation=True)
+        if file.read(2) == JPEG_START:
+            file.seek(0)
+            with suppress(RuntimeError):  # a color space that torchvision does not support
+                return _decode_jpeg(bytearray(file.read()))
         file.seek(0)
         with Image.open(file, formats=FORMATS) as original:
-            image = ImageOps.exif_transpose(original) if "exif" in original.info else original
-            if image.mode.startswith("I;16"):
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            return F.pil_to_tensor(image.convert("RGB"))
+            orientation = exif_orientation(original)
+            image = to_rgb(original)
+            if orientation > 1:
+                image = image.transpose(TRANSPOSES[orientation])
+            return F.pil_to_tensor(image)
+
+
+def _decode_jpeg(content: bytearray) -> Tensor:
+    """Decode a JPEG. Raises RuntimeError if torchvision cannot.
+
+    Its orientation is the one that `image_size` finds: torchvision and Pillow do not read the same
+    in a damaged EXIF block.
+    """
+    image = decode_image(torch.frombuffer(content, dtype=torch.uint8), ImageReadMode.RGB)
+    if b"Exif\0\0" not in content:
+        return image
+    with Image.open(BytesIO(content), formats=FORMATS) as header:
+        orientation = exif_orientation(header)
+    if orientation in SWAPPED_ORIENTATIONS:
+        image = image.transpose(-1, -2)
+    flips = [dim for dim, orientations in FLIPS.items() if orientation in orientations]
+    return image.flip(flips) if flips else image
 
 
 class ImageStore:

@@ -3,6 +3,7 @@
 OpenCV is needed for nothing else, so it is imported only when a video is read or written.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -13,17 +14,22 @@ from torch import Tensor
 
 from utils.errors import UserError
 
-VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"}
+VIDEO_SUFFIXES = {
+    *(".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts"),
+    *(".mts", ".m2ts", ".3gp", ".3g2", ".asf", ".ogv", ".vob", ".mxf"),
+}
 DEFAULT_FPS = 25.0  # of a camera that does not report its own
 
 
 def _import_cv2(source: str) -> ModuleType:
+    # Its messages name no file; what matters in them is said here.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     try:
         import cv2
     except ImportError:
         raise UserError(
-            f"--source {source}: videos and cameras need OpenCV (pip install "
-            "opencv-python-headless)"
+            f"{source}: videos and cameras need OpenCV (pip install opencv-python-headless)"
         ) from None
     return cv2
 
@@ -31,26 +37,29 @@ def _import_cv2(source: str) -> ModuleType:
 def read_video(source: str) -> Iterator[tuple[Tensor, float]]:
     """Yield the frames (3, h, w) uint8 RGB of a video, each with the frames per second.
 
-    `source` is a file, or the index of a camera. Raises UserError if OpenCV is not installed or
-    cannot read a frame.
+    `source` is a file, or the index of a camera, if there is no such file. Raises UserError if
+    OpenCV is not installed, cannot read a frame, or reads fewer frames than the file says it has:
+    this after the last frame.
     """
-    if not source.isdecimal() and not Path(source).is_file():
-        raise UserError(f"--source {source}: not found")
+    is_file = Path(source).is_file()
     cv2 = _import_cv2(source)
-    capture = cv2.VideoCapture(int(source) if source.isdecimal() else source)
+    capture = cv2.VideoCapture(source if is_file else int(source))
     try:
         fps = capture.get(cv2.CAP_PROP_FPS) or DEFAULT_FPS
-        success, frame = capture.read()
+        expected = capture.get(cv2.CAP_PROP_FRAME_COUNT) if is_file else 0
+        count, (success, frame) = 0, capture.read()
         if not success:
             raise UserError(
-                f"--source {source}: no frame could be read (need a video or camera that OpenCV "
-                "supports)"
+                f"{source}: no frame could be read (need a video or camera that OpenCV supports)"
             )
         while success:
             yield torch.from_numpy(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)).permute(2, 0, 1), fps
+            count += 1
             success, frame = capture.read()
     finally:
         capture.release()
+    if count < expected:
+        raise UserError(f"{source}: read {count} of the {expected:.0f} frames that it says it has")
 
 
 class VideoWriter:

@@ -55,7 +55,7 @@ def images(content: bytes) -> None:
     if isinstance(size, str):
         assert size.startswith(str(IMAGE)) and "\n" not in size
     else:
-        assert min(size) > 0
+        assert min(size[:2]) > 0
 
 
 def pixels(content: bytes) -> None:

@@ -320,7 +320,7 @@ def test_read_split_rejects_postscript_named_png(tiny):
     data = split(tiny)
     assert len(data) == 12
     assert data.errors == (f"{path}: not an image in a supported format; skipped",)
-    with pytest.raises(UserError, match="cannot be decoded"):
+    with pytest.raises(UserError, match="not an image in a supported format"):
         read_image(str(path))
 
 

@@ -1,4 +1,4 @@
-"""Reads the splits of a dataset: YOLO layout, COCO json or Pascal VOC xml, into the same arrays.
+"""Reads the splits of a dataset: YOLO layout, COCO, Pascal VOC or labelme, into the same arrays.
 
 A new format is a module next to these that fills a `Scan`, and a branch in `_scan_split`.
 Invalid images and annotations are found here, before training; each is skipped with a message
@@ -14,6 +14,7 @@ from pathlib import Path
 from data.cache import Arrays, cached
 from data.config import SPLITS, AnnotatedSource, DataConfig, Source
 from data.formats.coco import read_coco, read_coco_ids
+from data.formats.labelme import is_labelme, read_labelme
 from data.formats.scan import Annotations, Scan, label_table, unknown_class
 from data.formats.voc import read_voc
 from data.formats.yolo import read_yolo
@@ -89,7 +90,8 @@ def read_split(config: DataConfig, split: str) -> Annotations:
     """Read the split `train`, `val` or `test` of the dataset `config` from `read_data_config`.
 
     The result of a slow scan is cached in the dataset's directory (see `data.cache`). Raises
-    UserError if a source is missing or invalid, or no image or no box is left.
+    UserError if a source is missing or invalid, no image or no box is left, or all boxes of `train`
+    are crowds.
     """
     root = Path(config.path)
     sources = getattr(config, split)
@@ -99,7 +101,7 @@ def read_split(config: DataConfig, split: str) -> Annotations:
     source_hash = hashlib.blake2b(repr(sources).encode(), digest_size=4).hexdigest()
     arrays = cached(
         root / f"{split}-{source_hash}.cache.npz",
-        repr((CACHE_FORMAT, config.names, config.remap, config.kpt_shape, sources, listings)),
+        _cache_key(config, sources, listings),
         lambda: _scan_split(config, split, listings),
     )
     annotations = Annotations.from_arrays(arrays)
@@ -110,7 +112,19 @@ def read_split(config: DataConfig, split: str) -> Annotations:
         raise UserError(
             f"{split}: no boxes found for the {count} in {root}{_first_message(annotations)}"
         )
+    if split == "train" and annotations.crowd.all():
+        raise UserError(
+            f"{split}: all boxes in {root} are crowds ({len(annotations.boxes)} of `iscrowd`, "
+            "`ignore` or `difficult`), which are not trained on (some tools write `iscrowd: 1` for "
+            "every mask: need 0 for single objects)"
+        )
     return dataclasses.replace(annotations, notes=(*config.notes, *annotations.notes))
+
+
+def _cache_key(config: DataConfig, sources: list[Source], listings: dict[str, Listing]) -> str:
+    has_images = [isinstance(source, AnnotatedSource) and source.has_images for source in sources]
+    content = CACHE_FORMAT, config.names, config.remap, config.kpt_shape, sources, has_images
+    return repr((*content, listings))
 
 
 def _first_message(annotations: Annotations) -> str:
@@ -161,10 +175,12 @@ def _scan_split(
         first = len(scan.files)
         if isinstance(source, AnnotatedSource) and source.is_coco:
             path = root / source.annotations
-            names = read_coco(scan, path, root / source.images, names, labels)
+            names = read_coco(scan, path, _coco_directories(root, source), names, labels)
             # Without `names` in the data.yaml, the first json's categories are the classes.
             labels = labels or label_table(names, {})
             inputs += [str(path), *scan.files[first:]]
+        elif isinstance(source, AnnotatedSource) and is_labelme(root, source):
+            inputs += [*read_labelme(scan, root, source, labels), *scan.files[first:]]
         elif isinstance(source, AnnotatedSource) and source.is_voc:
             inputs += [*read_voc(scan, root, source, labels), *scan.files[first:]]
         else:
@@ -187,6 +203,21 @@ def _scan_split(
     return scan.finish(names or ()), inputs
 
 
+def _coco_directories(root: Path, source: AnnotatedSource) -> list[Path]:
+    """Return where the images of a COCO json may be: where its source says, if it does.
+
+    Otherwise in the dataset's directory, beside the json or in the directory above it, there or in
+    a directory `images` or, for a name like instances_val.json, `val` or `images/val`.
+    """
+    if source.has_images:
+        return [root / source.images]
+    path = root / source.annotations
+    subset = path.stem.rpartition("_")[2]
+    bases = [root, path.parent, *([path.parent.parent] if path.parent != root else [])]
+    places = (".", "images", subset, f"images/{subset}")
+    return [base / place for base in bases for place in places]
+
+
 def original_ids(
     config: DataConfig, split: str, annotations: Annotations
 ) -> tuple[list[int | str], list[int]]:
@@ -200,9 +231,11 @@ def original_ids(
     for source in getattr(config, split):
         if isinstance(source, AnnotatedSource) and source.is_coco:
             root = Path(config.path)
-            source_image_ids, source_category_ids = read_coco_ids(root / source.annotations)
-            for name, image_id in source_image_ids.items():
-                image_ids[str(root / source.images / name)] = image_id
+            source_image_ids, source_category_ids = read_coco_ids(
+                root / source.annotations, _coco_directories(root, source)
+            )
+            for file, image_id in source_image_ids.items():
+                image_ids.setdefault(file, image_id)
             for name in category_ids.keys() & source_category_ids.keys():
                 category_ids[name] = source_category_ids[name]
     for file in annotations.files.tolist():

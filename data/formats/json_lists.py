@@ -6,6 +6,7 @@ polygons. They are not needed here, and are removed from the text before it is p
 
 import json
 import re
+import reprlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,22 +20,62 @@ POLYGONS = re.compile(
 )
 
 
-def read_json_lists(path: Path, keys: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def open_json(path: Path) -> TextIO:
+    """Open a json file as text, in UTF-8, UTF-16 or UTF-32, with or without a byte order mark."""
+    with path.open("rb") as file:
+        encoding = json.detect_encoding(file.read(4))
+    return path.open(encoding=encoding)
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a json file. Raises OSError, and ValueError with a message."""
+    try:
+        with open_json(path) as file:
+            return json.load(file)
+    except json.JSONDecodeError as error:
+        raise _whole_file_error(error) from None
+    except UnicodeDecodeError as error:
+        raise _encoding_error(error) from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_json_lists(
+    path: Path, keys: Sequence[str], polygons: bool = False
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (key, entry) for every entry of the lists `keys` of the object in the file `path`.
 
-    In the order of the file. An entry's `segmentation` is replaced by 0 if it has polygons. Raises
-    OSError, ValueError for invalid json or a list whose entries are not objects, and KeyError for a
-    list that is missing.
+    In the order of the file. Without `polygons` an entry's `segmentation` is replaced by 0 if it is
+    a list of numbers. Raises OSError, ValueError for invalid json or a list whose entries are not
+    objects, and KeyError for a list that is missing.
     """
     try:
-        with path.open(encoding="utf-8") as file:
-            yield from _read_lists(_Reader(file), keys)
+        with open_json(path) as file:
+            yield from _read_lists(JsonReader(file, polygons), keys)
     except json.JSONDecodeError:
-        json.loads(path.read_text(encoding="utf-8"))  # its error has the position in the file
+        read_json(path)  # its error has the position in the file
         raise
+    except UnicodeDecodeError as error:
+        raise _encoding_error(error) from None
 
 
-def _read_lists(reader: "_Reader", keys: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _whole_file_error(error: json.JSONDecodeError) -> ValueError:
+    """Return the error of a file that was read whole, which says so if the file is cut off."""
+    if not error.doc[error.pos :].strip() or error.msg.startswith("Unterminated string"):
+        place = f"line {error.lineno} column {error.colno}"
+        message = f"{error.msg}: the file is cut off, it ends within a value: {place}"
+        return ValueError(message)
+    return error
+
+
+def _encoding_error(error: UnicodeDecodeError) -> ValueError:
+    return ValueError(
+        f"found the byte 0x{error.object[error.start]:02x}, which is not valid in {error.encoding} "
+        "(save the file as UTF-8)"
+    )
+
+
+def _read_lists(reader: "JsonReader", keys: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     missing = list(keys)
     for key in reader.object_keys():
         is_list = reader.peek() == "["
@@ -45,20 +86,24 @@ def _read_lists(reader: "_Reader", keys: Sequence[str]) -> Iterator[tuple[str, d
         if key not in missing:
             raise ValueError(f"{key} is there twice")
         missing.remove(key)
-        for entry in reader.entries() if is_list else [None]:
+        if not is_list:
+            raise ValueError(f"{key} is not a list of objects")
+        for number, entry in enumerate(reader.entries()):
             if not isinstance(entry, dict):
-                raise ValueError(f"{key} is not a list of objects")
+                found = f"found {reprlib.repr(entry)} as entry {number}"
+                raise ValueError(f"{key} is not a list of objects: {found}")
             yield key, entry
     if missing:
         raise KeyError(missing[0])
 
 
-class _Reader:
+class JsonReader:
     """Reads the tokens of a json file; raises JSONDecodeError where they are not what is due."""
 
-    def __init__(self, file: TextIO) -> None:
+    def __init__(self, file: TextIO, polygons: bool = True) -> None:
         self._file = file
-        self._text = ""  # a part of the file, without polygons
+        self._polygons = polygons  # whether they are kept
+        self._text = ""  # a part of the file
         self._position = 0  # in it: the next token
         self._no_block = False  # whether `_block` has failed in this text
         self._decode = json.JSONDecoder().raw_decode
@@ -151,6 +196,8 @@ class _Reader:
         chunk = self._file.read(max(CHUNK, len(rest)))
         if not chunk:
             return False
-        self._text, self._position = POLYGONS.sub('"segmentation":0', rest + chunk), 0
+        text = rest + chunk
+        self._text = text if self._polygons else POLYGONS.sub('"segmentation":0', text)
+        self._position = 0
         self._no_block = False
         return True

@@ -206,6 +206,8 @@ class Scan:
                 self.errors.append((i, size))
             else:
                 sizes[i], orientations[i] = size[:2], size.orientation
+                if size.note:
+                    self.notes[size.note] += 1
         stated = np.frombuffer(self._stated_sizes).reshape(-1, 2)
         as_shown = np.isnan(stated[:, 0]) | (stated == sizes).all(1)
         as_stored = (stated == sizes[:, ::-1]).all(1) & (orientations > 1)
