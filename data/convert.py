@@ -20,6 +20,7 @@ from data.images import unique_stem
 from data.shapes import make_builtin
 from utils.cli import Parser, run_cli
 from utils.errors import UserError
+from utils.log import info, warning
 
 Source = str | dict[str, str]
 
@@ -32,7 +33,7 @@ def convert(format: str, source: Path, target: Path) -> list[str]:
     """
     config = read_data_config(source)
     if make_builtin(config):
-        print(f"drew the built-in dataset into {config.path}")
+        info(f"drew the built-in dataset into {config.path}")
     splits = read_all_splits(config)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: already exists (need a new or an empty directory)")
@@ -154,9 +155,8 @@ def main(argv: list[str] | None = None) -> int:
         p.add_argument("source", type=Path, help="data.yaml of the dataset")
         p.add_argument("target", type=Path, help="new or empty directory")
         args = p.parse_args(argv)
-        for message in convert(args.format, args.source, args.target):
-            print(message, file=sys.stderr)
-        print(f"written to {args.target}; train on it with --data {args.target / 'data.yaml'}")
+        warning(*convert(args.format, args.source, args.target))
+        info(f"written to {args.target}; train on it with --data {args.target / 'data.yaml'}")
 
     return run_cli("data.convert", main_fn)
 

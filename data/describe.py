@@ -15,7 +15,10 @@ from data.dataset import ValSet, collate
 from data.formats import Annotations, read_all_splits
 from data.shapes import make_builtin
 from utils.cli import Parser, run_cli
+from utils.errors import UserError
+from utils.log import info, warning
 from utils.plots import draw_batch
+from utils.text import display_width, one_line, pad
 from utils.yamlfile import find_file
 
 # Edges of the histogram, pixels; at 32 and 96 COCO's small and medium objects end.
@@ -37,11 +40,12 @@ def describe_split(split: str, data: Annotations) -> str:
         f"  image width {widths.min()} to {widths.max()} px (median {np.median(widths):.0f}), "
         f"height {heights.min()} to {heights.max()} px (median {np.median(heights):.0f})",
     ]
-    width = max(map(len, data.class_names))
-    for label, name in enumerate(data.class_names):
+    names = [one_line(name) for name in data.class_names]
+    width = max(map(display_width, names))
+    for label, name in enumerate(names):
         of_class = data.labels == label
         num_boxes, num_images = int(of_class.sum()), len(np.unique(image_index[of_class]))
-        lines.append(f"  {name:<{width}}  {num_boxes:7} boxes in {num_images:6} images")
+        lines.append(f"  {pad(name, width)}  {num_boxes:7} boxes in {num_images:6} images")
     box_sizes = (data.boxes[:, 2:] - data.boxes[:, :2]) * data.sizes[image_index]
     histogram = np.histogram(np.sqrt(box_sizes.prod(1)), HISTOGRAM_EDGES)[0]
     lines.append("  box size (square root of the area), in pixels of the original image:")
@@ -60,6 +64,18 @@ def draw_grid(data: Annotations, path: Path) -> None:
     draw_batch(images, targets, data.class_names, path)
 
 
+def _check_out(path: Path) -> None:
+    """Make the directory of `path`. Raises UserError if a grid cannot be written there."""
+    if path.suffix.lower() not in (".jpg", ".jpeg", ".png"):
+        raise UserError(f"--out {path}: not the name of an image (it must end in .jpg or .png)")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {path}: cannot make its directory: {error.strerror}") from None
+    if path.is_dir():
+        raise UserError(f"--out {path}: is a directory (need the name of an image)")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return the exit status of `run_cli`."""
 
@@ -73,17 +89,18 @@ def main(argv: list[str] | None = None) -> int:
             help="also draw images of the training split with their boxes",
         )
         args = p.parse_args(argv)
+        if args.out:
+            _check_out(args.out)
         config = read_data_config(Path(find_file(args.data, ROOT / "data")))
         if make_builtin(config):
-            print(f"drew the built-in dataset into {config.path}")
+            info(f"drew the built-in dataset into {config.path}")
         splits = read_all_splits(config)
         for split, data in splits.items():
-            print(describe_split(split, data))
-            for message in data.messages(split, limit=len(data.errors)):
-                print(message, file=sys.stderr)
+            info(describe_split(split, data))
+            warning(*data.messages(split, limit=len(data.errors)))
         if args.out:
             draw_grid(splits["train"], args.out)
-            print(f"drawn to {args.out}")
+            info(f"drawn to {args.out}")
 
     return run_cli("data.describe", main_fn)
 

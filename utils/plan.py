@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from utils.cli import Parser, int_range, run_cli
 from utils.errors import UserError
 from utils.hyp import Hyp, load_hyp
+from utils.log import info, warning
 from utils.plots import draw_plan
 from utils.schedulers import SCHEDULERS, SCHEDULES, AnnealingLR, BatchWarmup, restart_epoch
 from utils.yamlfile import find_file
@@ -207,15 +208,15 @@ def _parse_args(argv: list[str] | None) -> Any:
 def _print_plan(
     name: str, hyp: Hyp, scheduler: BatchWarmup, curve: Sequence[float], args: Any
 ) -> None:
-    print(
+    info(
         f"{name}: {hyp.scheduler.name}, epochs: {args.epochs}, batches per epoch: {args.batches}, "
         f"batch size: {args.batch_size}"
     )
-    print("  point    epoch  batch  learning rate  just before")
+    info("  point    epoch  batch  learning rate  just before")
     for point, i in turning_points(scheduler, curve, args.batches):
         epoch, batch = divmod(i, args.batches)
         before = f"{curve[i - 1]:.6g}" if i else ""
-        print(f"  {point:8} {epoch:5} {batch:6}  {curve[i]:13.6g}  {before:>11}".rstrip())
+        info(f"  {point:8} {epoch:5} {batch:6}  {curve[i]:13.6g}  {before:>11}".rstrip())
 
 
 def _run(argv: list[str] | None) -> None:
@@ -229,8 +230,7 @@ def _run(argv: list[str] | None) -> None:
         scheduler, [curve], messages = build_checked_scheduler(
             hyp, path, optimizer, args.epochs, [args.batch_size] * args.batches, args.batch_size
         )
-        for message in messages:
-            print(message, file=sys.stderr)
+        warning(*messages)
         _print_plan(name, hyp, scheduler, curve, args)
         curves.append(curve)
     if args.plot:
