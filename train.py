@@ -27,6 +27,7 @@ from data.loaders import Loaders, build_loaders
 from data.prefetch import prefetch
 from data.shapes import make_builtin
 from models import build_model
+from models.batch_norm import check_batch_of_one
 from models.detector import Detector
 from models.freezing import freeze
 from models.weights import load_initial_weights
@@ -168,6 +169,8 @@ def build(
     if args.sync_bn:
         model = run.model = convert_sync_batchnorm(model, device)
     run.frozen_modules = freeze(model, args.freeze) if args.freeze else []
+    if min(sampler.batch_sizes) < 2 * dist.world_size and not args.sync_bn:
+        check_batch_of_one(model, min_imgsz, run.frozen_modules, args.batch_size)
     model.to(device, memory_format=torch.channels_last)
 
     stage("schedule")

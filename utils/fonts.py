@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import ImageFont
 
-from utils.log import warning
+from utils.log import plural, warning
 from utils.text import one_line
 
 
@@ -34,11 +34,12 @@ def _drawable_names(class_names: tuple[str, ...]) -> tuple[str, ...]:
     missing = {char for char, font in zip(chars, fonts, strict=True) if font is None}
     lost = sorted(char for char in missing if not _is_invisible(char))
     if lost:
-        affected = [k for k, name in enumerate(names) if not set(lost).isdisjoint(name)]
+        affected = sum(not set(lost).isdisjoint(name) for name in names)
+        packages = ", ".join(sorted({_package_with(char) for char in lost}))
         warning(
-            f"no installed font has {' '.join(lost[:10])}: in pictures, {_some_of(affected)} "
-            "(to draw the names, install fonts-noto-cjk for Chinese, Japanese and Korean or "
-            "fonts-noto-core for other scripts, or copy a font to ~/.local/share/fonts)"
+            f"no installed font has {' '.join(lost[:10])}: pictures show "
+            f"{plural(affected, 'class name')} as numbers (install {packages}, or copy a font file "
+            "to ~/.local/share/fonts)"
         )
     texts = []
     for k, name in enumerate(names):
@@ -48,10 +49,11 @@ def _drawable_names(class_names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _some_of(classes: Sequence[int]) -> str:
-    if len(classes) == 1:
-        return f"class {classes[0]} is drawn as its number"
-    return f"{len(classes)} of the classes are drawn as their numbers"
+def _package_with(char: str) -> str:
+    """Return the package of Debian and Ubuntu that has a font for `char`."""
+    if unicodedata.name(char, "").startswith(("CJK", "HANGUL", "HIRAGANA", "KATAKANA")):
+        return "fonts-noto-cjk"
+    return "fonts-symbola" if unicodedata.category(char) == "So" else "fonts-noto-core"
 
 
 def _is_invisible(char: str) -> bool:

@@ -20,7 +20,7 @@ from torchvision.utils import make_grid
 
 from utils.atomic import atomic_write
 from utils.fonts import drawable_names, font_runs, plain_text
-from utils.text import one_line
+from utils.text import display_width, one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -332,7 +332,8 @@ def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path | 
     """
     fractions = matrix / np.maximum(matrix.sum(0), 1)
     names = drawable_names(class_names) if len(class_names) <= MAX_NAMES else []
-    inches = max(5.0, min(30.0, 2 + 0.6 * len(matrix))) if names else 16.0
+    margin = 0.14 * max(map(display_width, names), default=0)  # inches of the longest name
+    inches = max(5.0, min(30.0, 1 + margin + 0.6 * len(matrix))) if names else 16.0
     with _figure(path, names, figsize=(inches + 1, inches)) as figure:
         axes = figure.subplots()
         heatmap = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
