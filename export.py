@@ -20,17 +20,21 @@ from models.export_wrappers import ExportModel, ExportModelWithNMS
 from utils.cli import Parser, int_range, run_cli, unit_interval
 from utils.errors import UserError
 from utils.letterbox import check_imgsz, round_up
-from utils.log import info
+from utils.log import info, warning
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".torchscript", "torch_export": ".pt2"}
 INPUT_NAME, OUTPUT_NAMES = "images", ("boxes", "scores", "labels")
 MAX_DYNAMIC = 1024  # upper bound of a dynamic batch size, and of height and width in strides
+MATCH_PX = 4  # between two detections that are the same but for rounding, in float16 too
 Runner = Callable[[Tensor], Sequence[Tensor]]  # runs an exported file
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line, by default the process's. Raises UserError if it is invalid."""
-    p = Parser(description="Export a trained detector. Defaults in parentheses.")
+    p = Parser(
+        description="Export a trained detector, compare the file with PyTorch, and say what is "
+        "needed to load it. Defaults in parentheses."
+    )
     p.add_argument(
         "--weights",
         metavar="FILE",
@@ -109,11 +113,26 @@ def check_args(args: argparse.Namespace) -> None:
             ) from None
 
 
+def check_target(path: Path) -> None:
+    """Raise UserError if the file `path` cannot be written, before the model is traced."""
+    if path.is_dir():
+        raise UserError(f"{path}: is a directory (export.py writes a file of this name)")
+    try:
+        tempfile.TemporaryDirectory(dir=path.parent).cleanup()
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written: {error.strerror} (the file is made next to the weights; "
+            "copy them to a directory of yours)"
+        ) from None
+
+
 @torch.no_grad()
 def export(args: argparse.Namespace) -> None:
     """Write the detector in `args.weights` in `args.format`, next to it, and check the result."""
     check_args(args)
+    target = Path(args.weights).with_suffix(SUFFIXES[args.format])
     model = load(args.weights)
+    check_target(target)
     if not model.exportable:
         raise UserError(
             f"{args.weights}: export.py does not support {model.config['name']} (use torch.onnx)"
@@ -122,6 +141,12 @@ def export(args: argparse.Namespace) -> None:
     sizes = args.imgsz or [model.imgsz]
     check_imgsz(min(sizes), model.min_size)
     height, width = (round_up(size, model.stride) for size in (sizes[0], sizes[-1]))
+    if (height, width) != (sizes[0], sizes[-1]):
+        size = " ".join(map(str, sizes))
+        warning(
+            f"--imgsz {size}: not a multiple of {model.stride}; the file is for images of {height} "
+            f"x {width} (height x width)"
+        )
     metadata = {
         "names": json.dumps(model.class_names),
         "stride": str(model.stride),
@@ -137,7 +162,6 @@ def export(args: argparse.Namespace) -> None:
     expected = export_model(images)
 
     # The target is replaced only after the new file has been read back and compared.
-    target = Path(args.weights).with_suffix(SUFFIXES[args.format])
     with tempfile.TemporaryDirectory(dir=target.parent) as directory, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters warn about their own internals
         path = Path(directory) / target.name
@@ -154,6 +178,7 @@ def export(args: argparse.Namespace) -> None:
         path.replace(target)
     megabytes = target.stat().st_size / 1e6
     info(f"{target}: {megabytes:.1f} MB; max difference from PyTorch on random input: {difference}")
+    info(f"to load it: {requirements(args.format, args.nms, target)}")
 
 
 def dynamic_shapes(model: Detector, nms: bool) -> tuple[dict[int, object]]:
@@ -207,29 +232,66 @@ def to_torchscript(
     return torch.jit.load(path)
 
 
+def requirements(format: str, nms: bool, path: Path) -> str:
+    """Say what a program needs to load the exported file `path`."""
+    if format == "onnx":
+        import onnx
+        import onnxruntime
+
+        model = onnx.load(path, load_external_data=False)
+        (opset,) = (entry.version for entry in model.opset_import if not entry.domain)
+        return f"ONNX opset {opset} (checked with onnxruntime {onnxruntime.__version__})"
+    call = {"torchscript": "torch.jit.load", "torch_export": "torch.export.load"}[format]
+    nms_op = ", and `import torchvision` before it, which has the NMS" if nms else ""
+    return f"{call} of PyTorch {torch.__version__.partition('+')[0]} or later{nms_op}"
+
+
 def max_abs_diff(expected: Sequence[Tensor], outputs: Sequence[Tensor]) -> str:
     """Describe the largest differences between boxes and scores.
 
-    Raises RuntimeError if the shapes differ, except in the number of boxes after NMS: rounding may
-    decide whether a score is above --conf.
+    Detections after NMS are compared as sets, because rounding decides about their order, and
+    whether a score is above --conf. Raises RuntimeError if anything else has another shape.
     """
+    if expected[0].ndim == 2:  # boxes (k, 4)
+        return _compare_detections(expected, outputs)
     expected_shapes = [tuple(tensor.shape) for tensor in expected]
     output_shapes = [tuple(tensor.shape) for tensor in outputs]
-    if expected[0].ndim == 2 and len(outputs[0]) != len(expected[0]):  # boxes (k, 4)
-        return (
-            f"not measured, because the numbers of boxes differ: {len(outputs[0])} and in PyTorch "
-            f"{len(expected[0])}"
-        )
     if output_shapes != expected_shapes:
         raise RuntimeError(
             f"the exported model returns shapes {output_shapes}, PyTorch returns {expected_shapes}"
         )
-    if not len(expected[0]):
-        return "not measured, because nothing is detected in it at this --conf"
     boxes, scores = (
         float((expected[i].float() - outputs[i].float()).abs().max()) for i in range(2)
     )
     return f"{boxes:.2g} px for boxes {expected_shapes[0]}, {scores:.2g} for scores"
+
+
+def _compare_detections(expected: Sequence[Tensor], outputs: Sequence[Tensor]) -> str:
+    """Describe the largest differences between detections: boxes (k, 4), scores (k,), labels (k,).
+
+    Each is paired with the closest one of its class, no more than `MATCH_PX` apart.
+    """
+    (boxes, scores, labels), (other_boxes, other_scores, other_labels) = expected, outputs
+    if not len(boxes) and not len(other_boxes):
+        return "not measured, because nothing is detected in it at this --conf"
+    distances = torch.cdist(boxes.float(), other_boxes.float(), p=torch.inf)
+    distances[labels[:, None] != other_labels] = torch.inf
+    box_diff = score_diff = 0.0
+    pairs = 0
+    while distances.numel() and float(distances.min()) <= MATCH_PX:
+        i, j = divmod(int(distances.argmin()), len(other_boxes))
+        box_diff = max(box_diff, float(distances[i, j]))
+        score_diff = max(score_diff, float((scores[i] - other_scores[j]).float().abs()))
+        distances[i], distances[:, j] = torch.inf, torch.inf
+        pairs += 1
+    text = f"{box_diff:.2g} px for boxes, {score_diff:.2g} for scores of {pairs} detections"
+    ours, theirs = len(boxes) - pairs, len(other_boxes) - pairs
+    if ours or theirs:
+        text += (
+            f"; {ours} more in PyTorch and {theirs} more in the file (rounding decides about "
+            "scores close to --conf and boxes close to --iou)"
+        )
+    return text
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -28,6 +28,7 @@ from data.locate import find_data_yaml
 from data.prefetch import prefetch
 from data.shapes import make_builtin
 from models import build_model
+from models.batch_norm import check_batch_of_one
 from models.detector import Detector
 from models.freezing import freeze
 from models.weights import load_initial_weights
@@ -45,10 +46,11 @@ from utils.errors import UserError
 from utils.hyp import Hyp
 from utils.inference import run_inference
 from utils.interrupt import StopSignals, kill_workers_at_exit
+from utils.keep_going import KeepGoing
 from utils.letterbox import check_imgsz, imgsz_bounds, imgsz_warning, round_imgsz
 from utils.log import info, plural, set_main, stage, warning
 from utils.memory import disable_malloc_trim, peak_memory_gb
-from utils.metrics import evaluate, format_table
+from utils.metrics import evaluate, format_table, limit_message
 from utils.optimizers import build_optimizer
 from utils.plan import build_checked_scheduler, check_lr
 from utils.plots import draw_batch, draw_plan, draw_predictions, draw_results
@@ -83,6 +85,7 @@ class Run:
     train_data: Annotations
     val_data: Annotations
     coco_gt: dict[str, object] | None  # of validation, as a COCO dataset; in the main process only
+    max_detections: int  # of a validation image that are evaluated
     loaders: Loaders
     model: Detector
     ddp_model: nn.Module  # `model` itself in a single process
@@ -138,6 +141,9 @@ def build(
 
     stage("model")
     model = run.model = build_model(args.model, len(train_data.class_names), args.backbone)
+    run.max_detections = val_data.detection_limit()
+    model.allow_detections(run.max_detections)
+    info(*limit_message(run.max_detections, "val"))
     args.epochs = args.epochs or config.epochs
     args.batch_size = args.batch_size or config.batch_size
     args.imgsz = args.imgsz or config.imgsz
@@ -163,6 +169,8 @@ def build(
     if args.sync_bn:
         model = run.model = convert_sync_batchnorm(model, device)
     run.frozen_modules = freeze(model, args.freeze) if args.freeze else []
+    if min(sampler.batch_sizes) < 2 * dist.world_size and not args.sync_bn:
+        check_batch_of_one(model, min_imgsz, run.frozen_modules, args.batch_size)
     model.to(device, memory_format=torch.channels_last)
 
     stage("schedule")
@@ -309,7 +317,7 @@ def validate(run: Run, progress: Progress) -> tuple[dict[str, float], bool]:
     stage("validate", epoch=progress.epoch)
     run.dist.broadcast_buffers(run.ema.model)
     batches = run.stop.stop_on_signal(run.loaders.val)
-    detections = run_inference(run.ema.model, batches, run.device, run.dtype)
+    detections = run_inference(run.ema.model, batches, run.device, run.dtype, run.max_detections)
     progress.batch = len(run.loaders.sampler)  # a run that is stopped here resumes here
     run.checkpointer.exit_if_interrupted()
     detections = run.dist.gather_rows(detections)
@@ -346,10 +354,13 @@ def main(argv: list[str] | None = None) -> None:
             run.run_dir.write_yaml(hyp=run.hyp.model_dump(), args=vars(args))
         if draws_plots:
             stage("start_plots")
-            draw_plan(run.lr_plan, len(run.loaders.sampler), path / "lr.png")
+            keep_going = KeepGoing()
+            with keep_going.without(path / "lr.png"):
+                draw_plan(run.lr_plan, len(run.loaders.sampler), path / "lr.png")
             if start.checkpoint is None:
                 images, targets = run.loaders.next_train_batch(run.dtype)
-                draw_batch(images, targets, class_names, path / "train_batch.jpg")
+                with keep_going.without(path / "train_batch.jpg"):
+                    draw_batch(images, targets, class_names, path / "train_batch.jpg")
         run.tensorboard.open(path, progress.epoch)
         progress.start_timer()
         run.checkpointer.save()  # fail early on a full disk; from here a kill can be resumed
@@ -380,35 +391,42 @@ def main(argv: list[str] | None = None) -> None:
         if progress.skipped_steps:
             steps = plural(progress.skipped_steps, "optimizer step")
             warning(f"skipped {steps} with a non-finite loss or gradient")
+        keep_going = KeepGoing()  # the run is saved; no error in a picture may end it
         if draws_plots:
             stage("results_plots")
-            draw_results(progress.history, path / "results.png")
-            images, targets = next(iter(run.loaders.val))
-            with torch.no_grad(), autocast(run.device, run.dtype):
-                predictions = run.ema.model(images.to(run.device))
-            draw_predictions(images, targets, predictions, class_names, path / "val_batch.jpg")
+            with keep_going.without(path / "results.png"):
+                draw_results(progress.history, path / "results.png")
+            with keep_going.without(path / "val_batch.jpg"):
+                images, targets = next(iter(run.loaders.val))
+                with torch.no_grad(), autocast(run.device, run.dtype):
+                    predictions = run.ema.model(images.to(run.device))
+                draw_predictions(images, targets, predictions, class_names, path / "val_batch.jpg")
             stage("report")
-            summary = RunSummary(
-                command=command_line("train.py", vars(args), defaults()),
-                environment=run.environment,
-                hyp=run.hyp,
-                rows=progress.history,
-                planned=run.lr_plan,
-                batches_per_epoch=len(run.loaders.sampler),
-                result=progress.best_result,
-                coco_gt=run.coco_gt,
-                detections=progress.best_detections,
-                files=run.val_data.files,
-                read_image=read_image,
-            )
-            write_report(path, summary)
-        run.tensorboard.close(path, len(progress.history) - 1)
-        progress.finished = True  # only a run with its plots is finished
+            with keep_going.without(path / "report.html"):
+                summary = RunSummary(
+                    command=command_line("train.py", vars(args), defaults()),
+                    environment=run.environment,
+                    hyp=run.hyp,
+                    rows=progress.history,
+                    planned=run.lr_plan,
+                    batches_per_epoch=len(run.loaders.sampler),
+                    result=progress.best_result,
+                    coco_gt=run.coco_gt,
+                    detections=progress.best_detections,
+                    files=run.val_data.files,
+                    read_image=read_image,
+                )
+                write_report(path, summary, keep_going)
+        with keep_going.without("TensorBoard's images"):
+            run.tensorboard.close(path, len(progress.history) - 1)
+        progress.finished = keep_going.succeeded  # only a run with its plots is finished
         if not dist.on_main(run.checkpointer.save):
             raise UserError(
                 f"{path}: training finished, but the final checkpoint could not be written "
                 "(free disk space and use --resume)"
             )
+        if not keep_going.succeeded:
+            warning(f"{path}: training finished; --resume makes only what is missing")
         best = path / "weights" / "best.pt"
         info(
             f"best epoch {progress.best_epoch}, saved to {best}", format_table(progress.best_result)

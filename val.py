@@ -32,10 +32,11 @@ from utils.confusion import confusion_matrix, match_detections
 from utils.device import default_workers, select_device, set_deterministic
 from utils.errors import UserError
 from utils.inference import run_inference
+from utils.keep_going import KeepGoing
 from utils.letterbox import check_imgsz, imgsz_bounds, imgsz_warning
 from utils.log import info, warning
 from utils.memory import disable_malloc_trim
-from utils.metrics import evaluate_with_curves, format_table
+from utils.metrics import evaluate_with_curves, format_table, limit_message
 from utils.plots import draw_confusion, draw_curves
 from utils.run_dir import new_dir
 
@@ -44,7 +45,11 @@ ROOT = Path(__file__).resolve().parent
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line, by default the process's. Raises UserError if it is invalid."""
-    p = Parser(description="Evaluate a trained detector. Defaults in parentheses.")
+    p = Parser(
+        description="Evaluate a trained detector with COCO's metrics. The 100 best detections of "
+        "each image count, or as many as the image with the most objects has. Defaults in "
+        "parentheses."
+    )
     p.add_argument(
         "--weights",
         metavar="FILE",
@@ -148,6 +153,9 @@ def evaluate_detector(args: argparse.Namespace) -> None:
             f"trained on {list(model.class_names)} (they must be the same)"
         )
     warning(*imgsz_warning(args.imgsz or model.imgsz, model.stride), *data.messages(args.split))
+    limit = data.detection_limit()
+    model.allow_detections(limit)
+    info(*limit_message(limit, args.split))
     loader = DataLoader(
         ValSet(data, imgsz, model.stride),
         args.batch_size,
@@ -158,7 +166,7 @@ def evaluate_detector(args: argparse.Namespace) -> None:
 
     timer = Timer(device)
     timed_model, timed_batches = TimedDetector(model, timer), time_batches(loader, timer)
-    detections = run_inference(timed_model, timed_batches, device, dtype)
+    detections = run_inference(timed_model, timed_batches, device, dtype, limit)
     coco_gt = data.coco_gt()
     result, curves = evaluate_with_curves(coco_gt, detections)
     info(format_table(result))
@@ -167,17 +175,25 @@ def evaluate_detector(args: argparse.Namespace) -> None:
     info(f"ms/image at {imgsz} px, batch size {args.batch_size}, {device}{precision}: {ms}")
 
     results_dir = new_dir(Path(args.project), args.name, args.exist_ok)
-    metrics = {"all": result.overall, "classes": result.classes}
+    metrics = {"all": result.overall, "classes": [_nan_as_null(row) for row in result.classes]}
     with atomic_write(results_dir / "metrics.json") as file:
         file.write(json.dumps(metrics, indent=2).encode())
     if args.save_json:
         with atomic_write(results_dir / "predictions.json") as file:
             file.write(json.dumps(coco_results(detections, data, config, args.split)).encode())
     if not args.noplots:
-        draw_curves(*curves, data.class_names, results_dir)
-        counts = confusion_matrix(match_detections(coco_gt, detections), len(data.class_names))
-        draw_confusion(counts, data.class_names, results_dir / "confusion_matrix.png")
+        keep_going = KeepGoing()
+        with keep_going.without(f"{results_dir}: the PR and F1 curves"):
+            draw_curves(*curves, data.class_names, results_dir)
+        with keep_going.without(results_dir / "confusion_matrix.png"):
+            counts = confusion_matrix(match_detections(coco_gt, detections), len(data.class_names))
+            draw_confusion(counts, data.class_names, results_dir / "confusion_matrix.png")
     info(f"results written to {results_dir}")
+
+
+def _nan_as_null(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the metrics of a class as JSON has them: null for a class without boxes."""
+    return {key: None if value != value else value for key, value in row.items()}
 
 
 class Timer:

@@ -21,6 +21,7 @@ from data.locate import find_data_yaml
 from data.shapes import make_builtin
 from utils.cli import Parser, run_cli
 from utils.errors import UserError
+from utils.log import info, warning
 
 Source = str | dict[str, str]
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +35,7 @@ def convert(format: str, source: Path, target: Path) -> list[str]:
     """
     config = read_data_config(source)
     if make_builtin(config):
-        print(f"drew the built-in dataset into {config.path}")
+        info(f"drew the built-in dataset into {config.path}")
     splits, messages = read_all_splits(config)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: already exists (need a new or an empty directory)")
@@ -157,9 +158,8 @@ def main(argv: list[str] | None = None) -> int:
         p.add_argument("target", type=Path, help="new or empty directory")
         args = p.parse_args(argv)
         source = find_data_yaml(args.source, ROOT / "data")
-        for message in convert(args.format, source, args.target):
-            print(message, file=sys.stderr)
-        print(f"written to {args.target}; train on it with --data {args.target / 'data.yaml'}")
+        warning(*convert(args.format, source, args.target))
+        info(f"written to {args.target}; train on it with --data {args.target / 'data.yaml'}")
 
     return run_cli("data.convert", main_fn)
 

@@ -17,7 +17,9 @@ from data.locate import find_data_yaml
 from data.shapes import make_builtin
 from utils.cli import Parser, run_cli
 from utils.errors import UserError
+from utils.log import info, warning
 from utils.plots import draw_batch
+from utils.text import display_width, one_line, pad
 
 # Edges of the histogram, pixels; at 32 and 96 COCO's small and medium objects end.
 HISTOGRAM_EDGES = (0, 8, 16, 32, 64, 96, 128, 256, 512, 10**9)
@@ -39,11 +41,12 @@ def describe_split(split: str, data: Annotations) -> str:
         f"  image width {widths.min()} to {widths.max()} px (median {np.median(widths):.0f}), "
         f"height {heights.min()} to {heights.max()} px (median {np.median(heights):.0f})",
     ]
-    width = max(map(len, data.class_names))
-    for label, name in enumerate(data.class_names):
+    names = [one_line(name) for name in data.class_names]
+    width = max(map(display_width, names))
+    for label, name in enumerate(names):
         of_class = data.labels == label
         num_boxes, num_images = int(of_class.sum()), len(np.unique(image_index[of_class]))
-        lines.append(f"  {name:<{width}}  {num_boxes:7} boxes in {num_images:6} images")
+        lines.append(f"  {pad(name, width)}  {num_boxes:7} boxes in {num_images:6} images")
     box_sizes = (data.boxes[:, 2:] - data.boxes[:, :2]) * data.sizes[image_index]
     histogram = np.histogram(np.sqrt(box_sizes.prod(1)), HISTOGRAM_EDGES)[0]
     lines.append("  box size (square root of the area), in pixels of the original image:")
@@ -93,17 +96,15 @@ def main(argv: list[str] | None = None) -> int:
             _check_out(args.out)
         config = read_data_config(find_data_yaml(args.data, ROOT / "data"))
         if make_builtin(config):
-            print(f"drew the built-in dataset into {config.path}")
+            info(f"drew the built-in dataset into {config.path}")
         splits, messages = read_all_splits(config)
         for split, data in splits.items():
-            print(describe_split(split, data))
-            for message in data.messages(split, limit=len(data.errors)):
-                print(message, file=sys.stderr)
-        for message in messages:
-            print(message, file=sys.stderr)
+            info(describe_split(split, data))
+            warning(*data.messages(split, limit=len(data.errors)))
+        warning(*messages)
         if args.out:
             draw_grid(splits["train"], args.out)
-            print(f"drawn to {args.out}")
+            info(f"drawn to {args.out}")
 
     return run_cli("data.describe", main_fn)
 

@@ -40,7 +40,7 @@ class Detector(nn.Module):
         prepare_export  if `predict` makes constants, which are traced with their device
         exportable  whether export.py can write it: False if `predict` is not implemented
         score_thresh, nms_thresh, detections_per_img, topk_candidates  the defaults of `postprocess`
-        set_thresholds, postprocess  if detections are not selected by NMS
+        set_thresholds, allow_detections, postprocess  if detections are not selected by NMS
         backbone_modules, freezable_layers  what --freeze can freeze
         compile_network  what --compile compiles
         param_groups  which parameters the optimizer treats how
@@ -146,6 +146,14 @@ class Detector(nn.Module):
         """Set the lowest score of a detection and the IoU threshold of NMS; None keeps a value."""
         self.score_thresh = self.score_thresh if score is None else score
         self.nms_thresh = self.nms_thresh if iou is None else iou
+
+    def allow_detections(self, count: int) -> None:
+        """Let an image have up to `count` detections, if that is more than now.
+
+        An object has about ten predictions before NMS, because the loss assigns it that many.
+        """
+        self.detections_per_img = max(self.detections_per_img, count)
+        self.topk_candidates = max(self.topk_candidates, 10 * count)
 
     def backbone_modules(self) -> list[nn.Module]:
         """Return the modules that `--freeze backbone` freezes: `self.backbone`, if there is one."""

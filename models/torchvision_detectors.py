@@ -1,5 +1,6 @@
 """torchvision's detectors, trained and used like ours: `--model torchvision/fcos_resnet50_fpn`."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,6 +64,23 @@ class TorchvisionDetector(Detector):
         last_stage = getattr(self.detector, "roi_heads", self.detector)
         last_stage.score_thresh = last_stage.score_thresh if score is None else score
         last_stage.nms_thresh = last_stage.nms_thresh if iou is None else iou
+
+    def allow_detections(self, count: int) -> None:
+        """Let an image have up to `count` detections, if that is more than now.
+
+        What they are selected from grows by the same factor.
+        """
+        last_stage = getattr(self.detector, "roi_heads", self.detector)
+        factor = count / last_stage.detections_per_img
+        if factor <= 1:
+            return
+        last_stage.detections_per_img = count
+        if hasattr(self.detector, "rpn"):
+            rpn = self.detector.rpn
+            for limits in (rpn._pre_nms_top_n, rpn._post_nms_top_n):
+                limits["testing"] = math.ceil(factor * limits["testing"])
+        else:
+            self.detector.topk_candidates = math.ceil(factor * self.detector.topk_candidates)
 
     def forward(
         self, images: Tensor | Sequence[Tensor], targets: Targets | None = None

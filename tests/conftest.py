@@ -244,20 +244,23 @@ WARNING = re.compile(r"^\S+:\d+: \w*Warning: .*\n(  .*\n)?", re.MULTILINE)
 
 
 # What a run says that is as short as most in the tests.
-NO_MOSAIC = re.compile(r"^--epochs \d+: no epoch has mosaics, .*\n", re.MULTILINE)
+SHORT_RUN = re.compile(
+    r"^(--epochs \d+: no epoch has mosaics|\S+: scheduler: warmup_epoch \d+: the run has).*\n",
+    re.MULTILINE,
+)
 
 
-def without_mosaic_warning(stderr: str) -> str:
-    """Return `stderr` without the warning that the run is too short for mosaics."""
-    return NO_MOSAIC.sub("", stderr)
+def without_short_run_warnings(stderr: str) -> str:
+    """Return `stderr` without the warnings that a run has no mosaics and ends in its warm-up."""
+    return SHORT_RUN.sub("", stderr)
 
 
 def assert_one_line_error(stderr: str, *parts: str, command: str = "train.py") -> None:
     """`stderr` is a single line that starts with the command's name and contains all `parts`.
 
-    Warnings that libraries print are ignored, and the one that a run is too short for mosaics.
+    Warnings that libraries print are ignored, and those that a run is short.
     """
-    text = without_mosaic_warning(WARNING.sub("", stderr))
+    text = without_short_run_warnings(WARNING.sub("", stderr))
     assert text.startswith(f"{command}: ") and text.endswith("\n"), stderr
     assert text.count("\n") == 1, stderr
     assert "Traceback" not in text, stderr

@@ -17,7 +17,7 @@ from conftest import (
     resume_train,
     run_train,
     signal_at,
-    without_mosaic_warning,
+    without_short_run_warnings,
     write_hyp,
 )
 from torch import nn
@@ -86,7 +86,7 @@ def test_nonfinite_step_is_skipped_and_leaves_no_trace(
     for row in saved[-1]["progress"]["history"]:
         assert all(row[f"train/{name}"] >= 0 for name in ("box", "cls", "dfl"))
 
-    *skipped, total = without_mosaic_warning(capsys.readouterr().err).splitlines()
+    *skipped, total = without_short_run_warnings(capsys.readouterr().err).splitlines()
     assert [line.partition(":")[0] for line in skipped] == [
         "epoch 1, batch 0",
         "epoch 1, batch 1",
@@ -126,7 +126,7 @@ def test_nonfinite_steps_in_a_row_end_the_run(nan_batches, tiny, tmp_path, capsy
     nan_batches -= {(2, 0)}
     args = {"data": tiny, "epochs": 9, "noplots": True, "save_every": 1e-9, "project": tmp_path}
     assert run_train(**args) == 2
-    *warnings, error = without_mosaic_warning(capsys.readouterr().err).splitlines()
+    *warnings, error = without_short_run_warnings(capsys.readouterr().err).splitlines()
     assert len(warnings) == 10
     message = "10 consecutive steps were not finite, up to epoch 5, batch 1"
     assert error.startswith(f"train.py: {tmp_path / 'exp'}: {message}")
@@ -158,6 +158,6 @@ def test_detect_anomaly_names_the_layer(tiny, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(nn.SiLU, "forward", divide_third_output_by_zero)
     assert run_train(**args, project=tmp_path) == 2
-    error = without_mosaic_warning(capsys.readouterr().err)
+    error = without_short_run_warnings(capsys.readouterr().err)
     assert error.startswith("train.py: --detect-anomaly: backbone.")
     assert_one_line_error(error, "(SiLU)", "its input was finite")

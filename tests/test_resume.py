@@ -21,7 +21,7 @@ from conftest import (
     run_train,
     signal_at,
     train_args,
-    without_mosaic_warning,
+    without_short_run_warnings,
     write_hyp,
 )
 
@@ -58,7 +58,7 @@ def test_signal_saves_after_the_optimizer_step_under_way(number, tiny, tmp_path,
         assert run_train(**args, project=tmp_path) == 128 + number
     # An optimizer step takes two batches here, and is never interrupted.
     message = f"stopped by {number.name} at epoch 1, batch 2; --resume continues from there"
-    assert without_mosaic_warning(capsys.readouterr().err) == f"train.py: {message}\n"
+    assert without_short_run_warnings(capsys.readouterr().err) == f"train.py: {message}\n"
     assert signal.getsignal(number) is handler
     progress = load_state(tmp_path / "exp")["progress"]
     assert (progress["epoch"], progress["batch"], progress["finished"]) == (1, 2, False)
@@ -250,7 +250,7 @@ def test_full_disk_is_reported_and_the_last_checkpoint_stays(moved_run, tmp_path
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000, 20_000_000)),
     )
     assert limited.returncode == 2, limited.stderr
-    *warnings, error = without_mosaic_warning(limited.stderr).splitlines()
+    *warnings, error = without_short_run_warnings(limited.stderr).splitlines()
     problem = "cannot be written: File too large; the last checkpoint stays as it is"
     assert len(warnings) >= 3 and {*warnings} == {f"train.py: {last}: {problem}"}
     assert error.startswith("train.py: ") and "--resume" in error

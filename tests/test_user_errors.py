@@ -22,7 +22,7 @@ from conftest import (
     read_results,
     run_train,
     train_args,
-    without_mosaic_warning,
+    without_short_run_warnings,
     write_tiny,
 )
 from PIL import Image
@@ -522,7 +522,7 @@ def test_data_errors_are_counted_and_the_first_shown(tmp_path, capsys):
     (tmp_path / "labels" / "train" / "x.txt").write_text("")
     assert run_train(data=data, epochs=1, noplots=True, project=tmp_path / "runs") == 0
     stdout, stderr = capsys.readouterr()
-    lines = without_mosaic_warning(stderr).splitlines()
+    lines = without_short_run_warnings(stderr).splitlines()
     assert len(lines) == 21 and all(line.startswith("train: ") for line in lines)
     assert lines[19].startswith(f"train: {labels_file}: line 20: found class 9 (allowed: 0 to 1)")
     assert "skipped 31 invalid images or annotations" in lines[20]
@@ -558,7 +558,7 @@ def test_train_accepts_unusual_input(tmp_path, capsys):
     options = {"data": data, "imgsz": 50, "batch_size": 99, "name": name, "project": project}
     assert run_train(**options, epochs=2, strict_data=True) == 0
     stdout, stderr = capsys.readouterr()
-    *notes, both_splits, imgsz, batch_size = without_mosaic_warning(stderr).splitlines()
+    *notes, both_splits, imgsz, batch_size = without_short_run_warnings(stderr).splitlines()
     for split in ("train", "val"):
         assert f"{split}: images without a label file, taken as images without objects: 7" in notes
         assert sum(n.startswith(f"{split}: ") and "same label file" in n for n in notes) == 1

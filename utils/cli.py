@@ -12,6 +12,7 @@ from typing import NoReturn
 from utils.errors import OtherProcessFailed, UserError, environment_error
 from utils.interrupt import Interrupted
 from utils.letterbox import MAX_IMGSZ, imgsz_bounds
+from utils.log import accept_any_text
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,6 +29,7 @@ def run_cli(command: str, main_fn: Callable[[], None]) -> int:
     0 on success, 128 + its number after a signal (Ctrl-C: 130), and 2, after one line on stderr,
     for a UserError or an `environment_error`. For OtherProcessFailed it is 2 without a line.
     """
+    accept_any_text()
     try:
         main_fn()
     except UserError as error:

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.amp import autocast
-
-MAX_DETECTIONS = 100  # per image, the ones with the highest scores, as in COCO's evaluation
+from utils.metrics import MAX_DETECTIONS
 
 
 @torch.no_grad()
@@ -17,6 +16,7 @@ def run_inference(
     batches: Iterable[tuple[Tensor, list[dict[str, Tensor]]]],
     device: torch.device,
     dtype: torch.dtype,
+    max_detections: int = MAX_DETECTIONS,
 ) -> np.ndarray:
     """Run `model` in evaluation mode over validation batches and return its detections.
 
@@ -24,23 +24,25 @@ def run_inference(
     image, with `image_id`, `size` (2,), width and height of the original image, and `scale` (2,),
     the pixels of the sample per pixel of the original image in x and y. Returns an array (k, 7):
     image id, x, y, width, height in pixels of the original image, score, class index; what
-    `utils.metrics.evaluate` takes. Boxes are clipped to the image, and each image has at most
-    `MAX_DETECTIONS`.
+    `utils.metrics.evaluate` takes. Boxes are clipped to the image, and each image has the
+    `max_detections` with the highest scores.
     """
     model.eval()
     rows = [np.zeros((0, 7))]
     for images, targets in batches:
         with autocast(device, dtype):
             outputs = model(images.to(device, non_blocking=True))
-        rows.append(_rows(outputs, targets))
+        rows.append(_rows(outputs, targets, max_detections))
     return np.concatenate(rows)
 
 
-def _rows(outputs: list[dict[str, Tensor]], targets: list[dict[str, Tensor]]) -> np.ndarray:
+def _rows(
+    outputs: list[dict[str, Tensor]], targets: list[dict[str, Tensor]], max_detections: int
+) -> np.ndarray:
     """Return the rows of `run_inference` of one batch, with one copy from the device."""
-    counts = torch.tensor([min(len(output["boxes"]), MAX_DETECTIONS) for output in outputs])
+    counts = torch.tensor([min(len(output["boxes"]), max_detections) for output in outputs])
     boxes, scores, labels = (
-        torch.cat([output[key][:MAX_DETECTIONS].float() for output in outputs])  # best first
+        torch.cat([output[key][:max_detections].float() for output in outputs])  # best first
         for key in ("boxes", "scores", "labels")
     )
     detections = torch.cat((boxes, scores[:, None], labels[:, None]), dim=1).cpu()

@@ -5,9 +5,11 @@ The handler is called synchronously, with the stage as the record's message and 
 `record.details`.
 """
 
+import contextlib
 import logging
+import os
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 logger = logging.getLogger("train")
 _is_main = True
@@ -23,14 +25,45 @@ def info(*lines: str) -> None:
     """Print each line on stdout."""
     if _is_main:
         for line in lines:
-            print(line, flush=True)
+            _print(line, sys.stdout)
 
 
 def warning(*lines: str) -> None:
     """Print each line on stderr."""
     if _is_main:
         for line in lines:
-            print(line, file=sys.stderr, flush=True)
+            _print(line, sys.stderr)
+
+
+def _print(line: str, stream: TextIO) -> None:
+    """Print a line. A log that cannot be written (a closed pipe, a full disk) never ends a run."""
+    try:
+        print(line, file=stream, flush=True)
+    except OSError as error:
+        _discard(stream)
+        if stream is sys.stdout:
+            warning(f"stdout: cannot be written: {error.strerror} (this does not end the run)")
+
+
+def _discard(stream: TextIO) -> None:
+    """Let all that is written to `stream` disappear, what is left in its buffer too.
+
+    Otherwise Python reports the same error again when it exits.
+    """
+    with contextlib.suppress(OSError), open(os.devnull, "w") as null:  # noqa: PTH123 - a device
+        os.dup2(null.fileno(), stream.fileno())
+
+
+def accept_any_text() -> None:
+    """Let stdout and stderr print every text, whatever their encoding.
+
+    A character that the encoding lacks, and a byte of a file name that is not UTF-8, becomes a
+    backslash with its number.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # Python's choice for the C locale, surrogateescape, prints such bytes as they are.
+        if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def plural(count: int, noun: str) -> str:

@@ -9,7 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from utils.text import display_width, one_line, pad
+
 METRICS = ("precision", "recall", "mAP50", "mAP75", "mAP50-95")
+MAX_DETECTIONS = 100  # of an image that count in COCO's evaluation, the ones scored highest
 AREAS = ("all",)  # what COCO calls ranges of box areas: all, small, medium, large
 
 
@@ -73,13 +76,33 @@ def to_coco_gt(
     }
 
 
+def detection_limit(image_ids: np.ndarray) -> int:
+    """Return how many detections of an image count: `MAX_DETECTIONS`, or the most objects of one.
+
+    `image_ids` (N,) are those of the objects that are not crowds. With COCO's 100, a detector that
+    finds all of 150 objects would have a recall of 0.67.
+    """
+    return max(MAX_DETECTIONS, int(np.bincount(image_ids).max(initial=0)))
+
+
+def limit_message(limit: int, split: str) -> list[str]:
+    """Return a list with a message if the `detection_limit` of `split` is not COCO's, else []."""
+    if limit == MAX_DETECTIONS:
+        return []
+    return [
+        f"{split}: up to {limit} objects in an image; so the {limit} best detections of each image "
+        f"are evaluated, instead of COCO's {MAX_DETECTIONS}"
+    ]
+
+
 def evaluate(coco_gt: dict[str, Any], detections: np.ndarray) -> Result:
     """Compare detections with a COCO ground truth.
 
     `detections` (k, 7) has the columns image id, x, y, width, height (pixels of the image), score,
     category id. Average precision is COCO's: over IoU 0.50 to 0.95, 101 recall
-    points, at most 100 detections per image. Precision and recall are taken where the F1 of a class
-    at IoU 0.5 is best, then averaged over the classes.
+    points, the `detection_limit` best detections per image: at most 100, unless an image has more
+    objects. Precision and recall are taken where the F1 of a class at IoU 0.5 is best, then
+    averaged over the classes.
     """
     return evaluate_with_curves(coco_gt, detections)[0]
 
@@ -90,7 +113,7 @@ def evaluate_with_curves(coco_gt: dict[str, Any], detections: np.ndarray) -> tup
     annotations: list[list[dict[str, Any]]] = [[] for _ in range(num_classes)]
     for annotation in coco_gt["annotations"]:
         annotations[annotation["category_id"]].append(annotation)
-    num_boxes, num_images = _count_boxes(coco_gt["annotations"], num_classes)
+    num_boxes, num_images, limit = _count_boxes(coco_gt["annotations"], num_classes)
     detections = detections[detections[:, 6].argsort(kind="stable")]
     bounds = np.searchsorted(detections[:, 6], np.arange(num_classes + 1))
     curves = Curves(*np.full((2, num_classes, 101), np.nan))
@@ -99,7 +122,8 @@ def evaluate_with_curves(coco_gt: dict[str, Any], detections: np.ndarray) -> tup
         for k, category in enumerate(coco_gt["categories"]):
             metrics = dict.fromkeys(METRICS, float("nan"))
             if num_boxes[k]:
-                evaluation = _evaluate_class(annotations[k], detections[bounds[k] : bounds[k + 1]])
+                of_class = detections[bounds[k] : bounds[k + 1]]
+                evaluation = _evaluate_class(annotations[k], of_class, limit)
                 # [IoU, recall, class, area, detections per image] of one class
                 precision, scores = evaluation["precision"], evaluation["scores"]
                 metrics = _class_metrics(precision[:, :, 0, :, 0])
@@ -115,14 +139,18 @@ def evaluate_with_curves(coco_gt: dict[str, Any], detections: np.ndarray) -> tup
 
 def _count_boxes(
     annotations: Sequence[dict[str, Any]], num_classes: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the number of boxes of each class that are not crowds, and of images with such."""
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return the number of boxes of each class that are not crowds, and of images with such.
+
+    And the `detection_limit` that results from them.
+    """
     pairs = [(a["category_id"], a["image_id"]) for a in annotations if not a["iscrowd"]]
     labels, image_ids = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
     num_boxes = np.bincount(labels, minlength=num_classes)
     last_id = image_ids.max(initial=0)
     classes_in_images = np.unique(labels * (last_id + 1) + image_ids) // (last_id + 1)
-    return num_boxes, np.bincount(classes_in_images, minlength=num_classes)
+    num_images = np.bincount(classes_in_images, minlength=num_classes)
+    return num_boxes, num_images, detection_limit(image_ids)
 
 
 @contextmanager
@@ -141,7 +169,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _evaluate_class(
-    annotations: list[dict[str, Any]], detections: np.ndarray
+    annotations: list[dict[str, Any]], detections: np.ndarray, max_detections: int
 ) -> dict[str, np.ndarray]:
     """Return the precision and the scores that faster-coco-eval computes for one class.
 
@@ -172,11 +200,11 @@ def _evaluate_class(
         "bbox",
         print_function=lambda *_: None,
     )
-    # Only what is reported: the `AREAS`, with the highest number of detections per image.
+    # Only what is reported: the `AREAS`, with one number of detections per image.
     params = evaluation.params
     ranges = dict(zip(params.areaRngLbl, params.areaRng, strict=True))
     params.areaRng, params.areaRngLbl = [ranges[area] for area in AREAS], [*AREAS]
-    params.maxDets = params.maxDets[-1:]
+    params.maxDets = [max_detections]
     evaluation.evaluate()
     evaluation.accumulate()
     return evaluation.eval
@@ -221,9 +249,11 @@ def table_rows(result: Result) -> list[dict[str, Any]]:
 def format_table(result: Result) -> str:
     """Format a result as text: a header, a line for all classes together, a line per class."""
     rows = table_rows(result)
-    width = max(len(row["class"]) for row in rows)
-    lines = [f"{'class':<{width}}  images   boxes" + "".join(f"{name:>11}" for name in METRICS)]
-    for row in rows:
-        values = "".join(f"{row[name]:11.3f}" for name in METRICS)
-        lines.append(f"{row['class']:<{width}}  {row['images']:>6}  {row['boxes']:>6}{values}")
+    names = [one_line(row["class"]) for row in rows]
+    width = max(5, *map(display_width, names))
+    header = f"{pad('class', width)}  images   boxes"
+    lines = [header + "".join(f"{name:>11}" for name in METRICS)]
+    for name, row in zip(names, rows, strict=True):
+        values = "".join(f"{row[metric]:11.3f}" for metric in METRICS)
+        lines.append(f"{pad(name, width)}  {row['images']:>6}  {row['boxes']:>6}{values}")
     return "\n".join(lines)

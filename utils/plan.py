@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from utils.cli import Parser, int_range, run_cli
 from utils.errors import UserError
 from utils.hyp import Hyp, load_hyp
+from utils.log import info, plural, warning
 from utils.plots import draw_plan
 from utils.schedulers import SCHEDULERS, SCHEDULES, AnnealingLR, BatchWarmup, restart_epoch
 from utils.yamlfile import find_file
@@ -30,7 +31,8 @@ def build_scheduler(
 
     `batch_size` is what the sample-count schedules count if `step_batch` is not given a number.
     Returns the scheduler and messages: one for each restart that is skipped, because it falls
-    outside the run or on another one. Raises ValueError for arguments that give no schedule.
+    outside the run or on another one, and one if the warm-up is as long as the run. Raises
+    ValueError for arguments that give no schedule.
     """
     arguments = dict(block)
     name = arguments.pop("name")
@@ -49,6 +51,11 @@ def build_scheduler(
         scheduler = scheduler_class(optimizer, batchs=batches_per_epoch, **arguments)
     except ValueError as error:
         raise ValueError(f"scheduler: {error}") from None
+    if scheduler.warmup_epoch >= epochs:
+        messages.append(
+            f"scheduler: warmup_epoch {scheduler.warmup_epoch}: the run has only "
+            f"{plural(epochs, 'epoch')}, so the learning rate never gets to its peak"
+        )
     return scheduler, messages
 
 
@@ -115,8 +122,9 @@ def build_checked_scheduler(
 
     `batch_sizes` are the samples in each batch of an epoch, `batch_size` those of a full one.
     Returns the scheduler, each parameter group's rate in every batch of the run, and messages that
-    name the file: which restarts are skipped, and from which epoch the rate stays at 0. Raises
-    UserError if the block gives no schedule, or a rate that is not finite or is negative.
+    name the file: which restarts are skipped, whether the run ends in the warm-up, and from which
+    epoch the rate stays at 0. Raises UserError if the block gives no schedule, or a rate that is
+    not finite or is negative.
     """
     batches = len(batch_sizes)
     try:
@@ -207,15 +215,15 @@ def _parse_args(argv: list[str] | None) -> Any:
 def _print_plan(
     name: str, hyp: Hyp, scheduler: BatchWarmup, curve: Sequence[float], args: Any
 ) -> None:
-    print(
+    info(
         f"{name}: {hyp.scheduler.name}, epochs: {args.epochs}, batches per epoch: {args.batches}, "
         f"batch size: {args.batch_size}"
     )
-    print("  point    epoch  batch  learning rate  just before")
+    info("  point    epoch  batch  learning rate  just before")
     for point, i in turning_points(scheduler, curve, args.batches):
         epoch, batch = divmod(i, args.batches)
         before = f"{curve[i - 1]:.6g}" if i else ""
-        print(f"  {point:8} {epoch:5} {batch:6}  {curve[i]:13.6g}  {before:>11}".rstrip())
+        info(f"  {point:8} {epoch:5} {batch:6}  {curve[i]:13.6g}  {before:>11}".rstrip())
 
 
 def _run(argv: list[str] | None) -> None:
@@ -229,8 +237,7 @@ def _run(argv: list[str] | None) -> None:
         scheduler, [curve], messages = build_checked_scheduler(
             hyp, path, optimizer, args.epochs, [args.batch_size] * args.batches, args.batch_size
         )
-        for message in messages:
-            print(message, file=sys.stderr)
+        warning(*messages)
         _print_plan(name, hyp, scheduler, curve, args)
         curves.append(curve)
     if args.plot:

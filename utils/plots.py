@@ -6,18 +6,25 @@ always as `matplotlib.figure.Figure`: unlike pyplot it needs no display and has 
 
 import math
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
+from PIL import Image, ImageColor, ImageDraw
 from torch import Tensor
-from torchvision.transforms.v2.functional import to_dtype, to_pil_image
-from torchvision.utils import draw_bounding_boxes, make_grid
+from torchvision.transforms.v2.functional import pil_to_tensor, to_dtype, to_pil_image
+from torchvision.utils import make_grid
+
+from utils.atomic import atomic_write
+from utils.fonts import drawable_names, font_runs, plain_text
+from utils.text import display_width, one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLORS = [
     "#e6194b",
@@ -49,25 +56,48 @@ def draw_boxes(image: Tensor, target: dict[str, Tensor], class_names: Sequence[s
 
     `target` has `boxes` (k, 4), xyxy in pixels, `labels` (k,) and optionally `scores` (k,).
     """
-    from matplotlib import get_data_path  # it brings a font
-
     if not len(target["boxes"]):
         return image
-    labels = target["labels"].tolist()
-    texts = [class_names[k] for k in labels]
+    names, labels = drawable_names(class_names), target["labels"].tolist()
+    texts = [names[k] for k in labels]
     if "scores" in target:
         scores = target["scores"].tolist()
         texts = [f"{text} {score:.2f}" for text, score in zip(texts, scores, strict=True)]
     size = max(image.shape)
-    return draw_bounding_boxes(
-        image,
-        target["boxes"].cpu(),
-        texts,
-        [COLORS[k % len(COLORS)] for k in labels],
-        width=max(2, size // 400),
-        font=f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf",
-        font_size=max(11, size // 60),
-    )
+    width, font_size = max(2, size // 400), max(11, size // 60)
+    picture = to_pil_image(image.cpu())
+    draw = ImageDraw.Draw(picture)
+    colors = [COLORS[k % len(COLORS)] for k in labels]
+    boxes = target["boxes"].round().tolist()
+    for box, color in zip(boxes, colors, strict=True):
+        if all(map(math.isfinite, box)) and box[0] <= box[2] and box[1] <= box[3]:
+            draw.rectangle(box, outline=color, width=width)
+    for box, color, text in zip(boxes, colors, texts, strict=True):  # above all boxes
+        if all(map(math.isfinite, box)):
+            _draw_label(draw, (box[0], box[1]), text, color, font_size)
+    return pil_to_tensor(picture)
+
+
+def _draw_label(
+    draw: ImageDraw.ImageDraw, corner: tuple[float, float], text: str, color: str, font_size: int
+) -> None:
+    """Draw `text` on a rectangle of `color`: above the `corner` of a box, below it at the top.
+
+    It is moved to stay inside the picture.
+    """
+    runs = font_runs(text, font_size)
+    lengths = [font.getlength(part) for part, font in runs]
+    width, height = sum(lengths) + 2, font_size * 1.3
+    x = max(0, min(corner[0], draw.im.size[0] - width))
+    y = corner[1] - height if corner[1] >= height else corner[1]
+    y = max(0, min(y, draw.im.size[1] - height))
+    draw.rectangle((x, y, x + width, y + height), fill=color)
+    red, green, blue = ImageColor.getrgb(color)
+    ink = "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 128 else "white"
+    baseline = y + font_size
+    for (part, font), length in zip(runs, lengths, strict=True):
+        draw.text((x + 1, baseline), part, ink, font, anchor="ls")
+        x += length
 
 
 def _draw_each(images: Tensor, targets: Targets, class_names: Sequence[str]) -> list[Tensor]:
@@ -88,7 +118,7 @@ def _draw_each(images: Tensor, targets: Targets, class_names: Sequence[str]) -> 
 
 def draw_batch(images: Tensor, targets: Targets, class_names: Sequence[str], path: Path) -> None:
     """Write a grid of the first images of a batch (B, 3, h, w), with boxes, to the JPEG `path`."""
-    to_pil_image(make_grid(_draw_each(images, targets, class_names), nrow=4)).save(path)
+    _save_grid(_draw_each(images, targets, class_names), path)
 
 
 def draw_predictions(
@@ -109,29 +139,53 @@ def draw_predictions(
         _draw_each(images, confident, class_names),
         strict=True,
     )
-    to_pil_image(make_grid([image for pair in pairs for image in pair], nrow=4)).save(path)
+    _save_grid([image for pair in pairs for image in pair], path)
+
+
+def _save_grid(images: Sequence[Tensor], path: Path) -> None:
+    """Write images of one size, four in a row; the suffix of `path` says in which format."""
+    grid = to_pil_image(make_grid([*images], nrow=4))
+    image_format = Image.registered_extensions()[path.suffix.lower()]
+    with atomic_write(path) as file:
+        grid.save(file, image_format)
 
 
 # ----------------------------------------------------------------------------------------------
 # Curves over the run
 
 
-def draw_results(rows: Sequence[Mapping[str, Any]], path: Path | BinaryIO) -> None:
-    """Draw every column of results.csv over the epochs; a row may lack columns that others have."""
+@contextmanager
+def _figure(
+    path: Path | BinaryIO | str, texts: Iterable[str] = (), dpi: int = 100, **options: Any
+) -> Iterator["Figure"]:
+    """Context that gives a figure, with fonts for `texts`, and writes it to `path` at its end."""
     from matplotlib.figure import Figure
 
+    with plain_text(texts):
+        figure = Figure(layout="constrained", **options)
+        yield figure
+        if not isinstance(path, str | Path):
+            figure.savefig(path, dpi=dpi)
+            return
+        path = Path(path)
+        with atomic_write(path if path.suffix else path.with_suffix(".png")) as file:
+            figure.savefig(file, dpi=dpi, format=path.suffix[1:] or "png")
+
+
+def draw_results(rows: Sequence[Mapping[str, Any]], path: Path | BinaryIO) -> None:
+    """Draw every column of results.csv over the epochs; a row may lack columns that others have."""
     columns = dict.fromkeys(key for row in rows for key in row if key != "epoch")
     num_lines = math.ceil(len(columns) / 4)
-    figure = Figure(figsize=(14, 3 * num_lines), layout="constrained")
-    grid = figure.subplots(num_lines, 4)
-    for axes, name in zip(grid.flat, columns, strict=False):
-        points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
-        axes.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else None)
-        axes.set_title(name)
-        axes.grid(alpha=0.3)
-    for axes in grid.flat[len(columns) :]:
-        axes.remove()
-    figure.savefig(path, dpi=100)
+    with _figure(path, columns, figsize=(14, 3 * num_lines)) as figure:
+        grid = figure.subplots(num_lines, 4)
+        for axes, name in zip(grid.flat, columns, strict=False):
+            points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
+            points = [(epoch, y) for epoch, y in points if math.isfinite(y)]
+            axes.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else None)
+            axes.set_title(one_line(name))
+            axes.grid(alpha=0.3)
+        for axes in grid.flat[len(columns) :]:
+            axes.remove()
 
 
 def draw_plan(
@@ -145,18 +199,15 @@ def draw_plan(
     Each curve has the learning rate of every batch of a run; `labels` names them (default: group 0,
     1, ...).
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots()
-    for group in _equal_curves(curves):
-        if labels:
-            label = ", ".join(labels[i] for i in group)
-        else:
-            label = "group " + ", ".join(map(str, group))
-        _plot_lr(axes, curves[group[0]], batches_per_epoch, label)
-    _finish_lr_axes(axes)
-    figure.savefig(path, dpi=150)
+    with _figure(path, labels, dpi=150, figsize=(8, 4)) as figure:
+        axes = figure.subplots()
+        for group in _equal_curves(curves):
+            if labels:
+                label = ", ".join(labels[i] for i in group)
+            else:
+                label = "group " + ", ".join(map(str, group))
+            _plot_lr(axes, curves[group[0]], batches_per_epoch, _legend_text(label))
+        _finish_lr_axes(axes)
 
 
 def draw_schedule(
@@ -170,21 +221,24 @@ def draw_schedule(
     The latter are the columns lr/0, lr/1, ... of `rows`, which are those of results.csv. `planned`
     has for each parameter group the learning rate of every batch of the run.
     """
-    from matplotlib.figure import Figure
+    with _figure(path, figsize=(9, 4)) as figure:
+        axes = figure.subplots()
+        for group in _equal_curves(planned):
+            label = "group " + ", ".join(map(str, group))
+            _plot_lr(axes, planned[group[0]], batches_per_epoch, f"{label}: planned")
+            column = f"lr/{group[0]}"
+            # A row has the learning rate of the last batch of its epoch; draw it where that begins.
+            last_batch = 1 - 1 / batches_per_epoch
+            known = [row for row in rows if row.get(column) is not None]
+            epochs = [row["epoch"] + last_batch for row in known]
+            axes.plot(epochs, [row[column] for row in known], ".", label=f"{label}: actual")
+        _finish_lr_axes(axes)
 
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    axes = figure.subplots()
-    for group in _equal_curves(planned):
-        label = "group " + ", ".join(map(str, group))
-        _plot_lr(axes, planned[group[0]], batches_per_epoch, f"{label}: planned")
-        column = f"lr/{group[0]}"
-        # A row has the learning rate of the last batch of its epoch; draw it where that begins.
-        last_batch = 1 - 1 / batches_per_epoch
-        known = [row for row in rows if row.get(column) is not None]
-        epochs = [row["epoch"] + last_batch for row in known]
-        axes.plot(epochs, [row[column] for row in known], ".", label=f"{label}: actual")
-    _finish_lr_axes(axes)
-    figure.savefig(path, dpi=100)
+
+def _legend_text(name: str) -> str:
+    """Return `name` so that a legend shows it: one that starts with _ is left out of it."""
+    text = one_line(name, 80)
+    return f" {text}" if text.startswith("_") else text
 
 
 def _equal_curves(curves: Sequence[array]) -> list[list[int]]:
@@ -254,20 +308,20 @@ def _draw_class_curves(
     path: Path,
 ) -> None:
     """Draw the first `MAX_CURVES` curves (K, len(x)) and the mean of all; skip rows of nan."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    axes = figure.subplots()
     has_gt = ~np.isnan(curves).all(1)
-    names = np.asarray(class_names)[has_gt]
-    for name, curve in zip(names[:MAX_CURVES], curves[has_gt], strict=False):
-        axes.plot(x, curve, linewidth=1, label=name)
-    if has_gt.any():
-        axes.plot(x, curves[has_gt].mean(0), linewidth=3, color="black", label="all classes")
-    axes.set(xlabel=xlabel, ylabel=f"{ylabel} at IoU 0.5", xlim=(0, 1), ylim=(0, 1.02))
-    axes.grid(alpha=0.3)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=100)
+    names = [name for name, drawn in zip(drawable_names(class_names), has_gt, strict=True) if drawn]
+    with _figure(path, names[:MAX_CURVES], figsize=(9, 6)) as figure:
+        axes = figure.subplots()
+        for name, curve in zip(names[:MAX_CURVES], curves[has_gt], strict=False):
+            axes.plot(x, curve, linewidth=1, label=_legend_text(name))
+        axes.set(xlabel=xlabel, ylabel=f"{ylabel} at IoU 0.5", xlim=(0, 1), ylim=(0, 1.02))
+        axes.grid(alpha=0.3)
+        if has_gt.any():
+            mean = curves[has_gt].mean(0)
+            axes.plot(x, mean, linewidth=3, color="black", label="all classes")
+            axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        else:
+            axes.set_title("no ground-truth boxes")
 
 
 def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path | BinaryIO) -> None:
@@ -276,24 +330,21 @@ def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path | 
     Colors are fractions of a column, numbers are counts. Of more than `MAX_NAMES` classes the axes
     show indices instead of names.
     """
-    from matplotlib.figure import Figure
-
     fractions = matrix / np.maximum(matrix.sum(0), 1)
-    shows_names = len(class_names) <= MAX_NAMES
-    inches = max(5.0, min(30.0, 2 + 0.6 * len(matrix))) if shows_names else 16.0
-    figure = Figure(figsize=(inches + 1, inches), layout="constrained")
-    axes = figure.subplots()
-    heatmap = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(heatmap, label="fraction of the column")
-    axes.set(xlabel="true class", ylabel="predicted class")
-    if shows_names:
-        ticks = range(len(matrix))
-        names = [*class_names, "background"]
-        axes.set_xticks(ticks, names, rotation=90)
-        axes.set_yticks(ticks, names)
-    if len(matrix) <= MAX_COUNTS:
-        for row, column in np.argwhere(matrix):
-            color = "white" if fractions[row, column] > 0.5 else "black"
-            text = str(matrix[row, column])
-            axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
-    figure.savefig(path, dpi=100)
+    names = drawable_names(class_names) if len(class_names) <= MAX_NAMES else []
+    margin = 0.14 * max(map(display_width, names), default=0)  # inches of the longest name
+    inches = max(5.0, min(30.0, 1 + margin + 0.6 * len(matrix))) if names else 16.0
+    with _figure(path, names, figsize=(inches + 1, inches)) as figure:
+        axes = figure.subplots()
+        heatmap = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
+        figure.colorbar(heatmap, label="fraction of the column")
+        axes.set(xlabel="true class", ylabel="predicted class")
+        if names:
+            ticks = range(len(matrix))
+            axes.set_xticks(ticks, [*names, "background"], rotation=90)
+            axes.set_yticks(ticks, [*names, "background"])
+        if len(matrix) <= MAX_COUNTS:
+            for row, column in np.argwhere(matrix):
+                color = "white" if fractions[row, column] > 0.5 else "black"
+                text = str(matrix[row, column])
+                axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)

@@ -21,6 +21,7 @@ from utils.atomic import atomic_write
 from utils.confusion import confusion_matrix, match_detections, per_image_f1
 from utils.device import cpu_count
 from utils.hyp import Hyp
+from utils.keep_going import KeepGoing
 from utils.metrics import METRICS, Result, table_rows
 from utils.plots import draw_boxes, draw_confusion, draw_results, draw_schedule
 
@@ -82,52 +83,65 @@ def command_line(program: str, args: Mapping[str, Any], defaults: Mapping[str, A
     return shlex.join(words)
 
 
-def write_report(run_dir: Path, summary: RunSummary) -> None:
-    """Write report.html to `run_dir`. Raises OSError when it cannot be written."""
+def write_report(run_dir: Path, summary: RunSummary, keep_going: KeepGoing | None = None) -> None:
+    """Write report.html to `run_dir`, without a section that cannot be made.
+
+    Raises OSError when the file cannot be written.
+    """
+    path = run_dir / "report.html"
+    keep_going = keep_going or KeepGoing()
     detections = summary.detections.numpy()
     class_names = [category["name"] for category in summary.coco_gt["categories"]]
     matches = match_detections(summary.coco_gt, detections, REPORT_CONF)
+    matrix = confusion_matrix(matches, len(class_names))
     f1 = per_image_f1(matches, len(class_names))
     ranking = sorted(f1, key=lambda i: (-f1[i], i))
     best = ranking[:GALLERY_SIZE]
     worst = ranking[max(GALLERY_SIZE, len(ranking) - GALLERY_SIZE) :][::-1]
 
     def gallery(image_ids: Sequence[int]) -> str:
-        figures = [_figure(summary, detections, i, class_names, f1[i]) for i in image_ids]
+        figures = []
+        for i in image_ids:
+            with keep_going.without(f"{path}: {summary.files[i]}"):
+                figures.append(_figure(summary, detections, i, class_names, f1[i]))
         return f"<div class='gallery'>{''.join(figures)}</div>"
 
-    overall = summary.result.overall
-    title = html.escape(run_dir.name)
-    matrix = confusion_matrix(matches, len(class_names))
-    parts = [
-        f"<h1>{title}: mAP50-95 {overall['mAP50-95']:.3f}, mAP50 {overall['mAP50']:.3f}</h1>",
-        f"<pre>{html.escape(summary.command)}</pre>",
-        f"<div class='environment'>{_environment_table(summary.environment)}</div>",
-        "<h2>Per-class metrics</h2>",
-        _metrics_table(summary.result),
-        "<h2>Training curves</h2>",
-        _png(lambda file: draw_results(summary.rows, file)),
-        "<h2>Learning rate: planned and actual</h2>",
-        _png(
+    sections: dict[str, Callable[[], str]] = {
+        "Environment": lambda: _environment_table(summary.environment),
+        "Per-class metrics": lambda: _metrics_table(summary.result),
+        "Training curves": lambda: _png(lambda file: draw_results(summary.rows, file)),
+        "Learning rate: planned and actual": lambda: _png(
             lambda file: draw_schedule(
                 summary.planned, summary.batches_per_epoch, summary.rows, file
             )
         ),
-        f"<h2>Confusion matrix (confidence &gt; {REPORT_CONF})</h2>",
-        _png(lambda file: draw_confusion(matrix, class_names, file)),
-        "<h2>Best images</h2>",
-        gallery(best),
-        "<h2>Worst images</h2>",
-        gallery(worst),
-        "<h2>Hyperparameters</h2>",
-        _hyp_table(summary.hyp.model_dump()),
+        f"Confusion matrix (confidence > {REPORT_CONF})": lambda: _png(
+            lambda file: draw_confusion(matrix, class_names, file)
+        ),
+        "Best images": lambda: gallery(best),
+        "Worst images": lambda: gallery(worst),
+        "Hyperparameters": lambda: _hyp_table(summary.hyp.model_dump()),
+    }
+    overall = summary.result.overall
+    title = html.escape(run_dir.name)
+    parts = [
+        f"<h1>{title}: mAP50-95 {overall['mAP50-95']:.3f}, mAP50 {overall['mAP50']:.3f}</h1>",
+        f"<pre>{html.escape(summary.command)}</pre>",
     ]
+    for heading, make in sections.items():
+        with keep_going.without(f"{path}: {heading}"):
+            content = make()
+            if heading == "Environment":  # it needs no heading
+                parts.append(f"<div class='environment'>{content}</div>")
+            else:
+                parts += [f"<h2>{html.escape(heading)}</h2>", content]
     page = (
         f"<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'><title>{title}</title>"
         f"<style>{STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
     )
-    with atomic_write(run_dir / "report.html") as file:
-        file.write(page.encode())
+    with atomic_write(path) as file:
+        # A byte of a file name that is not UTF-8 is shown as a backslash with its number.
+        file.write(page.encode(errors="backslashreplace"))
 
 
 def _table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str:

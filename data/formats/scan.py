@@ -16,7 +16,7 @@ from data.cache import Arrays
 from data.file_names import FileNames
 from data.images import image_size
 from data.threads import map_in_threads
-from utils.metrics import to_coco_gt
+from utils.metrics import detection_limit, to_coco_gt
 
 Labels = dict[str, int | None]  # class name in a source -> label, None for a class to skip
 Box = tuple[float, float, float, float]  # xyxy as fractions of the image's width and height
@@ -68,6 +68,11 @@ class Annotations:
         return to_coco_gt(
             self.sizes, self.offsets, self.boxes, self.labels, self.crowd, self.class_names
         )
+
+    def detection_limit(self) -> int:
+        """Return how many detections of each image are evaluated (`utils.metrics`)."""
+        image_index = np.repeat(np.arange(len(self)), np.diff(self.offsets))
+        return detection_limit(image_index[~self.crowd])
 
     def image_names(self, indices: Sequence[int]) -> str:
         """Return the file names, without directories, of the images at `indices`."""
