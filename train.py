@@ -173,8 +173,9 @@ def build(
     stage("schedule")
     run.optimizer = build_optimizer(model, hyp)
     run.scaler = LossScaler(device, run.dtype)
+    batch_sizes = [sampler.batch_size] * len(sampler)
     run.scheduler, run.lr_plan, messages = build_checked_scheduler(
-        hyp, start.hyp_file, run.optimizer, args.epochs, sampler.batch_sizes, args.batch_size
+        hyp, start.hyp_file, run.optimizer, args.epochs, batch_sizes, sampler.batch_size
     )
     warning(*messages)
     run.ema = EMA(model, hyp.ema_decay)
@@ -244,7 +245,7 @@ def train_one_epoch(run: Run, progress: Progress) -> None:
     for batch, (images, targets) in enumerate(bar, progress.batch):
         stage("batch", epoch=epoch, batch=batch)
         seed_everything(run.args.seed, epoch, batch, run.dist.rank)
-        run.scheduler.step_batch(sampler.batch_sizes[batch])
+        run.scheduler.step_batch(sampler.batch_size)
         check_lr(run.scheduler, run.lr_plan, epoch, batch)
 
         # An optimizer step takes the mean gradient of a window of hyp.accumulate batches.
@@ -271,7 +272,7 @@ def train_one_epoch(run: Run, progress: Progress) -> None:
             postfix = {name: f"{mean:.3f}" for name, mean in progress.means.values().items()}
             postfix["lr"] = f"{run.scheduler.get_last_lr()[0]:.2e}"
             postfix["mem"] = f"{peak_memory_gb(run.device):.1f}G"
-            bar.set_postfix(postfix, images=int(sampler.bounds[batch + 1]), refresh=False)
+            bar.set_postfix(postfix, images=(batch + 1) * sampler.batch_size, refresh=False)
         if not is_update_step:
             continue
 

@@ -25,12 +25,13 @@ class SampleKey(NamedTuple):
 
 
 class EpochBatchSampler(Sampler[list[SampleKey]]):
-    """Yields the batches of one epoch: every image once, in an order set by (seed, epoch).
+    """Yields the batches of one epoch: all images, in an order set by (seed, epoch).
 
-    An epoch has ceil(num_samples / batch_size) batches whose sizes, `batch_sizes`, differ by at
-    most one, so that the gradient of a small last batch does not count as much as a full one's.
-    Batch i has the positions bounds[i] to bounds[i + 1]. Set `epoch`, and `start_batch` to begin
-    in the middle of it, before iterating.
+    An epoch has ceil(num_samples / batch_size) batches of one size, so that kernels are selected
+    and compiled for one shape, and no gradient is that of a small last batch. `batch_size` becomes
+    the smallest size with which they hold all images. Where they hold more, by less than one image
+    a batch, the order begins again at the end. Set `epoch`, and `start_batch` to begin in the
+    middle of it, before iterating.
 
     `imgsz` is the smallest and largest sample size in pixels, multiples of `stride`; each batch
     gets one of the multiples in between.
@@ -49,21 +50,21 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
         world_size: int = 1,
         stride: int = 32,
     ) -> None:
-        self.num_samples, self.batch_size = num_samples, batch_size
+        self.num_samples = num_samples
+        self.num_batches = math.ceil(num_samples / batch_size)
+        self.batch_size = math.ceil(num_samples / self.num_batches)
         self.imgsz, self.stride, self.seed = imgsz, stride, seed
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
         self.start_batch = 0
-        self.bounds = np.linspace(0, num_samples, len(self) + 1).round().astype(int)
-        self.batch_sizes: list[int] = np.diff(self.bounds).tolist()
-        if min(self.batch_sizes) < world_size:
+        if self.batch_size < world_size:
             raise UserError(
-                f"--batch-size {batch_size}: the smallest batch has {min(self.batch_sizes)} of the "
-                f"{num_samples} images (need one for each of the {world_size} processes)"
+                f"--batch-size {batch_size}: {num_samples} images make batches of "
+                f"{self.batch_size} (need one for each of the {world_size} processes)"
             )
 
     def __len__(self) -> int:
-        return math.ceil(self.num_samples / self.batch_size)
+        return self.num_batches
 
     def source_images(self, first_batch: int, last_batch: int) -> list[int]:
         """Return the sorted indices of the images that these batches of the epoch may use.
@@ -82,7 +83,7 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
         # of batch i. The samples' are those of `transform_rng`.
         order = np.random.default_rng((self.seed, self.epoch, 0)).permutation(self.num_samples)
         for batch in range(self.start_batch, len(self)):
-            first, size = int(self.bounds[batch]), self.batch_sizes[batch]
+            first, size = batch * self.batch_size, self.batch_size
             start = first + size * self.rank // self.world_size
             end = first + size * (self.rank + 1) // self.world_size
             # A mosaic takes the next images in this order: every image is in equally many mosaics,

@@ -5,6 +5,20 @@ They are separate from yolo.py, so that a block can be changed without touching 
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` that does not count its batches.
+
+    Nothing uses the number, unless `momentum` is None, and on a GPU it is a kernel in each layer
+    and step. The buffer is kept, so that state dicts have the same keys.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        statistics = self.running_mean, self.running_var
+        affine = self.weight, self.bias
+        return F.batch_norm(x, *statistics, *affine, self.training, self.momentum, self.eps)
 
 
 class ConvNormAct(nn.Sequential):
@@ -20,7 +34,7 @@ class ConvNormAct(nn.Sequential):
         padding = (kernel_size - stride + 1) // 2
         super().__init__(
             nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False),
-            nn.BatchNorm2d(out_channels, eps=1e-3, momentum=0.03),
+            BatchNorm2d(out_channels, eps=1e-3, momentum=0.03),
             nn.SiLU(),
         )
 

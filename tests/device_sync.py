@@ -160,8 +160,7 @@ class Watch(TorchDispatchMode):
 class Sampler:
     """`STEPS` batches of two images."""
 
-    batch_sizes = (2,) * STEPS
-    bounds = range(0, 2 * STEPS + 1, 2)
+    batch_size = 2
 
     def __len__(self) -> int:
         return STEPS
@@ -207,7 +206,7 @@ def waits_in_a_step(model_name: str, optimizer: str) -> list[tuple[str, str]]:
         run.model.to(DEVICE, memory_format=torch.channels_last)
         run.optimizer = build_optimizer(run.model, hyp)
         run.scheduler, run.lr_plan, _ = build_checked_scheduler(
-            hyp, Path("hyp.yaml"), run.optimizer, 1, Sampler.batch_sizes, 2
+            hyp, Path("hyp.yaml"), run.optimizer, 1, [2] * STEPS, 2
         )
         run.ema, run.progress = EMA(run.model, hyp.ema_decay), Progress()
         run.progress.start_timer()

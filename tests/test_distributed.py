@@ -190,12 +190,12 @@ def test_sampler_order_does_not_depend_on_the_number_of_processes(processes):
     for batch, shards in zip(single, zip(*samplers, strict=True), strict=True):
         assert sorted(key for shard in shards for key in shard) == sorted(batch)
         assert max(map(len, shards)) - min(map(len, shards)) <= 1
-    assert all(sampler.batch_sizes == single.batch_sizes for sampler in samplers)
+    assert all(sampler.batch_size == single.batch_size for sampler in samplers)
 
 
 def test_sampler_refuses_a_batch_with_fewer_images_than_processes():
-    with pytest.raises(UserError, match="--batch-size 4"):
-        EpochBatchSampler(5, 4, (64, 64), 0, rank=0, world_size=3)  # batches of 2 and 3
+    with pytest.raises(UserError, match="--batch-size 3: 4 images make batches of 2"):
+        EpochBatchSampler(4, 3, (64, 64), 0, rank=0, world_size=3)
 
 
 def test_distributed_context_refuses_a_world_size_not_set_by_torchrun(monkeypatch):

@@ -1,4 +1,4 @@
-"""The order of an epoch: every image once, in even batches, from (seed, epoch) alone."""
+"""The order of an epoch: all images, in batches of one size, from (seed, epoch) alone."""
 
 import math
 
@@ -18,17 +18,19 @@ def batches_of(num_samples, batch_size, seed, epoch, start_batch=0, imgsz=(64, 6
 @pytest.mark.parametrize(
     ("num_samples", "batch_size"), [(292, 16), (17, 16), (16, 16), (3, 16), (100, 7), (1, 1)]
 )
-def test_sampler_yields_every_image_once_in_even_batches(num_samples, batch_size):
+def test_sampler_yields_every_image_in_batches_of_one_size(num_samples, batch_size):
     batches = batches_of(num_samples, batch_size, 0, 0)
     sampler = EpochBatchSampler(num_samples, batch_size, (64, 64), 0)
     assert len(batches) == len(sampler) == math.ceil(num_samples / batch_size)
-    assert [len(batch) for batch in batches] == sampler.batch_sizes
+    assert {len(batch) for batch in batches} == {sampler.batch_size}
+    assert num_samples / len(batches) <= sampler.batch_size <= batch_size
     keys = [key for batch in batches for key in batch]
+    assert [key.position for key in keys] == list(range(len(keys)))
     for tile in range(4):
-        assert sorted(key.indices[tile] for key in keys) == list(range(num_samples))
-    assert [key.position for key in keys] == list(range(num_samples))
-    sizes = {len(batch) for batch in batches}
-    assert max(sizes) <= batch_size and max(sizes) - min(sizes) <= 1
+        images = [key.indices[tile] for key in keys]
+        assert sorted(images[:num_samples]) == list(range(num_samples))
+        assert images[num_samples:] == images[: len(keys) - num_samples]
+    assert len(keys) - num_samples < len(batches)
 
 
 def test_sampler_order_is_a_function_of_seed_and_epoch():
@@ -46,14 +48,15 @@ def test_sampler_order_is_a_function_of_seed_and_epoch():
     ("num_samples", "batch_size", "world_size"), [(1, 1, 1), (3, 2, 1), (18, 4, 3), (101, 16, 2)]
 )
 def test_sampler_keys_are_windows_of_the_permutation(num_samples, batch_size, world_size):
-    """The order is numpy's permutation, and an image's neighbors are the next ones, in a circle."""
+    """The order is numpy's permutation, in a circle: an image's neighbors are the next ones."""
     order = np.random.default_rng((5, 2, 0)).permutation(num_samples)
     shards = [
         batches_of(num_samples, batch_size, 5, 2, rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
     keys = [key for batch in zip(*shards, strict=True) for shard in batch for key in shard]
-    assert [key.position for key in keys] == list(range(num_samples))
+    assert [key.position for key in keys] == list(range(len(keys)))
+    assert num_samples <= len(keys) < num_samples + len(shards[0])
     for key in keys:
         assert key.indices == tuple(order[(key.position + i) % num_samples] for i in range(4))
         assert {type(number) for number in (key.position, *key.indices)} == {int}

@@ -75,7 +75,7 @@ def test_train_writes_a_run_directory(tiny, tmp_path):
     assert [row["metrics/mAP50"] == "" for row in read_results(second)] == [True, False]
 
 
-def test_train_counts_the_samples_of_uneven_batches(tiny, tmp_path, capsys):
+def test_train_counts_the_samples_of_its_batches(tiny, tmp_path, capsys):
     """12 images in batches of 5 are 3 batches of 4.
 
     Before the last batch of an epoch there are its first 8 samples and 12 of each epoch before.
