@@ -43,6 +43,7 @@ from utils.device import select_device, set_deterministic
 from utils.distributed import DistributedContext, convert_sync_batchnorm
 from utils.ema import EMA
 from utils.errors import UserError
+from utils.ground_truth import GroundTruth, limit_message
 from utils.hyp import Hyp
 from utils.inference import run_inference
 from utils.interrupt import StopSignals, kill_workers_at_exit
@@ -50,7 +51,7 @@ from utils.keep_going import KeepGoing
 from utils.letterbox import check_imgsz, imgsz_bounds, imgsz_warning, round_imgsz
 from utils.log import info, plural, set_main, stage, warning
 from utils.memory import disable_malloc_trim, peak_memory_gb
-from utils.metrics import evaluate, format_table, limit_message
+from utils.metrics import combine, evaluate_classes, format_table
 from utils.optimizers import build_optimizer
 from utils.plan import build_checked_scheduler, check_lr
 from utils.plots import draw_batch, draw_plan, draw_predictions, draw_results
@@ -84,8 +85,7 @@ class Run:
     environment: dict[str, object]  # what the last bits of the results depend on
     train_data: Annotations
     val_data: Annotations
-    coco_gt: dict[str, object] | None  # of validation, as a COCO dataset; in the main process only
-    max_detections: int  # of a validation image that are evaluated
+    ground_truth: GroundTruth  # of validation
     loaders: Loaders
     model: Detector
     ddp_model: nn.Module  # `model` itself in a single process
@@ -137,13 +137,13 @@ def build(
     num_errors = len(train_data.errors) + len(val_data.errors)
     if args.strict_data and num_errors:
         raise UserError(f"{args.data}: {num_errors} invalid images or annotations (--strict-data)")
-    run.coco_gt = val_data.coco_gt() if dist.is_main else None
+    run.ground_truth = val_data.ground_truth()
+    limit = run.ground_truth.detection_limit
+    info(*limit_message(limit, "val"))
 
     stage("model")
     model = run.model = build_model(args.model, len(train_data.class_names), args.backbone)
-    run.max_detections = val_data.detection_limit()
-    model.allow_detections(run.max_detections)
-    info(*limit_message(run.max_detections, "val"))
+    model.allow_detections(limit)
     args.epochs = args.epochs or config.epochs
     args.batch_size = args.batch_size or config.batch_size
     args.imgsz = args.imgsz or config.imgsz
@@ -317,12 +317,15 @@ def validate(run: Run, progress: Progress) -> tuple[dict[str, float], bool]:
     stage("validate", epoch=progress.epoch)
     run.dist.broadcast_buffers(run.ema.model)
     batches = run.stop.stop_on_signal(run.loaders.val)
-    detections = run_inference(run.ema.model, batches, run.device, run.dtype, run.max_detections)
+    limit = run.ground_truth.detection_limit
+    detections = run_inference(run.ema.model, batches, run.device, run.dtype, limit)
     progress.batch = len(run.loaders.sampler)  # a run that is stopped here resumes here
     run.checkpointer.exit_if_interrupted()
     detections = run.dist.gather_rows(detections)
     stage("evaluate")
-    result = run.dist.on_main(evaluate, run.coco_gt, detections)
+    shard = range(run.dist.rank, len(run.ground_truth.class_names), run.dist.world_size)
+    parts = run.dist.on_each(evaluate_classes, run.ground_truth, detections, shard)
+    result, _ = combine(run.dist.all_gather(parts))
     confident = torch.from_numpy(detections[detections[:, 5] > REPORT_CONF]).float()
     return result.overall, progress.record_result(result, confident)
 
@@ -411,7 +414,7 @@ def main(argv: list[str] | None = None) -> None:
                     planned=run.lr_plan,
                     batches_per_epoch=len(run.loaders.sampler),
                     result=progress.best_result,
-                    coco_gt=run.coco_gt,
+                    ground_truth=run.ground_truth,
                     detections=progress.best_detections,
                     files=run.val_data.files,
                     read_image=read_image,

@@ -31,12 +31,13 @@ from utils.cli import Parser, dir_name, int_range, run_cli, unit_interval
 from utils.confusion import confusion_matrix, match_detections
 from utils.device import default_workers, select_device, set_deterministic
 from utils.errors import UserError
+from utils.ground_truth import limit_message
 from utils.inference import run_inference
 from utils.keep_going import KeepGoing
 from utils.letterbox import check_imgsz, imgsz_bounds, imgsz_warning
 from utils.log import info, warning
 from utils.memory import disable_malloc_trim
-from utils.metrics import evaluate_with_curves, format_table, limit_message
+from utils.metrics import combine, evaluate_classes, format_table
 from utils.plots import draw_confusion, draw_curves
 from utils.run_dir import new_dir
 
@@ -153,7 +154,8 @@ def evaluate_detector(args: argparse.Namespace) -> None:
             f"trained on {list(model.class_names)} (they must be the same)"
         )
     warning(*imgsz_warning(args.imgsz or model.imgsz, model.stride), *data.messages(args.split))
-    limit = data.detection_limit()
+    ground_truth = data.ground_truth()
+    limit = ground_truth.detection_limit
     model.allow_detections(limit)
     info(*limit_message(limit, args.split))
     loader = DataLoader(
@@ -167,8 +169,8 @@ def evaluate_detector(args: argparse.Namespace) -> None:
     timer = Timer(device)
     timed_model, timed_batches = TimedDetector(model, timer), time_batches(loader, timer)
     detections = run_inference(timed_model, timed_batches, device, dtype, limit)
-    coco_gt = data.coco_gt()
-    result, curves = evaluate_with_curves(coco_gt, detections)
+    classes = range(len(data.class_names))
+    result, curves = combine([evaluate_classes(ground_truth, detections, classes)])
     info(format_table(result))
     ms = "  ".join(f"{stage} {1000 * s / len(data):.1f}" for stage, s in timer.seconds.items())
     precision = "" if dtype == torch.float32 else f", {amp_name(dtype)}"
@@ -186,7 +188,8 @@ def evaluate_detector(args: argparse.Namespace) -> None:
         with keep_going.without(f"{results_dir}: the PR and F1 curves"):
             draw_curves(*curves, data.class_names, results_dir)
         with keep_going.without(results_dir / "confusion_matrix.png"):
-            counts = confusion_matrix(match_detections(coco_gt, detections), len(data.class_names))
+            matches = match_detections(ground_truth, detections)
+            counts = confusion_matrix(matches, len(data.class_names))
             draw_confusion(counts, data.class_names, results_dir / "confusion_matrix.png")
     info(f"results written to {results_dir}")
 

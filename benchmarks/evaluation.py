@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils.metrics import evaluate, to_coco_gt
+from utils.ground_truth import GroundTruth
+from utils.metrics import evaluate
 
 WIDTH, HEIGHT = 640, 480
 DATASETS = {"coco": (5000, 80, 7.0), "objects365": (80000, 365, 15.5)}  # images, classes, boxes
@@ -30,8 +31,8 @@ DATASETS = {"coco": (5000, 80, 7.0), "objects365": (80000, 365, 15.5)}  # images
 
 def synthetic_data(
     num_images: int, num_predictions: int, num_classes: int, boxes_per_image: float = 7
-) -> tuple[dict, np.ndarray]:
-    """Return a COCO ground truth, and detections for `evaluate`.
+) -> tuple[GroundTruth, np.ndarray]:
+    """Return a ground truth, and detections for `evaluate`.
 
     The detections have the shape (num_images * num_predictions, 7).
     """
@@ -42,7 +43,7 @@ def synthetic_data(
     boxes = np.concatenate((corner, corner + size), axis=1).astype(np.float32)
     labels = rng.integers(num_classes, size=len(boxes))
     offsets = np.concatenate(([0], counts.cumsum()))
-    coco_gt = to_coco_gt(
+    ground_truth = GroundTruth.from_fractions(
         np.tile(np.int32([WIDTH, HEIGHT]), (num_images, 1)),
         offsets,
         boxes,
@@ -68,17 +69,17 @@ def synthetic_data(
         max_score = np.where(np.arange(num_predictions) < num_gt, 1.0, 0.5)
         score = rng.random(num_predictions) * max_score
         rows.append(np.c_[np.full(num_predictions, image_id), xywh, score, label])
-    return coco_gt, np.concatenate(rows)
+    return ground_truth, np.concatenate(rows)
 
 
-def pycocotools_map(coco_gt: dict, detections: np.ndarray) -> float:
+def pycocotools_map(ground_truth: GroundTruth, detections: np.ndarray) -> float:
     """Return the mAP50-95 that pycocotools computes."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
-        coco.dataset = coco_gt
+        coco.dataset = ground_truth.to_coco()
         coco.createIndex()
         evaluation = COCOeval(coco, coco.loadRes(detections), "bbox")
         evaluation.evaluate()
@@ -106,13 +107,13 @@ def main() -> None:
     num_images, num_classes, boxes_per_image = DATASETS[args.dataset]
     num_images = args.images or num_images
     memory_at_start = peak_gb()
-    coco_gt, detections = synthetic_data(num_images, args.predictions, num_classes, boxes_per_image)
-    print(
-        f"{num_images} images, {len(coco_gt['annotations'])} boxes, {len(detections)} predictions"
+    ground_truth, detections = synthetic_data(
+        num_images, args.predictions, num_classes, boxes_per_image
     )
-    candidates = {"evaluate": lambda: evaluate(coco_gt, detections).overall["mAP50-95"]}
+    print(f"{num_images} images, {len(ground_truth.labels)} boxes, {len(detections)} predictions")
+    candidates = {"evaluate": lambda: evaluate(ground_truth, detections).overall["mAP50-95"]}
     if is_coco:
-        candidates["pycocotools"] = lambda: pycocotools_map(coco_gt, detections)
+        candidates["pycocotools"] = lambda: pycocotools_map(ground_truth, detections)
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for i in range(args.rounds or (3 if is_coco else 1)):
         for name, compute_map in candidates.items():

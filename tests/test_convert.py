@@ -11,7 +11,7 @@ from PIL import Image
 from data import convert, describe
 from data.config import read_data_config
 from data.formats import read_split
-from utils.metrics import evaluate, to_coco_gt
+from utils.metrics import evaluate
 
 FORMATS = ("voc", "coco", "yolo")
 
@@ -63,8 +63,7 @@ def test_convert_keeps_boxes_and_metrics_in_every_format(bccd, tmp_path):
         order = {Path(file).name: k for k, file in enumerate(a.files.tolist())}
         reordered = detections.copy()
         reordered[:, 0] = [order[Path(original.files[int(i)]).name] for i in detections[:, 0]]
-        gt = to_coco_gt(a.sizes, a.offsets, a.boxes, a.labels, a.crowd, a.class_names)
-        result = evaluate(gt, reordered)
+        result = evaluate(a.ground_truth(), reordered)
         if source == sources["voc"]:
             first = result.overall
         assert result.overall == pytest.approx(first, abs=1e-4) and 0.1 < first["mAP50-95"] < 0.9

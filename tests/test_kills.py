@@ -343,7 +343,7 @@ def test_validation_in_two_processes_has_the_metrics_of_one(
         model.to(memory_format=torch.channels_last), loader, device, amp_dtype("auto", device)
     )
     assert set(detections[:, 0]) == set(range(NUM_VAL))
-    result = evaluate(split.coco_gt(), detections)
+    result = evaluate(split.ground_truth(), detections)
     best_map = best["progress"]["best_map"]
     assert best_map > 0.02
     assert result.overall["mAP50-95"] == pytest.approx(best_map, rel=0.02)

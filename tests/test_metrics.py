@@ -16,16 +16,17 @@ from data.dataset import TrainSet, ValSet, collate
 from data.formats import read_split
 from data.sampler import EpochBatchSampler
 from models import build_model
+from utils.ground_truth import GroundTruth
 from utils.hyp import Hyp
 from utils.inference import run_inference
-from utils.metrics import METRICS, evaluate, format_table, to_coco_gt
+from utils.metrics import METRICS, evaluate, format_table
 
 
-def pycocotools_evaluate(coco_gt, detections):
+def pycocotools_evaluate(ground_truth, detections):
     """Return precision [IoU, recall, class] for all areas, and COCO's 12 metrics."""
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
-        coco.dataset = {"info": {}, **coco_gt}
+        coco.dataset = {"info": {}, **ground_truth.to_coco()}
         coco.createIndex()
         evaluation = COCOeval(coco, coco.loadRes(detections), "bbox")
         evaluation.evaluate()
@@ -34,10 +35,10 @@ def pycocotools_evaluate(coco_gt, detections):
     return evaluation.eval["precision"][:, :, :, 0, -1], evaluation.stats
 
 
-def assert_agrees_with_pycocotools(coco_gt, detections):
+def assert_agrees_with_pycocotools(ground_truth, detections):
     """Return the result of `evaluate` after comparing it with pycocotools."""
-    result = evaluate(coco_gt, detections)
-    precision, stats = pycocotools_evaluate(coco_gt, detections)
+    result = evaluate(ground_truth, detections)
+    precision, stats = pycocotools_evaluate(ground_truth, detections)
     assert result.overall["mAP50-95"] == pytest.approx(stats[0], abs=1e-9)
     assert result.overall["mAP50"] == pytest.approx(stats[1], abs=1e-9)
     assert result.overall["mAP75"] == pytest.approx(stats[2], abs=1e-9)
@@ -54,11 +55,6 @@ def assert_agrees_with_pycocotools(coco_gt, detections):
                 (precision[0, best, k], best / 100), abs=1e-9
             )
     return result
-
-
-def annotations_to_coco_gt(annotations):
-    a = annotations
-    return a.coco_gt()
 
 
 def test_evaluate_agrees_with_pycocotools_on_a_trained_model(bccd):
@@ -78,7 +74,7 @@ def test_evaluate_agrees_with_pycocotools_on_a_trained_model(bccd):
     loader = DataLoader(ValSet(val, 160, 32), batch_size=16, collate_fn=collate)
     detections = run_inference(model, loader, torch.device("cpu"), torch.float32)
     assert len(detections) > 1000
-    result = assert_agrees_with_pycocotools(annotations_to_coco_gt(val), detections)
+    result = assert_agrees_with_pycocotools(val.ground_truth(), detections)
     assert (
         result.overall["mAP50"] > 0.02
     )  # the model has learned something, so the comparison means something
@@ -93,17 +89,19 @@ def test_evaluate_with_perfect_no_and_crowd_detections():
         dtype=np.float32,
     )
     labels, crowd = np.array([0, 2, 0, 0]), np.array([False, False, True, False])
-    coco_gt = to_coco_gt(sizes, np.array([0, 2, 4, 4]), boxes, labels, crowd, ["a", "b", "c"])
+    ground_truth = GroundTruth.from_fractions(
+        sizes, np.array([0, 2, 4, 4]), boxes, labels, crowd, ["a", "b", "c"]
+    )
     rows = [
         [a["image_id"], *a["bbox"], 0.9, a["category_id"]]
-        for a in coco_gt["annotations"]
+        for a in ground_truth.to_coco()["annotations"]
         if not a["iscrowd"]
     ]
     rows.append([1, 2.0, 2.0, 40.0, 40.0, 0.95, 0])  # inside the crowd: ignored
-    result = assert_agrees_with_pycocotools(coco_gt, np.array(rows))
+    result = assert_agrees_with_pycocotools(ground_truth, np.array(rows))
     assert all(result.overall[name] == pytest.approx(1) for name in METRICS)
     assert np.isnan(result.classes[1]["mAP50"]) and result.classes[0]["boxes"] == 2
-    empty = evaluate(coco_gt, np.zeros((0, 7)))
+    empty = evaluate(ground_truth, np.zeros((0, 7)))
     assert all(empty.overall[name] == 0 for name in METRICS)
 
 
@@ -114,7 +112,7 @@ def random_data(num_images, num_classes, num_boxes, num_detections, seed=0):
     corner = rng.uniform(0, 0.7, (num_boxes, 2))
     boxes = np.concatenate((corner, corner + rng.uniform(0.05, 0.3, (num_boxes, 2))), axis=1)
     labels = rng.integers(num_classes, size=num_boxes)
-    coco_gt = to_coco_gt(
+    ground_truth = GroundTruth.from_fractions(
         np.full((num_images, 2), 100),
         np.concatenate(([0], counts.cumsum())),
         boxes,
@@ -123,28 +121,28 @@ def random_data(num_images, num_classes, num_boxes, num_detections, seed=0):
         [f"class {k}" for k in range(num_classes)],
     )
     source = rng.integers(num_boxes, size=num_detections)
-    xywh = np.array([coco_gt["annotations"][i]["bbox"] for i in source])
+    xywh = ground_truth.xywh[source].copy()
     xywh[:, :2] += rng.normal(0, 2, (num_detections, 2))
-    image_ids = np.array([coco_gt["annotations"][i]["image_id"] for i in source])
+    image_ids = ground_truth.image_ids[source]
     other_labels = rng.integers(num_classes, size=num_detections)
     label = np.where(rng.random(num_detections) < 0.7, labels[source], other_labels)
     score = rng.integers(1, 50, num_detections) / 50
-    return coco_gt, np.column_stack((image_ids, xywh, score, label))
+    return ground_truth, np.column_stack((image_ids, xywh, score, label))
 
 
 def test_evaluate_agrees_with_pycocotools_on_random_data():
-    coco_gt, detections = random_data(40, 7, 300, 900)
-    result = assert_agrees_with_pycocotools(coco_gt, detections)
+    ground_truth, detections = random_data(40, 7, 300, 900)
+    result = assert_agrees_with_pycocotools(ground_truth, detections)
     assert 0.1 < result.overall["mAP50-95"] < 0.9
     for k, row in enumerate(result.classes):
-        boxes = [a for a in coco_gt["annotations"] if a["category_id"] == k and not a["iscrowd"]]
-        assert row["boxes"] == len(boxes)
-        assert row["images"] == len({a["image_id"] for a in boxes})
+        of_class = (ground_truth.labels == k) & ~ground_truth.crowd
+        assert row["boxes"] == of_class.sum()
+        assert row["images"] == len(set(ground_truth.image_ids[of_class]))
 
 
 def test_evaluate_needs_little_memory_with_many_classes_and_images():
     """No entry for every pair of an image and a class, of which there are 400,000 here."""
-    coco_gt, detections = random_data(1000, 400, 1000, 2000)
+    ground_truth, detections = random_data(1000, 400, 1000, 2000)
     with TracedMemory() as memory:
-        evaluate(coco_gt, detections)
+        evaluate(ground_truth, detections)
     assert memory.peak < 10e6

@@ -15,8 +15,9 @@ from conftest import TracedMemory, read_results
 from PIL import Image
 
 from utils.confusion import match_detections, per_image_f1
+from utils.ground_truth import GroundTruth
 from utils.hyp import Hyp
-from utils.metrics import evaluate, to_coco_gt
+from utils.metrics import evaluate
 from utils.plots import draw_confusion, draw_plan, draw_results, draw_schedule
 from utils.report import RunSummary, command_line, write_report
 
@@ -109,21 +110,12 @@ def test_command_line_omits_defaults_and_resume():
 
 
 def test_per_image_f1():
-    def box(image, label, x, crowd=0):
-        return {"image_id": image, "category_id": label, "bbox": [x, 0, 10, 10], "iscrowd": crowd}
-
-    coco_gt = {
-        "images": [{"id": i} for i in range(5)],
-        "categories": [{"id": 0}, {"id": 1}],
-        "annotations": [
-            box(0, 0, 0),
-            box(0, 1, 50),
-            box(1, 0, 0),
-            box(1, 0, 50),
-            box(3, 1, 0),
-            box(4, 0, 0, crowd=1),
-        ],
-    }
+    # Images 0 to 4; each box is 10 x 10 pixels.
+    label_x_crowd = np.array([(0, 0, 0), (1, 50, 0), (0, 0, 0), (0, 50, 0), (1, 0, 0), (0, 0, 1)])
+    labels, x, crowd = label_x_crowd.T
+    xywh = np.column_stack((x, 0 * x, 0 * x + 10, 0 * x + 10)).astype(float)
+    offsets = np.array([0, 2, 4, 4, 5, 6])
+    ground_truth = GroundTruth(("a", "b"), offsets, xywh, labels, crowd.astype(bool))
     detections = np.array(
         [
             [3, 0, 0, 10, 10, 0.9, 0],  # wrong class
@@ -135,13 +127,13 @@ def test_per_image_f1():
             [4, 2, 0, 5, 5, 0.9, 0],  # inside the crowd
         ]
     )
-    assert per_image_f1(match_detections(coco_gt, detections), 2) == {0: 1.0, 1: 0.5, 3: 0.0}
+    assert per_image_f1(match_detections(ground_truth, detections), 2) == {0: 1.0, 1: 0.5, 3: 0.0}
 
 
 def test_report_of_many_classes_needs_little_memory_and_disk_space(tmp_path):
     num_classes, num_images = 1203, 40
     labels = np.arange(num_images) * 30
-    coco_gt = to_coco_gt(
+    ground_truth = GroundTruth.from_fractions(
         np.full((num_images, 2), 64),
         np.arange(num_images + 1),
         np.tile([0.1, 0.1, 0.5, 0.5], (num_images, 1)),
@@ -149,7 +141,8 @@ def test_report_of_many_classes_needs_little_memory_and_disk_space(tmp_path):
         np.zeros(num_images, bool),
         [f"a class with the number {k}" for k in range(num_classes)],
     )
-    rows = [[a["image_id"], *a["bbox"], 0.9, a["category_id"]] for a in coco_gt["annotations"]]
+    boxes = zip(ground_truth.image_ids, ground_truth.xywh, labels, strict=True)
+    rows = [[image_id, *xywh, 0.9, label] for image_id, xywh, label in boxes]
     summary = RunSummary(
         command="python train.py",
         environment={},
@@ -157,8 +150,8 @@ def test_report_of_many_classes_needs_little_memory_and_disk_space(tmp_path):
         rows=[{"epoch": 0, "lr/0": 0.1}],
         planned=[array("d", [0.1])],
         batches_per_epoch=1,
-        result=evaluate(coco_gt, np.array(rows)),
-        coco_gt=coco_gt,
+        result=evaluate(ground_truth, np.array(rows)),
+        ground_truth=ground_truth,
         detections=torch.tensor(rows),
         files=[f"{i}.png" for i in range(num_images)],
         read_image=lambda file: torch.zeros(3, 64, 64, dtype=torch.uint8),

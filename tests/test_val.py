@@ -26,6 +26,7 @@ from data.dataset import ValSet, collate
 from data.formats import Annotations
 from models import load
 from utils.confusion import confusion_matrix, match_detections
+from utils.ground_truth import GroundTruth
 from utils.inference import run_inference
 
 ROOT = Path(__file__).parents[1]
@@ -194,16 +195,10 @@ def test_load_returns_detector_for_inference(trained_run):
 
 
 def test_confusion_matrix():
-    coco_gt = {
-        "images": [{"id": 0}, {"id": 1}],
-        "categories": [{"id": 0}, {"id": 1}],
-        "annotations": [
-            {"image_id": 0, "category_id": 0, "bbox": [0, 0, 10, 10], "iscrowd": 0},
-            {"image_id": 0, "category_id": 1, "bbox": [20, 0, 10, 10], "iscrowd": 0},
-            {"image_id": 0, "category_id": 1, "bbox": [50, 50, 10, 10], "iscrowd": 0},
-            {"image_id": 1, "category_id": 0, "bbox": [0, 0, 100, 100], "iscrowd": 1},
-        ],
-    }
+    xywh = np.float64([[0, 0, 10, 10], [20, 0, 10, 10], [50, 50, 10, 10], [0, 0, 100, 100]])
+    crowd = np.array([False, False, False, True])
+    labels, offsets = np.array([0, 1, 1, 0]), np.array([0, 3, 4])
+    ground_truth = GroundTruth(("a", "b"), offsets, xywh, labels, crowd)
     detections = np.array(
         [
             [0, 0, 0, 10, 9, 0.9, 0],  # matches the first box, with IoU 0.9
@@ -214,9 +209,9 @@ def test_confusion_matrix():
             [1, 10, 10, 10, 10, 0.6, 1],  # within a crowd: not counted
         ]
     )
-    counts = confusion_matrix(match_detections(coco_gt, detections), 2)
+    counts = confusion_matrix(match_detections(ground_truth, detections), 2)
     assert counts.tolist() == [[0, 1, 1], [1, 0, 1], [0, 1, 0]]
-    counts = confusion_matrix(match_detections(coco_gt, detections[:0]), 2)
+    counts = confusion_matrix(match_detections(ground_truth, detections[:0]), 2)
     assert counts.tolist() == [[0, 0, 0], [0, 0, 0], [1, 2, 0]]
 
 

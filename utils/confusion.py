@@ -1,36 +1,33 @@
 """Matches of detections with ground-truth boxes, and what is counted from them."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import numpy as np
 import torch
 from torchvision.ops import box_convert, box_iou
 
+from utils.ground_truth import GroundTruth
+
 
 def match_detections(
-    coco_gt: Mapping[str, Any], detections: np.ndarray, conf: float = 0.25, iou: float = 0.45
+    ground_truth: GroundTruth, detections: np.ndarray, conf: float = 0.25, iou: float = 0.45
 ) -> np.ndarray:
     """Match detections with ground-truth boxes, of any two classes, at one IoU.
 
     Returns an integer array (n, 3) with a row for each match, each unmatched detection and each
     unmatched box: image id, predicted class, true class. The class that a row lacks is K, the
-    background, where K is the number of classes. `coco_gt` and `detections` (k, 7) are those of
+    background, where K is the number of classes. The arguments are those of
     `utils.metrics.evaluate`. Of all pairs of a ground-truth box and a detection with a score above
     `conf`, with an IoU above `iou`, those with the highest IoU are matched first; each box and each
     detection is matched at most once. Crowd boxes, and unmatched detections inside one, have no
     row.
     """
-    background = len(coco_gt["categories"])
-    annotations: dict[int, list[dict[str, Any]]] = {}
-    for annotation in coco_gt["annotations"]:
-        annotations.setdefault(annotation["image_id"], []).append(annotation)
+    background = len(ground_truth.class_names)
     detections = detections[detections[:, 5] > conf]
     detections = detections[detections[:, 0].argsort(kind="stable")]
+    ids_with_boxes = np.flatnonzero(np.diff(ground_truth.offsets))
     rows = [np.zeros((0, 3), int)]
-    for image_id in sorted(annotations.keys() | set(detections[:, 0].astype(int).tolist())):
+    for image_id in np.union1d(ids_with_boxes, detections[:, 0].astype(int)).tolist():
         first, end = np.searchsorted(detections[:, 0], [image_id, image_id + 1])
-        pairs = _match_image(annotations.get(image_id, []), detections[first:end], background, iou)
+        pairs = _match_image(ground_truth, image_id, detections[first:end], background, iou)
         rows.append(np.array([(image_id, *pair) for pair in pairs], int).reshape(-1, 3))
     return np.concatenate(rows)
 
@@ -61,42 +58,45 @@ def per_image_f1(matches: np.ndarray, num_classes: int) -> dict[int, float]:
 
 
 def _match_image(
-    annotations: Sequence[dict[str, Any]], detections: np.ndarray, background: int, iou: float
+    ground_truth: GroundTruth, image_id: int, detections: np.ndarray, background: int, iou: float
 ) -> list[tuple[int, int]]:
     """Return the predicted and the true class of each row of `match_detections` for one image."""
-    boxes = [a for a in annotations if not a["iscrowd"]]
-    ious = _ious(detections, boxes)
-    unmatched_detections, unmatched_boxes = set(range(len(detections))), set(range(len(boxes)))
+    rows = ground_truth.rows(image_id)
+    crowd, xywh = ground_truth.crowd[rows], ground_truth.xywh[rows]
+    labels = ground_truth.labels[rows][~crowd].tolist()
+    predicted = detections[:, 6].astype(int).tolist()
+    ious = _ious(detections, xywh[~crowd])
+    unmatched_detections, unmatched_boxes = set(range(len(predicted))), set(range(len(labels)))
     pairs = []
     candidates = np.flatnonzero(ious > iou)
     for pair in candidates[ious.flat[candidates].argsort(kind="stable")[::-1]]:  # best first
-        row, column = divmod(int(pair), len(boxes))
+        row, column = divmod(int(pair), len(labels))
         if row in unmatched_detections and column in unmatched_boxes:
             unmatched_detections.remove(row)
             unmatched_boxes.remove(column)
-            pairs.append((int(detections[row, 6]), boxes[column]["category_id"]))
-    crowds = [a for a in annotations if a["iscrowd"]]
-    in_crowd = (_ious(detections, crowds) > iou).any(1)
-    pairs += [(int(detections[i, 6]), background) for i in unmatched_detections if not in_crowd[i]]
-    return pairs + [(background, boxes[i]["category_id"]) for i in unmatched_boxes]
+            pairs.append((predicted[row], labels[column]))
+    in_crowd = (_fractions_inside(detections, xywh[crowd]) > iou).any(1)
+    pairs += [(predicted[i], background) for i in unmatched_detections if not in_crowd[i]]
+    return pairs + [(background, labels[i]) for i in unmatched_boxes]
 
 
-def _ious(detections: np.ndarray, annotations: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Return the IoU (d, n) of detections (d, 7) with annotations.
+def _xyxy(xywh: np.ndarray) -> torch.Tensor:
+    return box_convert(torch.from_numpy(xywh.astype(float)), "xywh", "xyxy")
 
-    For a crowd it is the fraction of the detection inside it, as in COCO's evaluation.
+
+def _ious(detections: np.ndarray, xywh: np.ndarray) -> np.ndarray:
+    """Return the IoU (d, n) of detections (d, 7) with boxes (n, 4)."""
+    return box_iou(_xyxy(detections[:, 1:5]), _xyxy(xywh)).numpy()
+
+
+def _fractions_inside(detections: np.ndarray, xywh: np.ndarray) -> np.ndarray:
+    """Return the fraction (d, n) of each detection that is inside each crowd box (n, 4).
+
+    COCO's evaluation takes it in place of the IoU.
     """
-    if not len(detections) or not annotations:
-        return np.zeros((len(detections), len(annotations)))
-    det_boxes = box_convert(torch.from_numpy(detections[:, 1:5].astype(float)), "xywh", "xyxy")
-    gt_boxes = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float64).reshape(-1, 4)
-    gt_boxes = box_convert(gt_boxes, "xywh", "xyxy")
-    ious = box_iou(det_boxes, gt_boxes).numpy()
-    crowd = np.array([bool(a["iscrowd"]) for a in annotations], dtype=bool)
-    if crowd.any():
-        top_left = torch.maximum(det_boxes[:, None, :2], gt_boxes[:, :2])
-        bottom_right = torch.minimum(det_boxes[:, None, 2:], gt_boxes[:, 2:])
-        intersection = (bottom_right - top_left).clamp(min=0).prod(-1).numpy()
-        areas = np.maximum(detections[:, 3] * detections[:, 4], 1e-9)
-        ious[:, crowd] = (intersection / areas[:, None])[:, crowd]
-    return ious
+    det_boxes, boxes = _xyxy(detections[:, 1:5]), _xyxy(xywh)
+    top_left = torch.maximum(det_boxes[:, None, :2], boxes[:, :2])
+    bottom_right = torch.minimum(det_boxes[:, None, 2:], boxes[:, 2:])
+    intersection = (bottom_right - top_left).clamp(min=0).prod(-1).numpy()
+    areas = np.maximum(detections[:, 3] * detections[:, 4], 1e-9)
+    return intersection / areas[:, None]

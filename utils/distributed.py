@@ -174,17 +174,22 @@ class DistributedContext:
             tensor /= self.world_size
         return tensor
 
-    def gather_rows(self, rows: np.ndarray) -> np.ndarray:
-        """Return the rows (n, columns) of all processes in the main process.
+    def all_gather(self, value: T) -> list[T]:
+        """Return the `value` of each process, in the order of their ranks."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
 
-        They are sorted by their first column (stable). The other processes get their own rows back.
+    def gather_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Return the rows (n, columns) of all processes, sorted by their first column (stable).
+
+        In a run of one process they are returned as they are.
         """
         if self.world_size == 1:
             return rows
-        parts: list[Any] | None = [None] * self.world_size if self.is_main else None
-        dist.gather_object(rows, parts)
-        if parts is not None:
-            rows = np.concatenate(parts)
+        rows = np.concatenate(self.all_gather(rows))
         return rows[rows[:, 0].argsort(kind="stable")]
 
     def wrap_ddp(self, model: nn.Module, same_order: bool) -> nn.Module:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.amp import autocast
-from utils.metrics import MAX_DETECTIONS
+from utils.ground_truth import MAX_DETECTIONS
 
 
 @torch.no_grad()

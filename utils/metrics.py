@@ -1,7 +1,7 @@
 """COCO metrics, overall and per class, computed by faster-coco-eval."""
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from utils.ground_truth import GroundTruth
 from utils.text import display_width, one_line, pad
 
 METRICS = ("precision", "recall", "mAP50", "mAP75", "mAP50-95")
-MAX_DETECTIONS = 100  # of an image that count in COCO's evaluation, the ones scored highest
 AREAS = ("all",)  # what COCO calls ranges of box areas: all, small, medium, large
 
 
@@ -39,118 +39,75 @@ class Curves(NamedTuple):
     scores: np.ndarray  # lowest score of the detections needed for this recall; 0 if not reached
 
 
-def to_coco_gt(
-    sizes: np.ndarray,
-    offsets: np.ndarray,
-    boxes: np.ndarray,
-    labels: np.ndarray,
-    crowd: np.ndarray,
-    class_names: Sequence[str],
-) -> dict[str, Any]:
-    """Convert the annotations of a split to a COCO dataset in image pixels.
+class ClassResult(NamedTuple):
+    """The evaluation of one class."""
 
-    Image i has id i, class k category id k.
-    sizes (n, 2): width and height; offsets (n + 1,): image i has the boxes from offsets[i] to
-    offsets[i + 1]; boxes (N, 4): xyxy in 0..1; labels and crowd (N,).
-    """
-    image_ids = np.repeat(np.arange(len(sizes)), np.diff(offsets))
-    corners = boxes.astype(np.float64) * np.tile(sizes[image_ids], 2)
-    widths, heights = (corners[:, 2:] - corners[:, :2]).T
-    areas = widths * heights
-    xywh = np.column_stack((corners[:, :2], widths, heights))
-    annotations = [
-        {
-            "id": i + 1,
-            "image_id": int(image_ids[i]),
-            "category_id": int(labels[i]),
-            "bbox": xywh[i].tolist(),
-            "area": float(areas[i]),
-            "iscrowd": int(crowd[i]),
-        }
-        for i in range(len(labels))
-    ]
-    return {
-        "images": [{"id": i, "width": int(w), "height": int(h)} for i, (w, h) in enumerate(sizes)],
-        "categories": [{"id": k, "name": name} for k, name in enumerate(class_names)],
-        "annotations": annotations,
-    }
+    row: dict[str, Any]  # as in `Result.classes`
+    precision: np.ndarray  # (101,), as in `Curves`
+    scores: np.ndarray  # (101,), as in `Curves`
 
 
-def detection_limit(image_ids: np.ndarray) -> int:
-    """Return how many detections of an image count: `MAX_DETECTIONS`, or the most objects of one.
-
-    `image_ids` (N,) are those of the objects that are not crowds. With COCO's 100, a detector that
-    finds all of 150 objects would have a recall of 0.67.
-    """
-    return max(MAX_DETECTIONS, int(np.bincount(image_ids).max(initial=0)))
-
-
-def limit_message(limit: int, split: str) -> list[str]:
-    """Return a list with a message if the `detection_limit` of `split` is not COCO's, else []."""
-    if limit == MAX_DETECTIONS:
-        return []
-    return [
-        f"{split}: up to {limit} objects in an image; so the {limit} best detections of each image "
-        f"are evaluated, instead of COCO's {MAX_DETECTIONS}"
-    ]
-
-
-def evaluate(coco_gt: dict[str, Any], detections: np.ndarray) -> Result:
-    """Compare detections with a COCO ground truth.
+def evaluate(ground_truth: GroundTruth, detections: np.ndarray) -> Result:
+    """Compare detections with the ground truth.
 
     `detections` (k, 7) has the columns image id, x, y, width, height (pixels of the image), score,
-    category id. Average precision is COCO's: over IoU 0.50 to 0.95, 101 recall
-    points, the `detection_limit` best detections per image: at most 100, unless an image has more
-    objects. Precision and recall are taken where the F1 of a class at IoU 0.5 is best, then
-    averaged over the classes.
+    category id. Average precision is COCO's: over IoU 0.50 to 0.95, 101 recall points, the
+    `detection_limit` best detections per image: at most 100, unless an image has more objects.
+    Precision and recall are taken where the F1 of a class at IoU 0.5 is best, then averaged over
+    the classes.
     """
-    return evaluate_with_curves(coco_gt, detections)[0]
+    classes = range(len(ground_truth.class_names))
+    return combine([evaluate_classes(ground_truth, detections, classes)])[0]
 
 
-def evaluate_with_curves(coco_gt: dict[str, Any], detections: np.ndarray) -> tuple[Result, Curves]:
-    """Return the result of `evaluate`, and the curves behind its precision, recall and F1."""
-    num_classes = len(coco_gt["categories"])
-    annotations: list[list[dict[str, Any]]] = [[] for _ in range(num_classes)]
-    for annotation in coco_gt["annotations"]:
-        annotations[annotation["category_id"]].append(annotation)
-    num_boxes, num_images, limit = _count_boxes(coco_gt["annotations"], num_classes)
+def evaluate_classes(
+    ground_truth: GroundTruth, detections: np.ndarray, classes: Iterable[int]
+) -> dict[int, ClassResult]:
+    """Return the result of each of the `classes`, for `combine`. Classes do not interact.
+
+    So several processes can share an evaluation. Arguments are those of `evaluate`.
+    """
+    num_classes = len(ground_truth.class_names)
+    box_order = ground_truth.labels.argsort(kind="stable")
+    box_bounds = np.searchsorted(ground_truth.labels[box_order], np.arange(num_classes + 1))
     detections = detections[detections[:, 6].argsort(kind="stable")]
     bounds = np.searchsorted(detections[:, 6], np.arange(num_classes + 1))
-    curves = Curves(*np.full((2, num_classes, 101), np.nan))
-    classes = []
+    limit = ground_truth.detection_limit
+    results = {}
     with _no_garbage_collection():
-        for k, category in enumerate(coco_gt["categories"]):
-            metrics = dict.fromkeys(METRICS, float("nan"))
-            if num_boxes[k]:
-                of_class = detections[bounds[k] : bounds[k + 1]]
-                evaluation = _evaluate_class(annotations[k], of_class, limit)
-                # [IoU, recall, class, area, detections per image] of one class
-                precision, scores = evaluation["precision"], evaluation["scores"]
-                metrics = _class_metrics(precision[:, :, 0, :, 0])
-                curves.precision[k], curves.scores[k] = (
-                    precision[0, :, 0, 0, 0],
-                    scores[0, :, 0, 0, 0],
-                )
-            counts = {"images": int(num_images[k]), "boxes": int(num_boxes[k])}
-            classes.append({"class": category["name"]} | counts | metrics)
-    overall = {name: _mean([row[name] for row in classes]) for name in METRICS}
-    return Result(overall, classes), curves
+        for k in classes:
+            annotations = ground_truth.coco_annotations(
+                box_order[box_bounds[k] : box_bounds[k + 1]]
+            )
+            objects = [a["image_id"] for a in annotations if not a["iscrowd"]]
+            row = {
+                "class": ground_truth.class_names[k],
+                "images": len(set(objects)),
+                "boxes": len(objects),
+            }
+            if not objects:
+                no_curve = np.full(101, np.nan)
+                no_metrics = dict.fromkeys(METRICS, float("nan"))
+                results[k] = ClassResult(row | no_metrics, no_curve, no_curve)
+                continue
+            of_class = detections[bounds[k] : bounds[k + 1]]
+            evaluation = _evaluate_class(annotations, of_class, limit)
+            # [IoU, recall, class, area, detections per image] of one class
+            precision, scores = evaluation["precision"], evaluation["scores"]
+            results[k] = ClassResult(
+                row | _class_metrics(precision[:, :, 0, :, 0]),
+                precision[0, :, 0, 0, 0],
+                scores[0, :, 0, 0, 0],
+            )
+    return results
 
 
-def _count_boxes(
-    annotations: Sequence[dict[str, Any]], num_classes: int
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return the number of boxes of each class that are not crowds, and of images with such.
-
-    And the `detection_limit` that results from them.
-    """
-    pairs = [(a["category_id"], a["image_id"]) for a in annotations if not a["iscrowd"]]
-    labels, image_ids = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-    num_boxes = np.bincount(labels, minlength=num_classes)
-    last_id = image_ids.max(initial=0)
-    classes_in_images = np.unique(labels * (last_id + 1) + image_ids) // (last_id + 1)
-    num_images = np.bincount(classes_in_images, minlength=num_classes)
-    return num_boxes, num_images, detection_limit(image_ids)
+def combine(parts: Iterable[Mapping[int, ClassResult]]) -> tuple[Result, Curves]:
+    """Return the result and the curves of all classes 0 to K - 1, each in one of the `parts`."""
+    results = {k: result for part in parts for k, result in part.items()}
+    rows, precision, scores = zip(*(results[k] for k in range(len(results))), strict=True)
+    overall = {name: _mean([row[name] for row in rows]) for name in METRICS}
+    return Result(overall, list(rows)), Curves(np.stack(precision), np.stack(scores))
 
 
 @contextmanager

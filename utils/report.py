@@ -20,6 +20,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from utils.atomic import atomic_write
 from utils.confusion import confusion_matrix, match_detections, per_image_f1
 from utils.device import cpu_count
+from utils.ground_truth import GroundTruth
 from utils.hyp import Hyp
 from utils.keep_going import KeepGoing
 from utils.metrics import METRICS, Result, table_rows
@@ -59,8 +60,8 @@ class RunSummary:
     """Number of batches in an epoch, to which `planned` refers."""
     result: Result
     """The metrics of the best epoch."""
-    coco_gt: Mapping[str, Any]
-    """Ground truth of the validation set, as `utils.metrics.to_coco_gt` returns it."""
+    ground_truth: GroundTruth
+    """The boxes of the validation set."""
     detections: Tensor
     """The best epoch's detections (k, 7), as `utils.inference.run_inference` returns them.
 
@@ -91,8 +92,8 @@ def write_report(run_dir: Path, summary: RunSummary, keep_going: KeepGoing | Non
     path = run_dir / "report.html"
     keep_going = keep_going or KeepGoing()
     detections = summary.detections.numpy()
-    class_names = [category["name"] for category in summary.coco_gt["categories"]]
-    matches = match_detections(summary.coco_gt, detections, REPORT_CONF)
+    class_names = summary.ground_truth.class_names
+    matches = match_detections(summary.ground_truth, detections, REPORT_CONF)
     matrix = confusion_matrix(matches, len(class_names))
     f1 = per_image_f1(matches, len(class_names))
     ranking = sorted(f1, key=lambda i: (-f1[i], i))
@@ -215,10 +216,10 @@ def _figure(
     """Return an image twice, with its ground truth and with its detections, as small JPEGs."""
     path = str(summary.files[image_id])
     image = summary.read_image(path)
-    boxes = [a for a in summary.coco_gt["annotations"] if a["image_id"] == image_id]
+    boxes = summary.ground_truth.rows(image_id)
     ground_truth = {
-        "boxes": _xyxy([a["bbox"] for a in boxes]),
-        "labels": torch.tensor([a["category_id"] for a in boxes], dtype=torch.long),
+        "boxes": _xyxy(summary.ground_truth.xywh[boxes].tolist()),
+        "labels": torch.tensor(summary.ground_truth.labels[boxes].tolist(), dtype=torch.long),
     }
     rows = detections[detections[:, 0] == image_id]
     predictions = {

@@ -8,7 +8,6 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from data.cache import Arrays
 from data.file_names import FileNames
 from data.images import image_size
 from data.threads import map_in_threads
-from utils.metrics import detection_limit, to_coco_gt
+from utils.ground_truth import GroundTruth
 
 Labels = dict[str, int | None]  # class name in a source -> label, None for a class to skip
 Box = tuple[float, float, float, float]  # xyxy as fractions of the image's width and height
@@ -63,16 +62,11 @@ class Annotations:
             digest.update(np.ascontiguousarray(numbers))
         return f"{len(self)} images with {len(self.labels)} boxes ({digest.hexdigest()})"
 
-    def coco_gt(self) -> dict[str, Any]:
-        """Return the split as a COCO dataset; image i has the id i, class k the category id k."""
-        return to_coco_gt(
+    def ground_truth(self) -> GroundTruth:
+        """Return the boxes in pixels; image i has the id i, class k the id k."""
+        return GroundTruth.from_fractions(
             self.sizes, self.offsets, self.boxes, self.labels, self.crowd, self.class_names
         )
-
-    def detection_limit(self) -> int:
-        """Return how many detections of each image are evaluated (`utils.metrics`)."""
-        image_index = np.repeat(np.arange(len(self)), np.diff(self.offsets))
-        return detection_limit(image_index[~self.crowd])
 
     def image_names(self, indices: Sequence[int]) -> str:
         """Return the file names, without directories, of the images at `indices`."""
