@@ -352,6 +352,22 @@ def test_numbers_that_are_texts_are_read_and_said(tmp_path):
     only_note(data, 1, "texts")
 
 
+def test_boxes_are_cut_at_the_border_and_said(tmp_path):
+    boxes = [[-5, 16, 20, 20], [8, 16, 90, 32], [-0.5, 0, 80.9, 64.4]]
+    data = read(tmp_path, coco(annotations=[BOX | {"bbox": bbox} for bbox in boxes]))
+    assert pixels(data) == {"0.png": [[0, 16, 15, 36], [8, 16, 80, 48], [0, 0, 80, 64]]}
+    only_note(data, 2, "cut at its border")  # the last one is a rounding
+
+
+def test_boxes_that_are_fractions_are_refused(tmp_path):
+    """They would be read as boxes within the first pixel."""
+    fractions = [BOX | {"bbox": [0.1, 0.25, 0.25, 0.5]}, OTHER | {"bbox": [0, 0, 1, 1]}]
+    with pytest.raises(UserError, match=r"a.json: no number in any bbox is above 1: .*pixels"):
+        read(tmp_path, coco(annotations=fractions))
+    data = read(tmp_path, coco(annotations=[OTHER | {"bbox": [0, 0, 1, 1]}]))
+    assert pixels(data) == {"0.png": [[0, 0, 1, 1]]}
+
+
 # ------------------------------------------------------------------------------- categories
 
 
@@ -480,7 +496,7 @@ def uncompressed(pixels: np.ndarray) -> dict:
         ([[[8, 16], [28, 16], [20, 48]]], CORNERS),
         ([[8, 16], [28, 16], [20, 48]], CORNERS),
         ([["8", "16", "28", "16", "20", "48"]], CORNERS),
-        ([[-8, 16, 28, 16, 20, 99]], [0, 16, 28, 64]),
+        ([[-0.5, 16, 28, 16, 20, 64.9]], [0, 16, 28, 64]),
         (compressed(mask((8, 16, 28, 48))), CORNERS),
         (compressed(mask((8, 16, 9, 17), (27, 40, 28, 48))), CORNERS),
         (uncompressed(mask((8, 16, 28, 48))), CORNERS),

@@ -115,10 +115,62 @@ def objects(*keys: str) -> st.SearchStrategy:
 
 
 COCO = {
-    "images": objects("id", "file_name", "width", "height"),
-    "categories": objects("id", "name"),
-    "annotations": objects("image_id", "category_id", "bbox", "iscrowd"),
+    "images": objects("id", "file_name", "width", "height", "coco_url"),
+    "categories": objects("id", "name", "supercategory"),
+    "annotations": objects("image_id", "category_id", "bbox", "iscrowd", "ignore", "segmentation"),
 }
+# Entries that are nearly valid.
+IDS = st.sampled_from([1, 2, "1", 1.0, True, None])
+BOXES = st.lists(st.sampled_from([0, 1, 5.5, "3", -2, None, 1e400]), max_size=8)
+MASKS = st.fixed_dictionaries(
+    {"size": BOXES, "counts": st.text("0123ol\\~", max_size=6) | st.lists(st.integers(-1, 192))}
+)
+ALMOST_COCO = st.fixed_dictionaries(
+    {
+        "images": st.lists(
+            st.fixed_dictionaries(
+                {"id": IDS, "file_name": st.sampled_from(["images/a.png", "x\\A.jpg", "", "b", 3])},
+                optional={"width": st.sampled_from([16, 0, "16"]), "height": st.just(12)},
+            ),
+            min_size=1,
+            max_size=3,
+        ),
+        "categories": st.lists(
+            st.fixed_dictionaries({"id": IDS, "name": st.sampled_from(["a", "A", " a", 7])}),
+            max_size=3,
+        ),
+        "annotations": st.lists(
+            st.fixed_dictionaries(
+                {"image_id": IDS, "category_id": IDS},
+                optional={
+                    "bbox": BOXES,
+                    "segmentation": BOXES | st.lists(BOXES, max_size=2) | MASKS | VALUES,
+                    "iscrowd": IDS,
+                    "ignore": IDS,
+                },
+            ),
+            max_size=4,
+        ),
+    }
+)
+LABELME = st.fixed_dictionaries(
+    {
+        "imagePath": st.sampled_from(["a.png", "..\\images\\a.png", "", 3]),
+        "shapes": st.lists(
+            st.fixed_dictionaries(
+                {"label": st.sampled_from(["a", "c", None]), "points": st.lists(BOXES) | VALUES},
+                optional={
+                    "shape_type": st.sampled_from(["rectangle", "circle", "mask", "point", None]),
+                    "group_id": VALUES,
+                    "difficult": VALUES,
+                },
+            )
+            | VALUES,
+            max_size=3,
+        ),
+    },
+    optional={"imageWidth": NUMBERS, "imageHeight": st.just(12)},
+)
 XML = [
     "<annotation>",
     "</annotation>",
@@ -170,11 +222,22 @@ LF = [
 
 
 @fuzz_settings
-@given(st.fixed_dictionaries({}, optional=COCO))
+@given(st.fixed_dictionaries({}, optional=COCO) | ALMOST_COCO)
 def test_read_split_coco_raises_only_user_errors(folder, content):
     (folder / "a.json").write_text(json.dumps(content))
     (folder / "coco.yaml").write_text("train: a.json\nval: a.json\n")
     only_user_errors(read_split, read_data_config(folder / "coco.yaml"), "train")
+
+
+@fuzz_settings
+@given(LABELME | VALUES)
+def test_read_split_labelme_raises_only_user_errors(folder, content):
+    (folder / "json").mkdir(exist_ok=True)
+    (folder / "json" / "a.json").write_text(json.dumps(content))
+    (folder / "labelme.yaml").write_text(
+        "train: {annotations: json, images: images}\nval: images\nnames: [a, b]\n"
+    )
+    only_user_errors(read_split, read_data_config(folder / "labelme.yaml"), "train")
 
 
 @fuzz_settings

@@ -70,10 +70,9 @@ def pixels(data) -> dict[str, list[list[float]]]:
         ("rectangle", [[28, 48], [8, 16]], CORNERS),  # drawn from the other end
         ("rectangle", [[28, 16], [8, 48]], CORNERS),
         ("rectangle", [[8, 16], [28, 16], [28, 48], [8, 48]], CORNERS),  # X-AnyLabeling
-        ("rectangle", [[-3, -4], [90, 70]], [0, 0, 80, 64]),
+        ("rectangle", [[-0.5, -0.7], [80.2, 64.9]], [0, 0, 80, 64]),
         ("polygon", [[8, 20], [20, 16], [28, 48]], CORNERS),
         ("circle", [[20, 30], [23, 34]], [15, 25, 25, 35]),
-        ("circle", [[2, 30], [5, 34]], [0, 25, 7, 35]),
         ("mask", [[8, 16], [27, 47]], CORNERS),
         ("rotation", [[18, 16], [28, 32], [18, 48], [8, 32]], CORNERS),
     ],
@@ -88,6 +87,14 @@ def test_the_box_of_a_shape(tmp_path, kind, points, corners):
     else:
         (note,) = data.notes
         assert note.endswith("whose box is taken: 1")
+
+
+def test_boxes_are_cut_at_the_border_and_said(tmp_path):
+    circle = RECTANGLE | {"shape_type": "circle", "points": [[2, 30], [5, 34]]}
+    shapes = [RECTANGLE | {"points": [[-3, -4], [90, 70]]}, circle, RECTANGLE]
+    data = read(tmp_path, {"x.json": labelme(*shapes)})
+    assert pixels(data) == {"x.png": [[0, 0, 80, 64], [0, 25, 7, 35], CORNERS]}
+    assert any(note.endswith("cut at its border: 2") for note in data.notes) and not data.errors
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ SEGMENTATIONS = "annotations without a bbox, whose box is that of their segmenta
 CROWDS = "boxes with `iscrowd`: not trained on, no error in evaluation"
 IGNORED = "annotations with `ignore`, taken as crowds: not trained on, no error in evaluation"
 OTHER_KIND = "boxes whose {key} is a text and the id a number, or the reverse, read as the same"
+CUT = "boxes that reach beyond their image, cut at its border"
+ROUNDING = 1.0  # pixels that a box may be beyond its image without being counted as cut
 Error = tuple[int, int, str]  # number of the annotation, index of its image, reason
 
 
@@ -161,7 +163,11 @@ class CocoAnnotations:
         return {match for match in matches if match is not None}
 
     def add_to(self, scan: Scan, images: CocoImages, label_of: dict[Id, int | None]) -> None:
-        """Add the boxes to `scan`, clipped to their images, and an error for each one skipped."""
+        """Add the boxes to `scan`, clipped to their images, and an error for each one skipped.
+
+        Raises UserError if the boxes are fractions of the images.
+        """
+        self._check_pixels()
         errors = self._invalid_errors(scan, images)
         indices = self._image_indices(images)
         sizes = np.full((len(indices), 2), np.nan)
@@ -192,6 +198,7 @@ class CocoAnnotations:
                 index = len(scan.files) if box_indices[row] < 0 else int(box_indices[row])
                 errors.append((self._numbers[start + row], index, reason))
             kept = np.flatnonzero((box_indices >= 0) & (box_labels >= 0) & is_valid)
+            self.notes[CUT] += _count_cut(bboxes[kept], box_sizes[kept])
             crowd = np.frombuffer(self._crowd, np.int8)[rows]
             scan.add_boxes(box_indices[kept], box_labels[kept], boxes[kept], crowd[kept])
         num_crowds = sum(self._crowd) - self.notes[IGNORED]
@@ -202,6 +209,15 @@ class CocoAnnotations:
             (index, f"{self._path}: annotation {number}: {reason}; box skipped")
             for number, index, reason in errors
         ]
+
+    def _check_pixels(self) -> None:
+        numbers = np.frombuffer(self._bboxes)
+        # fmax leaves out nan. A box of whole numbers may be the first pixel of an image.
+        if np.fmax.reduce(numbers, initial=-np.inf) <= 1 and (numbers % 1 > 0).any():
+            raise UserError(
+                f"{self._path}: no number in any bbox is above 1: they are fractions of the images "
+                "(need pixels: x, y, width, height)"
+            )
 
     def _invalid_errors(self, scan: Scan, images: CocoImages) -> list[Error]:
         errors = []
@@ -262,6 +278,12 @@ def _clip(bboxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray
         high = np.minimum(bboxes[:, :2] + bboxes[:, 2:], sizes)
         is_valid = np.isfinite(bboxes).all(1) & (low < high).all(1)  # not if a size is nan
         return np.concatenate((low / sizes, high / sizes), 1), is_valid
+
+
+def _count_cut(bboxes: np.ndarray, sizes: np.ndarray) -> int:
+    """Return how many of COCO's boxes (n, 4) are beyond their images by more than a rounding."""
+    is_cut = (bboxes[:, :2] < -ROUNDING) | (bboxes[:, :2] + bboxes[:, 2:] > sizes + ROUNDING)
+    return int(is_cut.any(1).sum())
 
 
 def _unknown_image(image_id: Any) -> str:

@@ -28,6 +28,8 @@ NUM_POINTS = {
     "oriented_rectangle": 3,
 }
 NOTE = "labelme shapes that are no rectangles, whose box is taken"
+CUT = "boxes that reach beyond their image, cut at its border"
+ROUNDING = 1.0  # pixels that a box may be beyond its image without being counted as cut
 GROUPS = "labelme shapes that share a group_id and a label with another one, one box with it"
 NO_SIZE = "labelme images without a size in the json, taken from the image files"
 IGNORED = "labelme shapes with `difficult`, taken as crowds: not trained on, no error in evaluation"
@@ -80,7 +82,9 @@ def read_labelme(scan: Scan, root: Path, source: AnnotatedSource, labels: Labels
         if how not in (AS_NAMED, NOT_FOUND):
             notes[how] += 1
         _add_image(scan, notes, path, file, content, labels)
-    scan.notes.update({f"{json_dir}: {sentence}": count for sentence, count in notes.items()})
+    scan.notes.update(
+        {f"{json_dir}: {sentence}": count for sentence, count in notes.items() if count}
+    )
     return inputs
 
 
@@ -135,7 +139,7 @@ def _add_image(
         if shape.get("shape_type", "polygon") != "rectangle":
             notes[NOTE] += 1
         is_crowd = shape.get("difficult") is True
-        notes.update([IGNORED] * is_crowd)
+        notes[IGNORED] += is_crowd
         group = shape.get("group_id")
         key = label, number if group is None else f"group {group}"
         if key in objects:
@@ -145,9 +149,11 @@ def _add_image(
             corners = min(x1, left), min(y1, top), max(x2, right), max(y2, bottom)
             is_crowd = is_crowd or was_crowd
         objects[key] = corners, is_crowd
+    sides = np.array([width, height] * 2)
     for (label, _), (corners, is_crowd) in objects.items():
-        box = [value / side for value, side in zip(corners, (width, height) * 2, strict=True)]
-        scan.add_box(image_index, labels[label], box, is_crowd)
+        box = np.clip(corners, 0, sides)
+        notes[CUT] += bool((abs(box - corners) > ROUNDING).any())
+        scan.add_box(image_index, labels[label], box / sides, is_crowd)
 
 
 def _length(value: Any) -> float:
@@ -160,9 +166,9 @@ def _length(value: Any) -> float:
 
 
 def _parse_shape(shape: Any, size: tuple[float, float], labels: Labels) -> tuple[str, Corners]:
-    """Return the label and the corners, clipped to the image, of the box of a shape.
+    """Return the label of a shape and the corners of its box, which may be beyond the image.
 
-    Raises ValueError with a message for the user.
+    Raises ValueError with a message for the user, also if the box covers nothing of the image.
     """
     if not isinstance(shape, dict):
         raise ValueError(f"found {reprlib.repr(shape)} (need an object with label and points)")
@@ -187,9 +193,8 @@ def _parse_shape(shape: Any, size: tuple[float, float], labels: Labels) -> tuple
         low, high = points[0] - radius, points[0] + radius
     elif kind == "mask":
         high = high + 1
-    (x1, y1), (x2, y2) = np.maximum(low, 0).tolist(), np.minimum(high, size).tolist()
-    if x1 >= x2 or y1 >= y2:
+    if (np.maximum(low, 0) >= np.minimum(high, size)).any():
         found = " ".join(f"{value:.6g}" for value in (*low, *high))
         image = f"{size[0]:g}x{size[1]:g} image"
         raise ValueError(f"found a {kind} from {found}, which covers nothing of the {image}")
-    return name, (x1, y1, x2, y2)
+    return name, (*low.tolist(), *high.tolist())
