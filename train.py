@@ -169,7 +169,7 @@ def build(
     if args.sync_bn:
         model = run.model = convert_sync_batchnorm(model, device)
     run.frozen_modules = freeze(model, args.freeze) if args.freeze else []
-    if min(sampler.batch_sizes) < 2 * dist.world_size and not args.sync_bn:
+    if sampler.batch_size < 2 * dist.world_size and not args.sync_bn:
         check_batch_of_one(model, min_imgsz, run.frozen_modules, args.batch_size)
     model.to(device, memory_format=torch.channels_last)
 

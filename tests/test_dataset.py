@@ -390,7 +390,7 @@ def one_image(width: int, height: int) -> Annotations:
     sizes, offsets = np.int32([[width, height]]), np.zeros(2, np.int64)
     none = np.zeros(0, np.int64)
     boxes = np.zeros((0, 4), np.float32)
-    return Annotations(("a",), np.array(["a.png"]), sizes, offsets, boxes, none, none > 0, ())
+    return Annotations(("a",), np.array(["a.png"]), sizes, offsets, boxes, none, none > 0, (), ())
 
 
 @pytest.mark.parametrize("imgsz", [320, 640, 960, 1280])

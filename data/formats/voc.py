@@ -30,6 +30,7 @@ DELETED = "objects with `deleted`, left out"
 FROM_ZERO = "boxes that begin at pixel 0, which VOC calls 1, taken as at the image's border"
 CUT = "boxes that reach beyond their image, cut at its border"
 NEGATIVE = "lines with -1, a class that is not in the image, which is used all the same"
+NO_XML = "listed images without an xml file, taken as images without objects"
 UNUSED_IMAGES = "images in {} without an xml file in {}, left out"
 
 
@@ -43,11 +44,17 @@ def read_voc(scan: Scan, root: Path, source: AnnotatedSource, labels: Labels) ->
     xml_files, inputs = _find_xml(xml_dir)
     # The time of a directory changes with the files in it.
     names, notes = list(xml_files), Counter()
+    images = _VocImages(root / source.images, xml_files, notes)
     if source.image_set is not None:
         inputs.append(str(root / source.image_set))
-        names = _read_image_set(scan, root / source.image_set, xml_files, xml_dir, notes)
-    images = _VocImages(root / source.images, xml_files, notes)
+        names = _read_image_set(scan, root / source.image_set, images, xml_dir, notes)
     for name in names:
+        if name not in xml_files:
+            file = images.find_without_xml(name)
+            if file is not None:
+                scan.add_image(file)
+                notes[NO_XML] += 1
+            continue
         path, image_index = xml_files[name], len(scan.files)
         inputs.append(str(path))
         try:
@@ -99,11 +106,12 @@ def _find_xml(xml_dir: Path) -> tuple[dict[str, Path], list[str]]:
 
 
 def _read_image_set(
-    scan: Scan, path: Path, xml_files: dict[str, Path], xml_dir: Path, notes: Counter[str]
+    scan: Scan, path: Path, images: "_VocImages", xml_dir: Path, notes: Counter[str]
 ) -> list[str]:
-    """Return the names of the xml files that the lines of an image set name.
+    """Return the names of the xml files that the lines of an image set name, or else of images.
 
-    Adds an error for each line without one. Raises UserError if the file cannot be read.
+    Some tools write no xml for an image without objects. Adds an error for each line that names
+    neither. Raises UserError if the file cannot be read.
     """
     try:
         lines = split_lines(decode_text(path.read_bytes()))
@@ -118,9 +126,14 @@ def _read_image_set(
         line = line.strip()
         if not line:
             continue
-        name = next((name for name in _listed_names(line) if name in xml_files), None)
+        names = list(_listed_names(line))
+        name = next((name for name in names if name in images.xml_files), None)
+        name = name or next((name for name in names if images.find_without_xml(name)), None)
         if name is None:
-            message = f"{path}: line {number}: no xml file for {line!r} in {xml_dir}; image skipped"
+            message = (
+                f"{path}: line {number}: no xml file for {line!r} in {xml_dir}, and no image; "
+                "image skipped"
+            )
             scan.errors.append((len(scan.files), message))
             continue
         found.append(name)
@@ -163,7 +176,7 @@ class _VocImages:
     def __init__(self, image_dir: Path, xml_files: dict[str, Path], notes: Counter[str]) -> None:
         self.directories: set[str] = set()  # of the images found
         self._finder, self._notes = ImageFinder(image_dir), notes
-        self._xml_files = xml_files
+        self.xml_files = xml_files
         self._xml_of_stem = {name.rpartition("/")[2]: path for name, path in xml_files.items()}
         self._name_of: dict[str, str] = {}  # by image: the name of its xml file
 
@@ -193,9 +206,14 @@ class _VocImages:
             )
         other = self._name_of.setdefault(file, name)
         if other != name:
-            raise ValueError(f"its image {file} is that of {self._xml_files[other]}, too")
+            raise ValueError(f"its image {file} is that of {self.xml_files[other]}, too")
         self.directories.add(os.path.dirname(file))  # noqa: PTH120 - as `file`
         return file
+
+    def find_without_xml(self, name: str) -> str | None:
+        """Return the image with that name, None if there is none or an xml file has it."""
+        file, how = self._finder.find(name)
+        return None if how == NOT_FOUND or file in self._name_of else file
 
     def _find_first(self, names: Iterable[str]) -> tuple[str, str]:
         for name in names:
