@@ -111,6 +111,9 @@ class DataConfig(BaseModel):
             raise ValueError(
                 "found nothing (need a directory of images, a .txt list, a glob, or annotations)"
             )
+        for source in value if isinstance(value, list) else [value]:
+            if not (is_empty or isinstance(source, str | dict | AnnotatedSource)):
+                raise ValueError(f"found {source!r} (need a path, or a block with annotations)")
         return None if is_empty else value
 
 

@@ -178,6 +178,10 @@ def test_names_that_are_none_are_one_sentence(text, message, tmp_path):
         ("train: ['']\nval: images/val\nnames: [a]\n", "found an empty source"),
         ("train: images/train\n\tval: x\n", "line 2, column 1: "),
         (b"train: x\nnames: [gr\xf6\xdfe]\n", "line 2: not valid UTF-8"),
+        ("train: 3\nval: x\nnames: [a]\n", "train: found 3 (need a path, or a block"),
+        ("train: [x, null]\nval: x\nnames: [a]\n", "train: found None (need a path"),
+        ("train: {image: x}\nval: x\nnames: [a]\n", "unknown key 'train: image' (did you mean"),
+        ("train: [{image: x}]\nval: x\nnames: [a]\n", "unknown key 'train: 0: image' ("),
         ('path: "a\\0b"\n' + YAML, "path: found"),
     ],
 )

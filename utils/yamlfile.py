@@ -148,11 +148,13 @@ def _without_tags(
 ) -> tuple[list[str], type[BaseModel]]:
     """Return the keys of `location` as in the file, and the model of the last key's block.
 
-    pydantic inserts the tag of a discriminated union between the keys.
+    pydantic inserts the tag of a discriminated union between the keys, or the type of another's.
     """
     keys, parts = [], list(location)
     while parts:
         part = str(parts.pop(0))
+        if part == model.__name__ or part.startswith("list["):
+            continue
         keys.append(part)
         if not parts or part not in model.model_fields:
             continue
