@@ -30,6 +30,7 @@ DELETED = "objects with `deleted`, left out"
 FROM_ZERO = "boxes that begin at pixel 0, which VOC calls 1, taken as at the image's border"
 CUT = "boxes that reach beyond their image, cut at its border"
 NEGATIVE = "lines with -1, a class that is not in the image, which is used all the same"
+NO_XML = "listed images without an xml file, taken as images without objects"
 UNUSED_IMAGES = "images in {} without an xml file in {}, left out"
 
 
@@ -43,11 +44,15 @@ def read_voc(scan: Scan, root: Path, source: AnnotatedSource, labels: Labels) ->
     xml_files, inputs = _find_xml(xml_dir)
     # The time of a directory changes with the files in it.
     names, notes = list(xml_files), Counter()
+    images = _VocImages(root / source.images, xml_files, notes)
     if source.image_set is not None:
         inputs.append(str(root / source.image_set))
-        names = _read_image_set(scan, root / source.image_set, xml_files, xml_dir, notes)
-    images = _VocImages(root / source.images, xml_files, notes)
+        names = _read_image_set(scan, root / source.image_set, xml_files, images, notes)
     for name in names:
+        if name not in xml_files:  # CVAT writes none for an image without objects
+            notes[NO_XML] += 1
+            scan.add_image(images.without_xml(name))
+            continue
         path, image_index = xml_files[name], len(scan.files)
         inputs.append(str(path))
         try:
@@ -81,7 +86,11 @@ def _find_xml(xml_dir: Path) -> tuple[dict[str, Path], list[str]]:
     """
     if not xml_dir.is_dir():
         found = "a file" if xml_dir.exists() else "not found"
-        raise UserError(f"{xml_dir}: {found} (need a directory of VOC xml files, or a COCO .json)")
+        # The other format that is an xml is a single file.
+        cvat = "; CVAT's own xml is not read: export Pascal VOC" if found == "a file" else ""
+        raise UserError(
+            f"{xml_dir}: {found} (need a directory of VOC xml files, or a COCO .json{cvat})"
+        )
     files, directories = {}, []
     for directory, subdirectories, names in os.walk(xml_dir):
         directories.append(directory)
@@ -99,11 +108,15 @@ def _find_xml(xml_dir: Path) -> tuple[dict[str, Path], list[str]]:
 
 
 def _read_image_set(
-    scan: Scan, path: Path, xml_files: dict[str, Path], xml_dir: Path, notes: Counter[str]
+    scan: Scan,
+    path: Path,
+    xml_files: dict[str, Path],
+    images: "_VocImages",
+    notes: Counter[str],
 ) -> list[str]:
-    """Return the names of the xml files that the lines of an image set name.
+    """Return the names of the xml files, or else of the images, that the lines of a list mean.
 
-    Adds an error for each line without one. Raises UserError if the file cannot be read.
+    Adds an error for each line with neither. Raises UserError if the file cannot be read.
     """
     try:
         lines = split_lines(decode_text(path.read_bytes()))
@@ -118,10 +131,12 @@ def _read_image_set(
         line = line.strip()
         if not line:
             continue
-        name = next((name for name in _listed_names(line) if name in xml_files), None)
+        listed = list(_listed_names(line))
+        name = next((name for name in listed if name in xml_files), None)
+        name = name or next(filter(images.without_xml, listed), None)
         if name is None:
-            message = f"{path}: line {number}: no xml file for {line!r} in {xml_dir}; image skipped"
-            scan.errors.append((len(scan.files), message))
+            message = f"{path}: line {number}: neither an xml file nor an image for {line!r}"
+            scan.errors.append((len(scan.files), f"{message}; image skipped"))
             continue
         found.append(name)
         notes[NEGATIVE] += line.endswith(" -1") and name != line
@@ -134,6 +149,7 @@ def _listed_names(line: str) -> Iterable[str]:
     texts = [line]
     if last in ("-1", "0", "1"):  # of a list for a class
         texts.append(first.strip())
+    texts += [text.strip('"') for text in texts if text.startswith('"')]
     for text in texts:
         name = text.replace("\\", "/").removeprefix("./")
         stem, suffix = os.path.splitext(name)  # noqa: PTH122 - not a path of this machine
@@ -196,6 +212,11 @@ class _VocImages:
             raise ValueError(f"its image {file} is that of {self._xml_files[other]}, too")
         self.directories.add(os.path.dirname(file))  # noqa: PTH120 - as `file`
         return file
+
+    def without_xml(self, name: str) -> str:
+        """Return the image `name` of a list, "" if there is none."""
+        file, how = self._finder.find(name)
+        return "" if how == NOT_FOUND else file
 
     def _find_first(self, names: Iterable[str]) -> tuple[str, str]:
         for name in names:
