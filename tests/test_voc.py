@@ -405,12 +405,15 @@ def test_voc_image_set_spellings(content, tmp_path):
 def test_voc_image_set_with_spaces_a_class_column_and_missing_xml(tmp_path):
     files = {"images/a 1.jpg": (100, 50), "xml/a 1.xml": xml(), "images/b.jpg": (100, 50)}
     files |= {"xml/b.xml": xml(), "images/d.jpg": (100, 50)}
-    files["set.txt"] = "a 1\na 1 1\nb -1\nd\n"
+    files["set.txt"] = 'a 1\na 1 1\nb -1\nd\n"a 1"  1\nz\n'
     data = read(tmp_path, files, image_set="set.txt")
-    assert names(data) == ["a 1.jpg", "a 1.jpg", "b.jpg"]
+    assert names(data) == ["a 1.jpg", "a 1.jpg", "b.jpg", "d.jpg", "a 1.jpg"]
     assert data.errors == (
-        f"{tmp_path}/set.txt: line 4: no xml file for 'd' in {tmp_path}/xml; image skipped",
+        f"{tmp_path}/set.txt: line 6: neither an xml file nor an image for 'z'; image skipped",
     )
+    assert np.diff(data.offsets).tolist() == [1, 1, 1, 0, 1]
+    note = "listed images without an xml file, taken as images without objects: 1"
+    assert note in notes(data)
     note = "lines with -1, a class that is not in the image, which is used all the same: 1"
     assert note in notes(data)
 

@@ -47,13 +47,11 @@ def read_voc(scan: Scan, root: Path, source: AnnotatedSource, labels: Labels) ->
     images = _VocImages(root / source.images, xml_files, notes)
     if source.image_set is not None:
         inputs.append(str(root / source.image_set))
-        names = _read_image_set(scan, root / source.image_set, images, xml_dir, notes)
+        names = _read_image_set(scan, root / source.image_set, xml_files, images, notes)
     for name in names:
-        if name not in xml_files:
-            file = images.find_without_xml(name)
-            if file is not None:
-                scan.add_image(file)
-                notes[NO_XML] += 1
+        if name not in xml_files:  # CVAT writes none for an image without objects
+            notes[NO_XML] += 1
+            scan.add_image(images.without_xml(name))
             continue
         path, image_index = xml_files[name], len(scan.files)
         inputs.append(str(path))
@@ -88,7 +86,11 @@ def _find_xml(xml_dir: Path) -> tuple[dict[str, Path], list[str]]:
     """
     if not xml_dir.is_dir():
         found = "a file" if xml_dir.exists() else "not found"
-        raise UserError(f"{xml_dir}: {found} (need a directory of VOC xml files, or a COCO .json)")
+        # The other format that is an xml is a single file.
+        cvat = "; CVAT's own xml is not read: export Pascal VOC" if found == "a file" else ""
+        raise UserError(
+            f"{xml_dir}: {found} (need a directory of VOC xml files, or a COCO .json{cvat})"
+        )
     files, directories = {}, []
     for directory, subdirectories, names in os.walk(xml_dir):
         directories.append(directory)
@@ -106,12 +108,15 @@ def _find_xml(xml_dir: Path) -> tuple[dict[str, Path], list[str]]:
 
 
 def _read_image_set(
-    scan: Scan, path: Path, images: "_VocImages", xml_dir: Path, notes: Counter[str]
+    scan: Scan,
+    path: Path,
+    xml_files: dict[str, Path],
+    images: "_VocImages",
+    notes: Counter[str],
 ) -> list[str]:
-    """Return the names of the xml files that the lines of an image set name, or else of images.
+    """Return the names of the xml files, or else of the images, that the lines of a list mean.
 
-    Some tools write no xml for an image without objects. Adds an error for each line that names
-    neither. Raises UserError if the file cannot be read.
+    Adds an error for each line with neither. Raises UserError if the file cannot be read.
     """
     try:
         lines = split_lines(decode_text(path.read_bytes()))
@@ -126,15 +131,12 @@ def _read_image_set(
         line = line.strip()
         if not line:
             continue
-        names = list(_listed_names(line))
-        name = next((name for name in names if name in images.xml_files), None)
-        name = name or next((name for name in names if images.find_without_xml(name)), None)
+        listed = list(_listed_names(line))
+        name = next((name for name in listed if name in xml_files), None)
+        name = name or next(filter(images.without_xml, listed), None)
         if name is None:
-            message = (
-                f"{path}: line {number}: no xml file for {line!r} in {xml_dir}, and no image; "
-                "image skipped"
-            )
-            scan.errors.append((len(scan.files), message))
+            message = f"{path}: line {number}: neither an xml file nor an image for {line!r}"
+            scan.errors.append((len(scan.files), f"{message}; image skipped"))
             continue
         found.append(name)
         notes[NEGATIVE] += line.endswith(" -1") and name != line
@@ -147,6 +149,7 @@ def _listed_names(line: str) -> Iterable[str]:
     texts = [line]
     if last in ("-1", "0", "1"):  # of a list for a class
         texts.append(first.strip())
+    texts += [text.strip('"') for text in texts if text.startswith('"')]
     for text in texts:
         name = text.replace("\\", "/").removeprefix("./")
         stem, suffix = os.path.splitext(name)  # noqa: PTH122 - not a path of this machine
@@ -176,7 +179,7 @@ class _VocImages:
     def __init__(self, image_dir: Path, xml_files: dict[str, Path], notes: Counter[str]) -> None:
         self.directories: set[str] = set()  # of the images found
         self._finder, self._notes = ImageFinder(image_dir), notes
-        self.xml_files = xml_files
+        self._xml_files = xml_files
         self._xml_of_stem = {name.rpartition("/")[2]: path for name, path in xml_files.items()}
         self._name_of: dict[str, str] = {}  # by image: the name of its xml file
 
@@ -206,14 +209,14 @@ class _VocImages:
             )
         other = self._name_of.setdefault(file, name)
         if other != name:
-            raise ValueError(f"its image {file} is that of {self.xml_files[other]}, too")
+            raise ValueError(f"its image {file} is that of {self._xml_files[other]}, too")
         self.directories.add(os.path.dirname(file))  # noqa: PTH120 - as `file`
         return file
 
-    def find_without_xml(self, name: str) -> str | None:
-        """Return the image with that name, None if there is none or an xml file has it."""
+    def without_xml(self, name: str) -> str:
+        """Return the image `name` of a list, "" if there is none."""
         file, how = self._finder.find(name)
-        return None if how == NOT_FOUND or file in self._name_of else file
+        return "" if how == NOT_FOUND else file
 
     def _find_first(self, names: Iterable[str]) -> tuple[str, str]:
         for name in names:
