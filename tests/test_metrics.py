@@ -18,19 +18,21 @@ from data.sampler import EpochBatchSampler
 from models import build_model
 from utils.hyp import Hyp
 from utils.inference import run_inference
-from utils.metrics import METRICS, evaluate, format_table, to_coco_gt
+from utils.metrics import METRICS, detection_limit, evaluate, format_table, to_coco_gt
 
 
-def pycocotools_evaluate(coco_gt, detections):
+def pycocotools_evaluate(coco_gt, detections, max_detections=100):
     """Return precision [IoU, recall, class] for all areas, and COCO's 12 metrics."""
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = {"info": {}, **coco_gt}
         coco.createIndex()
         evaluation = COCOeval(coco, coco.loadRes(detections), "bbox")
+        evaluation.params.maxDets[-1] = max_detections
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
+        if max_detections == 100:  # all that it can summarize
+            evaluation.summarize()
     return evaluation.eval["precision"][:, :, :, 0, -1], evaluation.stats
 
 
@@ -140,6 +142,48 @@ def test_evaluate_agrees_with_pycocotools_on_random_data():
         boxes = [a for a in coco_gt["annotations"] if a["category_id"] == k and not a["iscrowd"]]
         assert row["boxes"] == len(boxes)
         assert row["images"] == len({a["image_id"] for a in boxes})
+
+
+def crowded_data(num_objects: int, num_classes: int):
+    """Return a ground truth of one image with many objects in a grid, and perfect detections."""
+    index = np.arange(num_objects)
+    corner = np.column_stack((index % 20, index // 20)) * 0.05
+    boxes, labels = np.concatenate((corner, corner + 0.03), axis=1), index % num_classes
+    names = [f"class {k}" for k in range(num_classes)]
+    offsets, crowd = np.array([0, num_objects]), np.zeros(num_objects, bool)
+    coco_gt = to_coco_gt(np.array([[1000, 1000]]), offsets, boxes, labels, crowd, names)
+    rows = [
+        [0, *a["bbox"], 0.9 - 0.001 * i, a["category_id"]]
+        for i, a in enumerate(coco_gt["annotations"])
+    ]
+    return coco_gt, np.array(rows)
+
+
+@pytest.mark.parametrize(("num_objects", "num_classes"), [(101, 1), (150, 1), (400, 3), (100, 1)])
+def test_a_perfect_detector_of_many_objects_in_an_image_gets_1(num_objects, num_classes):
+    overall = evaluate(*crowded_data(num_objects, num_classes)).overall
+    assert overall == pytest.approx(dict.fromkeys(METRICS, 1.0))
+
+
+def test_more_than_100_objects_in_an_image_agree_with_pycocotools_at_that_limit():
+    coco_gt, detections = random_data(3, 2, 900, 2400, seed=1)
+    boxes = [a["image_id"] for a in coco_gt["annotations"] if not a["iscrowd"]]
+    limit = int(np.bincount(boxes).max())
+    assert limit > 200
+    precision, _ = pycocotools_evaluate(coco_gt, detections, limit)
+    result = evaluate(coco_gt, detections)
+    assert result.overall["mAP50-95"] == pytest.approx(precision.mean(), abs=1e-9)
+    at_100, _ = pycocotools_evaluate(coco_gt, detections)
+    assert at_100.mean() < 0.9 * precision.mean()
+
+
+def test_detection_limit_ignores_crowds():
+    assert detection_limit(np.zeros(0, int)) == 100
+    assert detection_limit(np.repeat([0, 3], [5, 101])) == 101
+    coco_gt, detections = crowded_data(150, 1)
+    for annotation in coco_gt["annotations"][100:]:
+        annotation["iscrowd"] = 1
+    assert_agrees_with_pycocotools(coco_gt, detections)
 
 
 def test_evaluate_needs_little_memory_with_many_classes_and_images():
