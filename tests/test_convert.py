@@ -219,3 +219,30 @@ def test_describe_prints_statistics_and_every_error(tiny, tmp_path, capsys):
     assert "skipped 30 invalid images or annotations" in err
     with Image.open(tmp_path / "grid.jpg") as grid:
         assert min(grid.size) > 500
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("page", "not the name of an image (it must end in .jpg or .png)"),
+        ("page.txt", "not the name of an image (it must end in .jpg or .png)"),
+        ("images", "not the name of an image (it must end in .jpg or .png)"),
+        ("folder.png", "is a directory (need the name of an image)"),
+        ("data.yaml/page.jpg", "cannot make its directory: "),
+    ],
+)
+def test_describe_out_that_cannot_be_drawn_is_one_sentence(out, message, tiny, capsys):
+    (tiny.parent / "folder.png").mkdir()
+    path = tiny.parent / out
+    assert describe.main([str(tiny), "--out", str(path)]) == 2
+    stdout, stderr = capsys.readouterr()
+    assert stderr.startswith(f"data.describe: --out {path}: {message}") and stdout == ""
+    assert stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["new/folder/page.jpg", "page.PNG", "page.jpeg"])
+def test_describe_out_makes_its_directory(name, tiny):
+    path = tiny.parent / name
+    assert describe.main([str(tiny), "--out", str(path)]) == 0
+    with Image.open(path) as image:
+        assert image.format == ("PNG" if name.endswith("PNG") else "JPEG")

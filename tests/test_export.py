@@ -1,22 +1,27 @@
 """export.py as a user runs it: in its own runtime each format returns what the model returns."""
 
+import errno
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.ops import batched_nms
 
 import export
 from data.augment import resize
 from data.images import read_image
 from models import build_model, load
+from models.export_wrappers import _nms_by_offset
 
 ROOT = Path(__file__).parents[1]
+VERSION = onnxruntime.__version__
 
 
 @pytest.fixture(scope="module")
@@ -257,10 +262,100 @@ def test_max_abs_diff_describes_boxes_and_scores():
     assert text == "not measured, because nothing is detected in it at this --conf"
 
 
-def test_max_abs_diff_reports_another_number_of_boxes_after_nms():
-    outputs = [(torch.zeros(k, 4), torch.zeros(k), torch.zeros(k)) for k in (5, 4)]
-    text = export.max_abs_diff(*outputs)
-    assert text == "not measured, because the numbers of boxes differ: 4 and in PyTorch 5"
+def detections(*rows: tuple[float, float, int]) -> list[Tensor]:
+    """Return boxes of 10 x 10 pixels, scores and labels of (x, score, label)."""
+    boxes = torch.tensor([[x, 5.0, x + 10, 15] for x, _, _ in rows]).reshape(-1, 4)
+    scores, labels = (torch.tensor([row[i] for row in rows]) for i in (1, 2))
+    return [boxes, scores, labels.long()]
+
+
+MORE = " more in the file (rounding decides about scores close to --conf and boxes close to --iou)"
+
+
+@pytest.mark.parametrize(
+    ("ours", "file", "text"),
+    [
+        (
+            [(0, 0.5, 0), (200, 0.4, 1)],
+            [(200, 0.5, 1), (0.25, 0.5, 0)],
+            "0.25 px for boxes, 0.1 for scores of 2 detections",
+        ),
+        (
+            [(0, 0.5, 0), (200, 0.4, 1)],
+            [(0, 0.5, 0)],
+            f"0 px for boxes, 0 for scores of 1 detections; 1 more in PyTorch and 0{MORE}",
+        ),
+        (
+            [(0, 0.5, 0)],
+            [(0, 0.5, 1), (90, 0.5, 0)],
+            f"0 px for boxes, 0 for scores of 0 detections; 1 more in PyTorch and 2{MORE}",
+        ),
+        ([], [], "not measured, because nothing is detected in it at this --conf"),
+        (
+            [],
+            [(0, 0.5, 0)],
+            f"0 px for boxes, 0 for scores of 0 detections; 0 more in PyTorch and 1{MORE}",
+        ),
+    ],
+)
+def test_detections_are_compared_as_sets(ours, file, text):
+    assert export.max_abs_diff(detections(*ours), detections(*file)) == text
+
+
+def test_detections_without_area_are_compared():
+    point = [torch.zeros(1, 4), torch.ones(1), torch.zeros(1).long()]
+    assert export.max_abs_diff(point, point) == "0 px for boxes, 0 for scores of 1 detections"
+
+
+def test_export_says_what_was_rounded_and_what_the_file_needs(weights, tmp_path, capsys):
+    run_export(weights, "--format", "torchscript", "--nms", "--imgsz", 100, 64)
+    stdout, stderr = capsys.readouterr()
+    assert stderr == (
+        "--imgsz 100 64: not a multiple of 32; the file is for images of 128 x 64 "
+        "(height x width)\n"
+    )
+    assert "torch.jit.load of PyTorch" in stdout and "`import torchvision` before it" in stdout
+    load = "import torch, sys; torch.jit.load(sys.argv[1])"
+    for imports, status in (("import torchvision; ", 0), ("", 1)):
+        command = [sys.executable, "-c", imports + load, tmp_path / "best.torchscript"]
+        assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == status
+    run_export(weights, "--format", "torchscript")
+    stdout, stderr = capsys.readouterr()
+    assert "torchvision" not in stdout and stderr == ""
+
+
+def test_export_onnx_says_its_opset(weights, tmp_path, capsys):
+    run_export(weights)
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("to load it: ")]
+    opsets = [o.version for o in onnx.load(tmp_path / "best.onnx").opset_import if not o.domain]
+    assert line == f"to load it: ONNX opset {opsets[0]} (checked with onnxruntime {VERSION})"
+
+
+def test_export_to_where_nothing_can_be_written_is_one_sentence(weights, capsys, monkeypatch):
+    target = weights.with_suffix(".onnx")
+    target.mkdir()
+    assert export.main(["--weights", str(weights)]) == 2
+    expected = f"export.py: {target}: is a directory (export.py writes a file of this name)\n"
+    assert capsys.readouterr().err == expected
+    target.rmdir()
+
+    def refuse(**_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", "tmp")
+
+    monkeypatch.setattr(export.tempfile, "TemporaryDirectory", refuse)
+    assert export.main(["--weights", str(weights)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"export.py: {target}: cannot be written: Read-only file system (")
+
+
+def test_nms_of_many_classes_in_float16_keeps_what_float32_keeps():
+    torch.manual_seed(0)
+    corner = torch.randint(0, 1200, (200, 2)).float()
+    boxes = torch.cat((corner, corner + 60), 1)
+    scores, labels = torch.linspace(1, 0.1, 200), torch.randint(0, 80, (200,))
+    expected = batched_nms(boxes, scores, labels, 0.5)
+    kept = _nms_by_offset(boxes.half(), scores.half(), labels, 0.5, offset=2560)
+    assert sorted(kept.tolist()) == sorted(expected.tolist())
 
 
 def test_max_abs_diff_raises_if_shapes_differ():

@@ -22,16 +22,18 @@ from utils.inference import run_inference
 from utils.metrics import METRICS, evaluate, format_table
 
 
-def pycocotools_evaluate(ground_truth, detections):
+def pycocotools_evaluate(ground_truth, detections, max_detections=100):
     """Return precision [IoU, recall, class] for all areas, and COCO's 12 metrics."""
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = {"info": {}, **ground_truth.to_coco()}
         coco.createIndex()
         evaluation = COCOeval(coco, coco.loadRes(detections), "bbox")
+        evaluation.params.maxDets[-1] = max_detections
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
+        if max_detections == 100:  # all that it can summarize
+            evaluation.summarize()
     return evaluation.eval["precision"][:, :, :, 0, -1], evaluation.stats
 
 
@@ -138,6 +140,44 @@ def test_evaluate_agrees_with_pycocotools_on_random_data():
         of_class = (ground_truth.labels == k) & ~ground_truth.crowd
         assert row["boxes"] == of_class.sum()
         assert row["images"] == len(set(ground_truth.image_ids[of_class]))
+
+
+def crowded_data(num_objects: int, num_classes: int):
+    """Return a ground truth of one image with many objects in a grid, and perfect detections."""
+    index = np.arange(num_objects)
+    corner = np.column_stack((index % 20, index // 20)) * 0.05
+    boxes, labels = np.concatenate((corner, corner + 0.03), axis=1), index % num_classes
+    names = [f"class {k}" for k in range(num_classes)]
+    offsets, crowd = np.array([0, num_objects]), np.zeros(num_objects, bool)
+    sizes = np.array([[1000, 1000]])
+    ground_truth = GroundTruth.from_fractions(sizes, offsets, boxes, labels, crowd, names)
+    scores = 0.9 - 0.001 * index
+    return ground_truth, np.column_stack((0 * index, ground_truth.xywh, scores, labels))
+
+
+@pytest.mark.parametrize(("num_objects", "num_classes"), [(101, 1), (150, 1), (400, 3), (100, 1)])
+def test_a_perfect_detector_of_many_objects_in_an_image_gets_1(num_objects, num_classes):
+    overall = evaluate(*crowded_data(num_objects, num_classes)).overall
+    assert overall == pytest.approx(dict.fromkeys(METRICS, 1.0))
+
+
+def test_more_than_100_objects_in_an_image_agree_with_pycocotools_at_that_limit():
+    ground_truth, detections = random_data(3, 2, 900, 2400, seed=1)
+    limit = int(np.bincount(ground_truth.image_ids[~ground_truth.crowd]).max())
+    assert limit > 200
+    precision, _ = pycocotools_evaluate(ground_truth, detections, limit)
+    result = evaluate(ground_truth, detections)
+    assert result.overall["mAP50-95"] == pytest.approx(precision.mean(), abs=1e-9)
+    at_100, _ = pycocotools_evaluate(ground_truth, detections)
+    assert at_100.mean() < 0.9 * precision.mean()
+
+
+def test_detection_limit_ignores_crowds():
+    ground_truth, detections = crowded_data(150, 1)
+    assert ground_truth.detection_limit == 150
+    ground_truth.crowd[100:] = True
+    assert ground_truth.detection_limit == 100
+    assert_agrees_with_pycocotools(ground_truth, detections)
 
 
 def test_evaluate_needs_little_memory_with_many_classes_and_images():

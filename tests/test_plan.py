@@ -76,6 +76,18 @@ def test_a_skipped_restart_is_named(steps, restarts, message):
     assert len(messages) == 1 and messages[0].startswith(f"mine.yaml: scheduler: steps: {message}")
 
 
+def test_a_run_that_ends_in_its_warm_up_is_reported():
+    def messages(warmup, epochs):
+        return build_checked({"warmup_epoch": warmup}, epochs, [4] * 5)[2]
+
+    for warmup, epochs in ((10, 3), (3, 3)):
+        assert messages(warmup, epochs) == [
+            f"mine.yaml: scheduler: warmup_epoch {warmup}: the run has only 3 epochs, so the "
+            "learning rate never gets to its peak"
+        ]
+    assert messages(2, 3) == []
+
+
 def test_a_skipped_restart_returns_when_the_run_is_extended():
     scheduler, _ = build({"steps": [12, "50%", 5]}, 10)
     assert scheduler.steps == [2, 5, 10]
