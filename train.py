@@ -374,7 +374,8 @@ def main(argv: list[str] | None = None) -> None:
             progress.start_timer()
             seed_everything(args.seed, epoch)
             train_one_epoch(run, progress)
-            throughput = len(run.loaders.train_set) / progress.seconds()
+            sampler = run.loaders.sampler
+            throughput = len(sampler) * sampler.batch_size / progress.seconds()
             metrics, improved = {}, False
             if is_last_epoch or not args.noval:
                 metrics, improved = validate(run, progress)
@@ -394,7 +395,7 @@ def main(argv: list[str] | None = None) -> None:
         if progress.skipped_steps:
             steps = plural(progress.skipped_steps, "optimizer step")
             warning(f"skipped {steps} with a non-finite loss or gradient")
-        keep_going = KeepGoing()  # the run is saved; no error in a picture may end it
+        keep_going = KeepGoing()  # the run is saved; no error in a plot may end it
         if draws_plots:
             stage("results_plots")
             with keep_going.without(path / "results.png"):

@@ -14,7 +14,7 @@ def class_names(names: Any, key: str, directory: Path) -> list[str]:
     """Return the class names that the value `names` of a data.yaml stands for.
 
     `key` names the file and the key in messages; the path of a text file is relative to
-    `directory`. Raises UserError for a value that is no names, ids with a gap, no or duplicate
+    `directory`. Raises UserError for a value that is not names, ids with a gap, no or duplicate
     names.
     """
     if isinstance(names, str):
@@ -38,7 +38,7 @@ def _name(name: Any, key: str) -> str:
     if type(name) is int:  # of digits, say; YAML's integers here are written as str() writes them
         return str(name)
     if not isinstance(name, str):
-        raise UserError(f"{key}: found {name!r}, which is no text ({QUOTES})")
+        raise UserError(f"{key}: found {name!r}, which is not a string ({QUOTES})")
     if not name.strip():
         raise UserError(f"{key}: found {name!r} (a class needs a name)")
     return name

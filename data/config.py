@@ -196,7 +196,7 @@ def _find_root(config: DataConfig, path: Path, source: Source, notes: list[str])
 
 
 def _locate_source(root: Path, source: Source, notes: list[str]) -> Source:
-    """Return `source` with paths that exist, if there are such, and add to `notes` what is said."""
+    """Return `source` with paths that exist, if there are such, and add what changed to `notes`."""
     if isinstance(source, str):
         return _locate(root, source, notes)
     paths = {}
@@ -211,15 +211,15 @@ def _locate(root: Path, text: str, notes: list[str]) -> str:
 
     Roboflow writes `../train/images` for the `train/images` beside the data.yaml.
     """
-    found, inside = locate(root, text), below(text)
+    resolved, inside = locate(root, text), below(text)
     if not inside or not exists(root, inside):
-        return found
-    if not exists(root, found):
+        return resolved
+    if not exists(root, resolved):
         notes.append(f"{text} does not exist; using {inside} beside the data.yaml")
         return inside
-    if os.path.realpath(root / found) != os.path.realpath(root / inside):
+    if os.path.realpath(root / resolved) != os.path.realpath(root / inside):
         notes.append(f"using {text} as it stands, although {inside} is beside the data.yaml, too")
-    return found
+    return resolved
 
 
 def _source_list(value: Source | list[Source], path: Path) -> list[Source]:

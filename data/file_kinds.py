@@ -1,4 +1,4 @@
-"""What a file that is no readable image begins with: says more than that it cannot be read."""
+"""What an unreadable image file begins with: says more than that it cannot be read."""
 
 # (offset, bytes there, what the file is)
 _KINDS = (

@@ -26,7 +26,7 @@ OTHER_SUFFIXES = {
     *(".heic", ".heif", ".avif", ".jfif", ".jpe", ".jp2", ".jxl", ".ppm", ".pgm", ".tga", ".psd"),
     *(".svg", ".exr", ".hdr", ".dng", ".cr2", ".nef", ".arw", ".dcm"),
 }
-HIDDEN = "hidden and system folders and images in {} left out"
+HIDDEN = "hidden and system folders and images in {} ignored"
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Listing:
     """The images that a source names, and what is to be said about it.
 
     `errors` has a message for everything that names no image, `notes` counts by a sentence what
-    was left out or is unusual, as those of a `Scan`.
+    was ignored or is unusual, as those of a `Scan`.
     """
 
     files: list[str] = field(default_factory=list)
@@ -122,7 +122,7 @@ def _is_dir(entry: os.DirEntry[str]) -> bool:
 
 def _glob(path: Path, suffixes: Collection[str]) -> Listing:
     """List the images that match a pattern, and those in directories that match."""
-    base = path  # what exists is no pattern, whatever its characters
+    base = path  # what exists is not a pattern, whatever its characters
     while not base.exists() and base != base.parent:
         base = base.parent
     pattern = Path(glob.escape(str(base))) / path.relative_to(base)
@@ -131,10 +131,10 @@ def _glob(path: Path, suffixes: Collection[str]) -> Listing:
         if has_suffix(match, suffixes):
             listing.files.append(match)
         elif os.path.isdir(match):  # noqa: PTH112 - a Path is slow, for 100,000 names
-            found = _walk(match.rstrip(os.sep), suffixes)
-            listing.files += found.files
-            listing.errors += found.errors
-            listing.notes += found.notes
+            inside = _walk(match.rstrip(os.sep), suffixes)
+            listing.files += inside.files
+            listing.errors += inside.errors
+            listing.notes += inside.notes
     listing.files = sorted({*listing.files})
     listing.errors = sorted({*listing.errors})
     return listing
@@ -164,8 +164,8 @@ def _read_list(path: Path, root: Path | None, suffixes: Collection[str]) -> List
         file = next(filter(exists, _candidates(line, places)), None)
         if file is None and not line.lstrip().startswith("#"):
             looked = ", ".join(places)
-            found = f"{path}: line {number}: {line.strip()!r} not found"
-            listing.errors.append(f"{found} (looked in {looked}); skipped")
+            problem = f"{path}: line {number}: {line.strip()!r} not found"
+            listing.errors.append(f"{problem} (looked in {looked}); skipped")
         elif file is not None and not has_suffix(file, suffixes) and os.path.isdir(file):  # noqa: PTH112
             message = f"{path}: line {number}: {line.strip()!r} is a directory, need an image"
             listing.errors.append(f"{message}; skipped")

@@ -18,14 +18,14 @@ def find_data_yaml(text: str, fallback_dir: Path) -> Path:
     directory = Path(text)
     if not text or not directory.is_dir():
         return find_file(text, fallback_dir)
-    found = [directory / name for name in DATA_FILES if (directory / name).is_file()]
-    if not found:
-        found = sorted(path for path in directory.glob("*.y*ml") if path.is_file())
-        if len(found) != 1:
-            names = ", ".join(path.name for path in found)
-            has = f"found {names}" if found else "it has none"
+    candidates = [directory / name for name in DATA_FILES if (directory / name).is_file()]
+    if not candidates:
+        candidates = sorted(path for path in directory.glob("*.y*ml") if path.is_file())
+        if len(candidates) != 1:
+            names = ", ".join(path.name for path in candidates)
+            has = f"found {names}" if candidates else "it has none"
             raise UserError(f"{text}: a directory (need its data.yaml; {has})")
-    return found[0]
+    return candidates[0]
 
 
 def locate(root: Path, text: str) -> str:

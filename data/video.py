@@ -22,7 +22,7 @@ DEFAULT_FPS = 25.0  # of a camera that does not report its own
 
 
 def _import_cv2(source: str) -> ModuleType:
-    # Its messages name no file; what matters in them is said here.
+    # Its messages name no file; what matters in them is reported here.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     try:

@@ -51,12 +51,12 @@ def coco(images=(IMAGE,), annotations=(BOX,), categories=(CATEGORY,), **others: 
 
 def pixels(data) -> dict[str, list[list[int]]]:
     """The corners of all boxes in pixels, by image."""
-    found = {}
+    result = {}
     for i, file in enumerate(data.files.tolist()):
         rows = slice(*data.offsets[i : i + 2])
         boxes = data.boxes[rows] * np.tile(data.sizes[i], 2)
-        found[Path(file).name] = boxes.round(3).tolist()
-    return found
+        result[Path(file).name] = boxes.round(3).tolist()
+    return result
 
 
 def only_note(data, count: int, *parts: str) -> None:
@@ -187,9 +187,9 @@ def test_a_size_is_read_from_the_header_as_exif_shows_it(tmp_path):
     ],
 )
 def test_an_image_is_found_however_its_name_is_written(tmp_path, file, name, note):
-    draw(tmp_path / "pictures", file, "other.png")
-    data = read(tmp_path, coco([IMAGE | {"file_name": name}]), images="pictures")
-    assert data.files.tolist() == [str(tmp_path / "pictures" / file)]
+    draw(tmp_path / "photos", file, "other.png")
+    data = read(tmp_path, coco([IMAGE | {"file_name": name}]), images="photos")
+    assert data.files.tolist() == [str(tmp_path / "photos" / file)]
     assert pixels(data) == {Path(file).name: [CORNERS]} and data.errors == ()
     if note:
         only_note(data, 1, note, "a.json")
@@ -201,12 +201,12 @@ def test_an_image_is_found_however_its_name_is_written(tmp_path, file, name, not
 
 
 def test_a_name_that_is_several_files_in_another_spelling_is_not_found(tmp_path):
-    draw(tmp_path / "pictures", "a.png", "a.bmp", "b.png")
+    draw(tmp_path / "photos", "a.png", "a.bmp", "b.png")
     images = [IMAGE | {"file_name": "b.png"}, IMAGE | {"id": 2, "file_name": "a.jpg"}]
-    data = read(tmp_path, coco(images), images="pictures")
+    data = read(tmp_path, coco(images), images="photos")
     assert pixels(data) == {"b.png": [CORNERS]}
     (error,) = data.errors
-    assert f"{tmp_path / 'pictures' / 'a.jpg'}: cannot be read: No such file" in error
+    assert f"{tmp_path / 'photos' / 'a.jpg'}: cannot be read: No such file" in error
 
 
 @pytest.mark.parametrize(
@@ -259,8 +259,8 @@ def test_without_the_key_images_they_are_looked_for_where_tools_put_them(tmp_pat
     content = yaml.safe_load(data.read_text())
     for source in (content["train"], file):
         data.write_text(yaml.safe_dump({"train": source, "val": source}))
-        found = read_split(read_data_config(data), "train")
-        assert found.files.tolist() == [str(tmp_path / images / "x.png")] and not found.errors
+        result = read_split(read_data_config(data), "train")
+        assert result.files.tolist() == [str(tmp_path / images / "x.png")] and not result.errors
 
 
 def test_lvis_names_images_by_url(tmp_path):
@@ -406,8 +406,8 @@ def test_a_category_without_boxes_needs_no_name_in_the_data_yaml(tmp_path):
     data = write(tmp_path, coco(categories=[{"id": 0, "name": "project"}, CATEGORY]))
     data.write_text(data.read_text() + "names: [b, a]\n")
     draw(tmp_path, "0.png")
-    found = read_split(read_data_config(data), "train")
-    assert found.class_names == ("b", "a") and found.labels.tolist() == [1] and not found.errors
+    result = read_split(read_data_config(data), "train")
+    assert result.class_names == ("b", "a") and result.labels.tolist() == [1] and not result.errors
 
 
 def test_names_that_differ_in_case_are_two_classes_and_said(tmp_path):
@@ -546,9 +546,9 @@ def test_boxes_of_masks_are_those_of_pycocotools(tmp_path):
         annotations.append({"image_id": 1, "category_id": 1, "segmentation": segmentation})
         expected.append(coco_mask.toBbox(coco_mask.encode(pixels_of_mask)).tolist())
     data = read(tmp_path, coco(annotations=annotations))
-    found = [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in pixels(data)["0.png"]]
+    result = [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in pixels(data)["0.png"]]
     assert len({*map(tuple, expected)}) == 80  # boxes that are equal would be one
-    assert np.allclose(found, expected, atol=0.01) and data.errors == ()
+    assert np.allclose(result, expected, atol=0.01) and data.errors == ()
 
 
 @pytest.mark.parametrize(
@@ -592,8 +592,8 @@ def test_a_json_may_have_a_byte_order_mark_or_another_encoding(tmp_path, encodin
     draw(tmp_path, "0.png")
     data = write(tmp_path, "")
     (tmp_path / "a.json").write_bytes(text.replace("\n", newline).encode(encoding))
-    found = read_split(read_data_config(data), "train")
-    assert found.class_names == ("\u732b",) and pixels(found) == {"0.png": [CORNERS]}
+    result = read_split(read_data_config(data), "train")
+    assert result.class_names == ("\u732b",) and pixels(result) == {"0.png": [CORNERS]}
 
 
 DETECTION = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}

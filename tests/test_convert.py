@@ -184,7 +184,7 @@ def test_test_split_without_images_or_labels_is_left_out_and_said(tiny, tmp_path
         assert convert.main(["coco", str(tiny), str(tmp_path / f"new{number}")]) == 0
         out, err = capsys.readouterr()
         assert "val: 5 images" in out and "written to" in out
-        assert err.count("test left out") == 2 and "test: " in err
+        assert err.count("test ignored") == 2 and "test: " in err
         assert "test" not in (tmp_path / f"new{number}" / "data.yaml").read_text()
 
 

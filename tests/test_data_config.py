@@ -50,7 +50,7 @@ def test_roboflow_export_as_it_is(tmp_path):
     notes = read_data_config(path).notes
     assert notes[0] == "../train/images does not exist; using train/images beside the data.yaml"
     assert len(notes) == 2
-    # Where both are there, what is written counts, and it is said.
+    # Where both exist, the path as written counts, with a note.
     write_set(tmp_path, "train/images/other.png")
     assert files_of(path) == ["../train/images/other.png"]
     assert "as it stands, although train/images is beside" in read_data_config(path).notes[0]
@@ -145,8 +145,8 @@ def test_names_are_read(text, names, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("names: [yes, no, 1]", "names: found True, which is no text (YAML reads yes, no, on"),
-        ("names: [cat, 1.10]", "names: found 1.1, which is no text"),
+        ("names: [yes, no, 1]", "names: found True, which is not a string (YAML reads yes, no, on"),
+        ("names: [cat, 1.10]", "names: found 1.1, which is not a string"),
         ("names: [cat, ]\nnc: 2", "nc: found 2, but names has 1"),
         ("names: [cat, null]", "names: found None"),
         ("names: [cat, '']", "names: found '' (a class needs a name)"),

@@ -162,9 +162,9 @@ def write_results(sources: list[Path], results: Path) -> list[str]:
 def test_no_result_replaces_another(tmp_path):
     sources = [image(tmp_path / name) for name in ("a/x.png", "b/x.png", "a/x.webp", "a/v_0.png")]
     sources += [video(tmp_path / name, 1) for name in ("a/v.avi", "a/v.mkv", "b/v.avi", "a/x.mov")]
-    found = write_results(sources, tmp_path / "results")
-    outputs = [name for name in found if not name.startswith("labels")]
-    labels = [name for name in found if name.startswith("labels")]
+    frames_read = write_results(sources, tmp_path / "results")
+    outputs = [name for name in frames_read if not name.startswith("labels")]
+    labels = [name for name in frames_read if name.startswith("labels")]
     assert len(outputs) == len(labels) == len(sources)
     assert {"x.png", "x_2.png", "x_3.webp", "v_0.png", "v.mp4", "v_2.mp4", "v_3.mp4"} < {*outputs}
     for name in outputs:
@@ -188,8 +188,8 @@ def test_no_result_replaces_another(tmp_path):
     ],
 )
 def test_format_of_a_result(name, written, tmp_path):
-    found = write_results([image(tmp_path / "in" / name)], tmp_path / "results")
-    assert found == sorted(["labels/a.txt", written])
+    frames_read = write_results([image(tmp_path / "in" / name)], tmp_path / "results")
+    assert frames_read == sorted(["labels/a.txt", written])
     with Image.open(tmp_path / "results" / written) as result:
         assert result.size == (80, 64)
 
@@ -201,5 +201,5 @@ def test_results_do_not_overwrite_their_source(tmp_path):
         write_results([source], tmp_path / "results")
     message = "the result would overwrite it (choose another --project or --name)"
     assert str(error.value) == f"{source}: {message}" and source.read_bytes() == before
-    # A copy of that name elsewhere is no source.
+    # A copy of that name elsewhere is not a source.
     assert "b.png" in write_results([image(tmp_path / "in" / "b.png")], tmp_path / "results")

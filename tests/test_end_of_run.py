@@ -1,4 +1,4 @@
-"""The end of a run: no name, picture or disk turns a finished training into an error."""
+"""The end of a run: no name, plot or disk turns a finished training into an error."""
 
 import errno
 import html
@@ -90,7 +90,7 @@ def test_data_directory_and_run_name_of_any_characters(tmp_path):
 
 @pytest.fixture(scope="module")
 def complete_run(tmp_path_factory) -> Path:
-    """A dataset `tiny` and a run `exp` on it with all pictures."""
+    """A dataset `tiny` and a run `exp` on it with all plots."""
     folder = tmp_path_factory.mktemp("complete")
     data = write_tiny(folder / "tiny", train=4, val=2)
     assert run_train(data=data, epochs=1, project=folder) == 0

@@ -73,7 +73,7 @@ def test_names_that_no_font_has_are_numbers_and_said_once(installed, tmp_path, c
     names = ["猫", "狗", "cat 🂡 แ", "b"]
     assert fonts.drawable_names(names) == ["class 0", "class 1", "class 2 cat 🂡", "b"]
     assert capsys.readouterr().err == (
-        "no installed font has แ 狗 猫: pictures show 3 class names as numbers (install "
+        "no installed font has แ 狗 猫: images show 3 class names as numbers (install "
         "fonts-noto-cjk, fonts-noto-core, or copy a font file to ~/.local/share/fonts)\n"
     )
     draw_confusion(torch.zeros(5, 5).int().numpy(), names, tmp_path / "matrix.png")
@@ -120,8 +120,8 @@ def test_table_is_aligned_with_wide_names():
     "box", [[-50.0, -50, -10, -10], [400, 400, 500, 500], [5, 5, 5, 5], [9, 9, 1, 1]]
 )
 def test_draw_boxes_outside_the_picture_or_without_area(box):
-    picture = torch.zeros(3, 32, 48, dtype=torch.uint8)
+    image = torch.zeros(3, 32, 48, dtype=torch.uint8)
     target = {"boxes": torch.tensor([box]).float(), "labels": torch.tensor([0])}
-    assert draw_boxes(picture, target, ["x" * 99]).shape == picture.shape
+    assert draw_boxes(image, target, ["x" * 99]).shape == image.shape
     target["boxes"][0, 0] = torch.nan
-    assert draw_boxes(picture, target, ["x"]).shape == picture.shape
+    assert draw_boxes(image, target, ["x"]).shape == image.shape

@@ -114,9 +114,9 @@ def test_image_that_is_nearly_black_in_8_bits_is_noted(tmp_path):
     save(folder / "dark.png", GRAY16 // 16)
     save(folder / "dark.tif", (GRAY16 // 16).astype(np.int32))
     save(folder / "bright.png", GRAY16)
-    found = read_split(read_data_config(data), "train")
-    (note,) = found.notes
-    assert "nearly black" in note and note.endswith(": 2") and not found.errors
+    result = read_split(read_data_config(data), "train")
+    (note,) = result.notes
+    assert "nearly black" in note and note.endswith(": 2") and not result.errors
 
 
 def test_cmyk_jpeg_is_decoded_as_pillow_does(tmp_path):
@@ -177,8 +177,8 @@ def test_damaged_exif_costs_no_image(name, kind, tmp_path):
 def test_jpeg_is_turned_as_torchvision_turns_it(orientation, tmp_path):
     path = save(tmp_path / "a.jpg", Image.fromarray(RGB), exif=exif(orientation))
     expected = decode_image(path, ImageReadMode.RGB, apply_exif_orientation=True)
-    found = read_image(path)
-    assert torch.equal(found, expected) and found.stride() == expected.stride()
+    result = read_image(path)
+    assert torch.equal(result, expected) and result.stride() == expected.stride()
 
 
 def test_random_exif_gives_the_same_size_to_the_scan_and_the_decoder(tmp_path):
@@ -277,8 +277,8 @@ def test_heic_is_read(orientation, tmp_path):
     image = Image.fromarray(pixels)
     image.save(tmp_path / "a.heic", quality=95, exif=exif(orientation))
     image.save(tmp_path / "a.png", exif=exif(orientation))
-    found, expected = (outcome(str(tmp_path / name)).astype(int) for name in ("a.heic", "a.png"))
-    assert found.shape == expected.shape and abs(found - expected).mean() < 3
+    result, expected = (outcome(str(tmp_path / name)).astype(int) for name in ("a.heic", "a.png"))
+    assert result.shape == expected.shape and abs(result - expected).mean() < 3
 
 
 def test_scan_of_odd_images_writes_nothing_to_stderr(tmp_path):

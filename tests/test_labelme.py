@@ -47,20 +47,20 @@ def draw(folder: Path, *names: str) -> None:
         Image.new("RGB", (80, 64)).save(folder / name)
 
 
-def read(folder: Path, files: dict[str, object], images: str | None = "pictures"):
-    if not (folder / "pictures").exists():
-        draw(folder / "pictures", "x.png", "y.png")
+def read(folder: Path, files: dict[str, object], images: str | None = "photos"):
+    if not (folder / "photos").exists():
+        draw(folder / "photos", "x.png", "y.png")
     source = {} if images is None else {"images": images}
     return read_split(read_data_config(write(folder, files, **source)), "train")
 
 
 def pixels(data) -> dict[str, list[list[float]]]:
-    found = {}
+    result = {}
     for i, file in enumerate(data.files.tolist()):
         rows = slice(*data.offsets[i : i + 2])
         boxes = data.boxes[rows] * np.tile(data.sizes[i], 2)
-        found[Path(file).name] = boxes.round(3).tolist()
-    return found
+        result[Path(file).name] = boxes.round(3).tolist()
+    return result
 
 
 @pytest.mark.parametrize(
@@ -130,14 +130,14 @@ def test_a_shape_that_is_no_box_is_named_and_the_others_are_read(tmp_path, shape
 @pytest.mark.parametrize(
     ("file", "name", "images"),
     [
-        ("pictures/x.png", "x.png", "pictures"),
-        ("pictures/x.png", "..\\pictures\\x.png", None),
-        ("pictures/x.png", "../pictures/x.png", None),
-        ("pictures/x.png", "../pictures/x.png", "pictures"),
-        ("pictures/x.png", "C:\\Users\\me\\x.png", "pictures"),
-        ("pictures/x.png", "/home/me/x.png", "pictures"),
-        ("pictures/x.png", "X.JPG", "pictures"),
-        ("pictures/x.png", "renamed-before.jpg", "pictures"),  # then the name of the json
+        ("photos/x.png", "x.png", "photos"),
+        ("photos/x.png", "..\\photos\\x.png", None),
+        ("photos/x.png", "../photos/x.png", None),
+        ("photos/x.png", "../photos/x.png", "photos"),
+        ("photos/x.png", "C:\\Users\\me\\x.png", "photos"),
+        ("photos/x.png", "/home/me/x.png", "photos"),
+        ("photos/x.png", "X.JPG", "photos"),
+        ("photos/x.png", "renamed-before.jpg", "photos"),  # then the name of the json
         ("json/x.png", "x.png", None),
         ("json/x.png", "/home/me/x.png", None),
     ],
@@ -176,7 +176,7 @@ def test_an_image_that_is_missing_is_named(tmp_path):
     data = read(tmp_path, {"x.json": labelme(RECTANGLE), "z.json": labelme(name="z.png")})
     assert pixels(data) == {"x.png": [CORNERS]}
     assert data.errors == (
-        f"{tmp_path / 'pictures' / 'z.png'}: cannot be read: No such file or directory; skipped",
+        f"{tmp_path / 'photos' / 'z.png'}: cannot be read: No such file or directory; skipped",
     )
 
 
@@ -231,21 +231,21 @@ def test_json_files_in_directories_below_and_hidden_ones(tmp_path):
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_a_json_may_have_a_byte_order_mark_or_another_encoding(tmp_path, encoding):
     content = labelme(RECTANGLE, name="\u732b.png")
-    draw(tmp_path / "pictures", "\u732b.png")
-    data = write(tmp_path, {"x.json": ""}, images="pictures")
+    draw(tmp_path / "photos", "\u732b.png")
+    data = write(tmp_path, {"x.json": ""}, images="photos")
     text = json.dumps(content, ensure_ascii=False, indent=2).replace("\n", "\r\n")
     (tmp_path / "json" / "x.json").write_bytes(text.encode(encoding))
-    found = read_split(read_data_config(data), "train")
-    assert pixels(found) == {"\u732b.png": [CORNERS]} and found.errors == ()
+    result = read_split(read_data_config(data), "train")
+    assert pixels(result) == {"\u732b.png": [CORNERS]} and result.errors == ()
 
 
 def test_remap_renames_and_skips_labels(tmp_path):
     shapes = [RECTANGLE | {"label": label} for label in ("a", "kitten", "tree")]
-    data = write(tmp_path, {"x.json": labelme(*shapes)}, images="pictures")
+    data = write(tmp_path, {"x.json": labelme(*shapes)}, images="photos")
     data.write_text(data.read_text() + "remap: {kitten: b, tree: null}\n")
-    draw(tmp_path / "pictures", "x.png")
-    found = read_split(read_data_config(data), "train")
-    assert found.labels.tolist() == [0, 1] and found.errors == ()
+    draw(tmp_path / "photos", "x.png")
+    result = read_split(read_data_config(data), "train")
+    assert result.labels.tolist() == [0, 1] and result.errors == ()
 
 
 def test_a_coco_json_given_by_its_directory_is_named(tmp_path):

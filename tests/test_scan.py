@@ -1,4 +1,4 @@
-"""What all formats share: boxes that are there twice are left out, and said."""
+"""What all formats share: duplicate boxes are skipped and reported."""
 
 import json
 from pathlib import Path
@@ -58,7 +58,7 @@ def test_boxes_that_are_there_twice_are_left_out_and_counted(write, tmp_path):
     crowds = write is write_coco  # a crowd with the same box is another annotation
     assert data.labels.tolist() == ([0, 1, 0, 0] if crowds else [0, 1, 0])
     assert np.diff(data.offsets).tolist() == ([3, 1] if crowds else [2, 1])
-    assert data.errors == (f"{tmp_path / 'a.png'}: 2 boxes are there twice; left out",)
+    assert data.errors == (f"{tmp_path / 'a.png'}: 2 duplicate boxes; skipped",)
 
 
 def test_repeated_rows_are_those_that_equal_an_earlier_one():

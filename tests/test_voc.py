@@ -132,7 +132,7 @@ def test_voc_images_and_xml_without_each_other_are_reported(tmp_path):
         "the suffix of an image, and for its `filename`, 'gone.jpg'); image skipped",
     )
     assert notes(data) == [
-        f"images in {tmp_path}/images without an xml file in {tmp_path}/xml, left out: 2"
+        f"images in {tmp_path}/images without an xml file in {tmp_path}/xml, ignored: 2"
     ]
 
 
@@ -315,7 +315,7 @@ def test_voc_difficult_is_a_crowd(value, is_crowd, tmp_path):
 def test_voc_deleted_object_of_labelme_is_left_out(tmp_path):
     objects = voc_object() + voc_object("<deleted>1</deleted>" + bndbox(1, 1, 9, 9))
     data = read(tmp_path, {"images/a.jpg": (100, 50), "xml/a.xml": xml("a.jpg", SIZE, objects)})
-    assert len(data.boxes) == 1 and notes(data) == ["objects with `deleted`, left out: 1"]
+    assert len(data.boxes) == 1 and notes(data) == ["objects with `deleted`, ignored: 1"]
 
 
 def declared(encoding: str) -> str:

@@ -37,7 +37,7 @@ def _drawable_names(class_names: tuple[str, ...]) -> tuple[str, ...]:
         affected = sum(not set(lost).isdisjoint(name) for name in names)
         packages = ", ".join(sorted({_package_with(char) for char in lost}))
         warning(
-            f"no installed font has {' '.join(lost[:10])}: pictures show "
+            f"no installed font has {' '.join(lost[:10])}: images show "
             f"{plural(affected, 'class name')} as numbers (install {packages}, or copy a font file "
             "to ~/.local/share/fonts)"
         )
@@ -71,9 +71,9 @@ def _fonts_of(text: str) -> list[str | None]:
     for file in _font_files():
         if not unknown:
             break
-        found = unknown - _without(unknown, file)
-        _font_of.update(dict.fromkeys(found, file))
-        unknown -= found
+        covered = unknown - _without(unknown, file)
+        _font_of.update(dict.fromkeys(covered, file))
+        unknown -= covered
     _font_of.update(dict.fromkeys(unknown))
     return [_font_of[char] for char in text]
 

@@ -1,4 +1,4 @@
-"""What a run can do without: pictures and the report. If they fail, the run goes on."""
+"""What a run can do without: plots and the report. If they fail, the run continues."""
 
 import traceback
 from collections.abc import Iterator

@@ -65,8 +65,8 @@ def draw_boxes(image: Tensor, target: dict[str, Tensor], class_names: Sequence[s
         texts = [f"{text} {score:.2f}" for text, score in zip(texts, scores, strict=True)]
     size = max(image.shape)
     width, font_size = max(2, size // 400), max(11, size // 60)
-    picture = to_pil_image(image.cpu())
-    draw = ImageDraw.Draw(picture)
+    canvas = to_pil_image(image.cpu())
+    draw = ImageDraw.Draw(canvas)
     colors = [COLORS[k % len(COLORS)] for k in labels]
     boxes = target["boxes"].round().tolist()
     for box, color in zip(boxes, colors, strict=True):
@@ -75,7 +75,7 @@ def draw_boxes(image: Tensor, target: dict[str, Tensor], class_names: Sequence[s
     for box, color, text in zip(boxes, colors, texts, strict=True):  # above all boxes
         if all(map(math.isfinite, box)):
             _draw_label(draw, (box[0], box[1]), text, color, font_size)
-    return pil_to_tensor(picture)
+    return pil_to_tensor(canvas)
 
 
 def _draw_label(
@@ -236,7 +236,7 @@ def draw_schedule(
 
 
 def _legend_text(name: str) -> str:
-    """Return `name` so that a legend shows it: one that starts with _ is left out of it."""
+    """Return `name` so that a legend shows it: one that starts with _ is ignored of it."""
     text = one_line(name, 80)
     return f" {text}" if text.startswith("_") else text
 

@@ -2,11 +2,11 @@
 
 import unicodedata
 
-MAX_LENGTH = 40  # characters of a name in a table or a picture
+MAX_LENGTH = 40  # characters of a name in a table or an image
 
 
 def one_line(name: str, max_length: int = MAX_LENGTH) -> str:
-    """Return `name` on one line: without control characters, its middle left out if it is long.
+    """Return `name` on one line: without control characters, its middle ignored if it is long.
 
     A byte of a file name that is not UTF-8 becomes a question mark.
     """

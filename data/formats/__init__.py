@@ -82,7 +82,7 @@ def read_all_splits(config: DataConfig) -> tuple[dict[str, Annotations], list[st
         except UserError as error:
             if split != "test":
                 raise
-            messages.append(f"{error}; test left out")
+            messages.append(f"{error}; test ignored")
     return splits, messages
 
 

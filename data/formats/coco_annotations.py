@@ -16,7 +16,7 @@ from data.formats.segmentation import bounding_box
 from utils.errors import UserError
 
 BLOCK = 1 << 20  # annotations that are converted at once
-UNKNOWN = -2  # an image or a category that is not there
+UNKNOWN = -2  # an image or a missing category
 NOTHING = (None, "", [], {})
 FLAGS = {None: 0, 0: 0, 1: 1, "": 0, "0": 0, "1": 1, "false": 0, "true": 1}
 # What annotations of other tasks have, and what their file is.
@@ -100,8 +100,8 @@ class CocoAnnotations:
             try:
                 x, y, w, h = map(float, bbox if isinstance(bbox, list) else ())
             except (TypeError, ValueError, OverflowError):
-                found = f"found the bbox {reprlib.repr(bbox)}"
-                raise ValueError(f"{found} (need four numbers: x, y, width, height)") from None
+                problem = f"found the bbox {reprlib.repr(bbox)}"
+                raise ValueError(f"{problem} (need four numbers: x, y, width, height)") from None
             self.notes[TEXTS] += 1
             self._bboxes.extend((x, y, w, h))
         elif annotation.get("segmentation") in NOTHING:  # 0 if it has polygons
@@ -118,8 +118,8 @@ class CocoAnnotations:
             try:
                 flags[key] = FLAGS[value.lower() if isinstance(value, str) else value]
             except (KeyError, TypeError):
-                found = f"found {key} {reprlib.repr(value)}"
-                raise ValueError(f"{found} (need 0 or 1)") from None
+                problem = f"found {key} {reprlib.repr(value)}"
+                raise ValueError(f"{problem} (need 0 or 1)") from None
         if flags["ignore"] and not flags["iscrowd"]:
             self.notes[IGNORED] += 1
         return int(flags["iscrowd"] or flags["ignore"])
@@ -197,10 +197,10 @@ class CocoAnnotations:
                     reason = reason or _covers_nothing(bboxes[row], box_sizes[row])
                 index = len(scan.files) if box_indices[row] < 0 else int(box_indices[row])
                 errors.append((self._numbers[start + row], index, reason))
-            kept = np.flatnonzero((box_indices >= 0) & (box_labels >= 0) & is_valid)
-            self.notes[CUT] += _count_cut(bboxes[kept], box_sizes[kept])
+            valid = np.flatnonzero((box_indices >= 0) & (box_labels >= 0) & is_valid)
+            self.notes[CUT] += _count_cut(bboxes[valid], box_sizes[valid])
             crowd = np.frombuffer(self._crowd, np.int8)[rows]
-            scan.add_boxes(box_indices[kept], box_labels[kept], boxes[kept], crowd[kept])
+            scan.add_boxes(box_indices[valid], box_labels[valid], boxes[valid], crowd[valid])
         num_crowds = sum(self._crowd) - self.notes[IGNORED]
         if num_crowds:
             self.notes[CROWDS] = num_crowds

@@ -37,15 +37,15 @@ class CocoCategories:
             raise ValueError(f"a category's name is not a string: found {reprlib.repr(name)}")
         name, category_id = name.strip(), to_id("category's id", category["id"])
         if self.names.get(category_id, name) != name:
-            found = f"{self.names[category_id]!r} and {name!r}"
-            raise ValueError(f"the categories {found} have the same id {category_id!r}")
+            both = f"{self.names[category_id]!r} and {name!r}"
+            raise ValueError(f"the categories {both} have the same id {category_id!r}")
         self.names[category_id] = name
         self._supercategories[category_id] = category.get("supercategory")
 
     def class_names(self, used: Collection[Id]) -> list[str]:
         """Return the names of the classes in the order of their ids; `used` are ids of boxes.
 
-        Adds notes about categories that are no class of their own. Raises ValueError if the ids
+        Adds notes about categories that are not a class of their own. Raises ValueError if the ids
         have no order.
         """
         if len({isinstance(i, str) for i in self.names}) > 1:

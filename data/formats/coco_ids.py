@@ -22,7 +22,7 @@ def to_id(key: str, value: Any) -> Id:
 
 
 def match_ids(ids: Sequence[Id], known: Collection[Id]) -> tuple[list[Id | None], list[bool]]:
-    """Return for each of `ids` the same one of `known`, None if it is not there.
+    """Return for each of `ids` the same one of `known`, None if it is missing.
 
     The number 1 and the text "1" are the same if one is among `ids`, the other in `known`, and no
     other one of `known` is that number. Returns also for which of `ids` this was needed.

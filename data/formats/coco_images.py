@@ -77,19 +77,19 @@ class CocoImages:
         """
         self.first_index = len(scan.files)
         position_of: dict[int, int] = {}  # of the entries that are kept
-        owners = self._find(directories)
-        for number, owner in enumerate(owners):
+        primaries = self._find(directories)
+        for number, primary in enumerate(primaries):
             if number in self._reasons:
                 index = self.first_index + len(position_of)
                 scan.errors.append((index, f"{self._reasons[number]}; image skipped"))
-            elif owner == number:
+            elif primary == number:
                 position_of[number] = len(position_of)
                 size = self._stated_size(number)
                 self.sizes.extend(size)
                 scan.add_image(self._files[number], *size, str(self._path))
-        for number, owner in enumerate(owners):
-            is_kept = owner in position_of and number not in self._reasons
-            index = self.first_index + position_of[owner] if is_kept else SKIPPED
+        for number, primary in enumerate(primaries):
+            is_kept = primary in position_of and number not in self._reasons
+            index = self.first_index + position_of[primary] if is_kept else SKIPPED
             if self._ids[number] is not None:
                 self.index_of.setdefault(self._ids[number], index)
         self._fill_sizes(scan.files)
@@ -98,8 +98,8 @@ class CocoImages:
         """Return the id of each file, the first one if it has several."""
         return {
             self._files[number]: self._ids[number]
-            for number, owner in enumerate(self._find(directories))
-            if owner == number and number not in self._reasons
+            for number, primary in enumerate(self._find(directories))
+            if primary == number and number not in self._reasons
         }
 
     def _stated_size(self, number: int) -> tuple[float, float]:
@@ -112,31 +112,31 @@ class CocoImages:
         """
         self._check_ids()
         valid = [n for n in range(len(self._ids)) if n not in self._reasons]
-        owners = list(range(len(self._ids)))
+        primaries = list(range(len(self._ids)))
         if not valid:
-            return owners
+            return primaries
         names = [self._files[n] for n in valid[:TRIED_NAMES]]
         directory = choose_directory(directories, names)
         if directory != directories[0]:
             self.notes[f"images, which are taken from {directory} (no key `images`)"] += len(valid)
         other_names = self._find_files(directory, valid)
-        owner_of: dict[str, int] = {}
+        primary_of: dict[str, int] = {}
         for number in valid:
             if number not in other_names:
-                owner_of.setdefault(self._files[number], number)
+                primary_of.setdefault(self._files[number], number)
         for number in other_names:  # a file that has the name itself comes first
-            owner = owner_of.setdefault(self._files[number], number)
-            if other_names[number] != other_names.get(owner):
-                for n in {number, owner} & other_names.keys():
+            primary = primary_of.setdefault(self._files[number], number)
+            if other_names[number] != other_names.get(primary):
+                for n in {number, primary} & other_names.keys():
                     self._reasons[n] = (
                         f"{self._path}: image {n}: {other_names[n]!r} is not in {directory}, and "
                         f"{self._files[n]} is not only its closest match, but another image's"
                     )
         for number in valid:
-            owners[number] = owner = owner_of[self._files[number]]
-            if owner != number and number not in self._reasons:
-                self._check_same(number, owner)
-        return owners
+            primaries[number] = primary = primary_of[self._files[number]]
+            if primary != number and number not in self._reasons:
+                self._check_same(number, primary)
+        return primaries
 
     def _check_ids(self) -> None:
         """Add a reason to skip for the images of each id that several images have."""
@@ -175,9 +175,9 @@ class CocoImages:
             )
         return other_names
 
-    def _check_same(self, number: int, owner: int) -> None:
+    def _check_same(self, number: int, primary: int) -> None:
         """Add a note that two entries are one image, or a reason to skip if their sizes differ."""
-        (width, height), stated = self._stated_size(number), self._stated_size(owner)
+        (width, height), stated = self._stated_size(number), self._stated_size(primary)
         if math.isnan(width) or math.isnan(stated[0]) or (width, height) == stated:
             self.notes[REPEATED] += 1
         else:

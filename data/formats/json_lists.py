@@ -90,8 +90,8 @@ def _read_lists(reader: "JsonReader", keys: Sequence[str]) -> Iterator[tuple[str
             raise ValueError(f"{key} is not a list of objects")
         for number, entry in enumerate(reader.entries()):
             if not isinstance(entry, dict):
-                found = f"found {reprlib.repr(entry)} as entry {number}"
-                raise ValueError(f"{key} is not a list of objects: {found}")
+                problem = f"found {reprlib.repr(entry)} as entry {number}"
+                raise ValueError(f"{key} is not a list of objects: {problem}")
             yield key, entry
     if missing:
         raise KeyError(missing[0])

@@ -58,15 +58,18 @@ class LabelFiles:
         """
         directories = set()
         for image_dir, label_dirs in self.searched.items():
-            found = [label_dir for label_dir, _ in self._found[image_dir]]
-            directories.update(found or label_dirs)
+            label_dirs_of_image = [label_dir for label_dir, _ in self._found[image_dir]]
+            directories.update(label_dirs_of_image or label_dirs)
         return sorted(directories - self.searched.keys())
 
     def orphans(self, used: Collection[str]) -> list[str]:
         """Return the label files in `directories()` that are not in `used`, sorted."""
         image_dirs = self.searched.keys()
         label_dirs = {
-            d: names for found in self._found.values() for d, names in found if d not in image_dirs
+            d: names
+            for label_dirs_of_image in self._found.values()
+            for d, names in label_dirs_of_image
+            if d not in image_dirs
         }
         return sorted(
             path

@@ -27,7 +27,7 @@ NUM_POINTS = {
     "rotation": 3,
     "oriented_rectangle": 3,
 }
-NOTE = "labelme shapes that are no rectangles, whose box is taken"
+NOTE = "labelme shapes other than rectangles, whose box is taken"
 CUT = "boxes that reach beyond their image, cut at its border"
 ROUNDING = 1.0  # pixels that a box may be beyond its image without being counted as cut
 GROUPS = "labelme shapes that share a group_id and a label with another one, one box with it"
@@ -185,8 +185,8 @@ def _parse_shape(shape: Any, size: tuple[float, float], labels: Labels) -> tuple
         points = np.empty(0)
     valid = points.ndim == 2 and points.shape[1:] == (2,) and len(points) >= NUM_POINTS[kind]
     if not valid or not np.isfinite(points).all():
-        found = reprlib.repr(shape.get("points"))
-        raise ValueError(f"found the points {found} (a {kind} needs {NUM_POINTS[kind]} or more)")
+        corners = reprlib.repr(shape.get("points"))
+        raise ValueError(f"found the points {corners} (a {kind} needs {NUM_POINTS[kind]} or more)")
     low, high = points.min(0), points.max(0)
     if kind == "circle":  # its center and a point of it
         radius = np.hypot(*(points[1] - points[0]))
@@ -194,7 +194,7 @@ def _parse_shape(shape: Any, size: tuple[float, float], labels: Labels) -> tuple
     elif kind == "mask":
         high = high + 1
     if (np.maximum(low, 0) >= np.minimum(high, size)).any():
-        found = " ".join(f"{value:.6g}" for value in (*low, *high))
+        corners = " ".join(f"{value:.6g}" for value in (*low, *high))
         image = f"{size[0]:g}x{size[1]:g} image"
-        raise ValueError(f"found a {kind} from {found}, which covers nothing of the {image}")
+        raise ValueError(f"found a {kind} from {corners}, which covers nothing of the {image}")
     return name, (*low.tolist(), *high.tolist())

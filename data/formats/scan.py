@@ -77,12 +77,12 @@ class Annotations:
 
         Without notes and errors the list is empty.
         """
-        shown = [*self.notes, *self.errors[:limit]]
+        lines = [*self.notes, *self.errors[:limit]]
         if self.errors:
             count = len(self.errors)
             skipped = "image or annotation" if count == 1 else "images or annotations"
-            shown.append(f"skipped {count} invalid {skipped}")
-        return [f"{split}: {message}" for message in shown]
+            lines.append(f"skipped {count} invalid {skipped}")
+        return [f"{split}: {message}" for message in lines]
 
 
 def label_table(names: Sequence[str], remap: dict[str, str | None]) -> Labels:
@@ -170,8 +170,8 @@ class Scan:
             for i, count in zip(
                 *np.unique(image_indices[repeats], return_counts=True), strict=True
             ):
-                boxes_are = "box is" if count == 1 else "boxes are"
-                message = f"{self.files[i]}: {count} {boxes_are} there twice; left out"
+                duplicates = "duplicate box" if count == 1 else "duplicate boxes"
+                message = f"{self.files[i]}: {count} {duplicates}; skipped"
                 self.errors.append((int(i), message))
             image_indices, labels, crowd, boxes = (
                 np.delete(array, repeats, 0) for array in (image_indices, labels, crowd, boxes)

@@ -20,8 +20,8 @@ def bounding_box(segmentation: Any) -> tuple[BBox, tuple[float, float] | None]:
         return _mask_box(segmentation)
     numbers = _flatten(segmentation)
     if len(numbers) < 6:
-        found = f"{len(numbers)} numbers" if len(numbers) else "nothing"
-        raise ValueError(f"found no bbox, and as segmentation {found} (need polygons or RLE)")
+        content = f"{len(numbers)} numbers" if len(numbers) else "nothing"
+        raise ValueError(f"found no bbox, and as segmentation {content} (need polygons or RLE)")
     if not np.isfinite(numbers).all():
         raise ValueError("found no bbox, and a segmentation with numbers that are not finite")
     points = numbers.reshape(-1, 2)
@@ -56,7 +56,7 @@ def _mask_box(mask: dict[str, Any]) -> tuple[BBox, tuple[float, float]]:
             raise ValueError
     except (KeyError, TypeError, ValueError, OverflowError, IndexError):
         raise ValueError(
-            "found no bbox, and a segmentation that is no valid RLE (need `size`, and `counts` "
+            "found no bbox, and an invalid RLE as segmentation (need `size`, and `counts` "
             "that add up to its pixels)"
         ) from None
     # Runs of pixels from top to bottom, column by column, in turns of the background and the mask.
@@ -68,7 +68,7 @@ def _mask_box(mask: dict[str, Any]) -> tuple[BBox, tuple[float, float]]:
         raise ValueError("found no bbox, and a segmentation without a pixel")
     columns = np.stack((starts // height, last // height))
     rows = np.stack((starts % height, last % height))
-    # A run that goes on in the next column reaches the bottom of one and the top of the other.
+    # A run that continues in the next column reaches the bottom of one and the top of the other.
     crosses = columns[0] < columns[1]
     top = 0 if crosses.any() else int(rows.min())
     bottom = height if crosses.any() else int(rows.max()) + 1
@@ -80,7 +80,7 @@ def _decompress(text: str) -> np.ndarray:
     """Return the runs of COCO's compressed counts.
 
     Numbers in groups of five bits, the lowest first, from the character "0" on; the sixth bit
-    says that the number goes on, the fifth of its last group that it is negative. From the fourth
+    says that the number continues, the fifth of its last group that it is negative. From the fourth
     on they are differences to the number before the last.
     """
     runs: list[int] = []

@@ -26,12 +26,12 @@ NO_SIZE = "xml files without an image size, taken from the image files"
 WRONG_SIZE = "xml files with an image size that their boxes exceed, taken from the image files"
 SHAPES = "objects with a {} instead of a bndbox, whose box is taken"
 DIFFICULT = "objects with `difficult`, taken as crowds: not trained on, no error in evaluation"
-DELETED = "objects with `deleted`, left out"
+DELETED = "objects with `deleted`, ignored"
 FROM_ZERO = "boxes that begin at pixel 0, which VOC calls 1, taken as at the image's border"
 CUT = "boxes that reach beyond their image, cut at its border"
 NEGATIVE = "lines with -1, a class that is not in the image, which is used all the same"
 NO_XML = "listed images without an xml file, taken as images without objects"
-UNUSED_IMAGES = "images in {} without an xml file in {}, left out"
+UNUSED_IMAGES = "images in {} without an xml file in {}, ignored"
 
 
 def read_voc(scan: Scan, root: Path, source: AnnotatedSource, labels: Labels) -> list[str]:
@@ -85,11 +85,11 @@ def _find_xml(xml_dir: Path) -> tuple[dict[str, Path], list[str]]:
     A name is the path in the directory without the suffix. Raises UserError if there is no file.
     """
     if not xml_dir.is_dir():
-        found = "a file" if xml_dir.exists() else "not found"
+        problem = "a file" if xml_dir.exists() else "not found"
         # The other format that is an xml is a single file.
-        cvat = "; CVAT's own xml is not read: export Pascal VOC" if found == "a file" else ""
+        cvat = "; CVAT's own xml is not read: export Pascal VOC" if problem == "a file" else ""
         raise UserError(
-            f"{xml_dir}: {found} (need a directory of VOC xml files, or a COCO .json{cvat})"
+            f"{xml_dir}: {problem} (need a directory of VOC xml files, or a COCO .json{cvat})"
         )
     files, directories = {}, []
     for directory, subdirectories, names in os.walk(xml_dir):
@@ -126,7 +126,7 @@ def _read_image_set(
         raise UserError(f"{path}: not UTF-8 text: {error}") from None
     if not any(line.strip() for line in lines):
         raise UserError(f"{path}: an empty list (need an image name per line)")
-    found = []
+    listed = []
     for number, line in enumerate(lines, 1):
         line = line.strip()
         if not line:
@@ -138,9 +138,9 @@ def _read_image_set(
             message = f"{path}: line {number}: neither an xml file nor an image for {line!r}"
             scan.errors.append((len(scan.files), f"{message}; image skipped"))
             continue
-        found.append(name)
+        listed.append(name)
         notes[NEGATIVE] += line.endswith(" -1") and name != line
-    return found
+    return listed
 
 
 def _listed_names(line: str) -> Iterable[str]:
@@ -290,8 +290,8 @@ def _add_image(
         if isinstance(size, str):
             scan.add_image(file)
             return None  # its boxes go with it
-        shown = float(size.width), float(size.height)
-        frames = [shown, shown[::-1]] if size.orientation > 1 else [shown]
+        as_shown = float(size.width), float(size.height)
+        frames = [as_shown, as_shown[::-1]] if size.orientation > 1 else [as_shown]
         if stated not in frames:
             inside = [f for f in frames if all(obj.is_inside(*f) for obj in objects)]
             if stated is None or inside:

@@ -11,7 +11,7 @@ CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 @dataclass(frozen=True)
 class VocObject:
-    """An object: its edges (x1, y1, x2, y2) in pixels, from 0, and `found`, as the xml has them.
+    """An object: its edges (x1, y1, x2, y2) in pixels, from 0, and `as_written`: as in the xml.
 
     `shape` is the element that they come from.
     """
@@ -19,7 +19,7 @@ class VocObject:
     name: str
     edges: Box
     shape: str
-    found: str
+    as_written: str
     is_difficult: bool
 
     def is_inside(self, width: float, height: float) -> bool:
@@ -63,16 +63,16 @@ def parse_object(element: ElementTree.Element) -> VocObject:
     texts = [(e.text or "").strip() for e in element.find(shape).iter() if not len(e)]
     if shape == "bndbox":
         texts = [(element.findtext(f"bndbox/{key}") or "").strip() for key in CORNERS]
-    found = f"found the {shape} {_shorten(' '.join(texts))!r}"
+    as_written = f"found the {shape} {_shorten(' '.join(texts))!r}"
     try:
         edges = _EDGES[shape](element.find(shape))
     except ValueError:
         need = "four numbers" if shape in ("bndbox", "segm") else "numbers"
-        raise ValueError(f"{found} (need {need})") from None
+        raise ValueError(f"{as_written} (need {need})") from None
     if not all(map(math.isfinite, edges)):
-        raise ValueError(f"{found}, which covers nothing of the image")
+        raise ValueError(f"{as_written}, which covers nothing of the image")
     difficult = (element.findtext("difficult") or "").strip().lower()
-    return VocObject(name, edges, shape, found, difficult in ("1", "true"))
+    return VocObject(name, edges, shape, as_written, difficult in ("1", "true"))
 
 
 def _shorten(text: str) -> str:

@@ -13,8 +13,8 @@ def read_xml(path: Path) -> ElementTree.Element:
     """Return the root of the xml file `path`; tags are without their namespaces.
 
     An encoding that the parser does not know (GBK, Big5, Shift JIS), bytes that are not of the
-    stated encoding, and blank lines before the declaration are no errors. Entities that would grow
-    without bound are: the parser limits them. Raises OSError, or ValueError if this is no xml.
+    stated encoding, and blank lines before the declaration are not errors. Entities that would grow
+    without bound are: the parser limits them. Raises OSError, or ValueError if this is not xml.
     """
     content = path.read_bytes()
     try:

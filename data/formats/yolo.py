@@ -14,11 +14,11 @@ from data.formats.scan import Box, Scan
 from utils.textfile import decode_text
 
 ROUNDING = 1e-3  # what a coordinate may be beyond 0..1; that of a tool that rounds to 3 digits
-IN_PIXELS = 2.0  # from this on, a number is no fraction
+IN_PIXELS = 2.0  # from this on, a number is not a fraction
 POLYGONS = "polygons, of which the bounding boxes are taken"
-KEYPOINTS = "boxes with keypoints, of which the keypoints are left out"
+KEYPOINTS = "boxes with keypoints, of which the keypoints are ignored"
 CUT = "boxes that reach beyond their image, cut at its border"
-TEXT_BEHIND = "label lines with text behind the five numbers, which is left out"
+TEXT_BEHIND = "label lines with text behind the five numbers, which is ignored"
 NO_LABEL_FILES = "no label file for any image of {} (looked in {}); images without objects"
 NO_LABEL_FILE = "images without a label file, taken as images without objects"
 TWO_LABEL_FILES = (
@@ -127,13 +127,13 @@ def _cut(
     lowest, highest = min(numbers), max(numbers)
     is_inside = lowest >= -ROUNDING and highest <= 1 + ROUNDING and not math.isnan(sum(numbers))
     if not (is_inside and box[0] < box[2] and box[1] < box[3]):
-        found = f"found the {shape} {_shorten(' '.join(fields))}"
+        problem = f"found the {shape} {_shorten(' '.join(fields))}"
         if IN_PIXELS <= highest < math.inf:
             raise ValueError(
-                f"{found}, in pixels or percent (allowed: 0 to 1, as fractions of the image's "
+                f"{problem}, in pixels or percent (allowed: 0 to 1, as fractions of the image's "
                 "width and height)"
             )
-        raise ValueError(f"{found} (allowed: 0 to 1, width and height above 0)")
+        raise ValueError(f"{problem} (allowed: 0 to 1, width and height above 0)")
     if (
         lowest < 0
         or highest > 1

@@ -82,28 +82,28 @@ class Loss:
     """What an export does not keep of the dataset, because the format or its writer cannot."""
 
     pixels: float  # how far a side of a box may be from the truth
-    no_polygons: bool = False  # polygons are left out
-    no_crowd: bool = False  # crowd objects are left out
+    no_polygons: bool = False  # polygons are ignored
+    no_crowd: bool = False  # crowd objects are ignored
     crowd_as_objects: bool = False  # crowd objects are written as any other
-    no_empty: bool = False  # images without objects are left out
+    no_empty: bool = False  # images without objects are ignored
 
 
-def draw(path: Path, picture: Picture) -> None:
-    """Save a gray image with the size of `picture`."""
+def draw(path: Path, image: Picture) -> None:
+    """Save a gray image with the size of `image`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (picture.width, picture.height), "gray").save(path)
+    Image.new("RGB", (image.width, image.height), "gray").save(path)
 
 
 def truth_name(path: str) -> str | None:
     """Return the name in TRUTH of an image that a tool saved, maybe with a prefix to its name."""
-    names = (name for pictures in TRUTH.values() for name in pictures)
+    names = (name for images_of_split in TRUTH.values() for name in images_of_split)
     return next((name for name in names if path.endswith(name)), None)
 
 
 def draw_copy(path: Path) -> None:
     """Save the image that a tool saved at `path`, whose name ends as in TRUTH."""
-    pictures = TRUTH["train"] | TRUTH["val"]
-    draw(path, pictures[truth_name(path.name)])
+    images_of_split = TRUTH["train"] | TRUTH["val"]
+    draw(path, images_of_split[truth_name(path.name)])
 
 
 def differences(data_yaml: Path, loss: Loss) -> tuple[list[str], int, int, float]:
@@ -112,23 +112,23 @@ def differences(data_yaml: Path, loss: Loss) -> tuple[list[str], int, int, float
     Returns a sentence for each difference, the numbers of images and boxes, and the largest
     distance of a box's side from the truth in pixels. Raises UserError as the readers do.
     """
-    found, images, boxes, largest = [], 0, 0, 0.0
+    problems, images, boxes, largest = [], 0, 0, 0.0
     config = read_data_config(data_yaml)
-    for split, pictures in TRUTH.items():
+    for split, images_of_split in TRUTH.items():
         annotations = read_split(config, split)
-        found += [f"{split}: {error}" for error in annotations.errors]
+        problems += [f"{split}: {error}" for error in annotations.errors]
         if annotations.class_names != tuple(NAMES):
-            found.append(f"{split}: classes {annotations.class_names}")
+            problems.append(f"{split}: classes {annotations.class_names}")
         images += len(annotations)
         boxes += len(annotations.boxes)
         expected = {
-            name: picture
-            for name, picture in pictures.items()
-            if picture.objects or not loss.no_empty
+            name: image
+            for name, image in images_of_split.items()
+            if image.objects or not loss.no_empty
         }
         names = [truth_name(file) for file in annotations.files]
         if sorted(map(str, names)) != sorted(expected):
-            found.append(f"{split}: images {annotations.files.tolist()}")
+            problems.append(f"{split}: images {annotations.files.tolist()}")
             continue
         for i, name in enumerate(names):
             rows = slice(annotations.offsets[i], annotations.offsets[i + 1])
@@ -139,20 +139,20 @@ def differences(data_yaml: Path, loss: Loss) -> tuple[list[str], int, int, float
             ]
             size = annotations.sizes[i].tolist()
             sentences, distance = _compare(expected[name], size, got, loss)
-            found += [f"{split}: {name}: {sentence}" for sentence in sentences]
+            problems += [f"{split}: {name}: {sentence}" for sentence in sentences]
             largest = max(largest, distance)
-    return found, images, boxes, largest
+    return problems, images, boxes, largest
 
 
 def _compare(
-    picture: Picture, size: list[int], got: np.ndarray, loss: Loss
+    image: Picture, size: list[int], got: np.ndarray, loss: Loss
 ) -> tuple[list[str], float]:
     """Compare an image's `size` and rows of class, crowd and box in pixels with the truth."""
-    if size != [picture.width, picture.height]:
+    if size != [image.width, image.height]:
         return [f"size {size}"], 0.0
     expected = [
         (NAMES.index(o.name), o.is_crowd and not loss.crowd_as_objects, *o.box)
-        for o in picture.objects
+        for o in image.objects
         if not (o.is_polygon and loss.no_polygons) and not (o.is_crowd and loss.no_crowd)
     ]
     expected = np.array(expected, float).reshape(-1, 6)
@@ -161,11 +161,11 @@ def _compare(
     # The boxes of a class are farther from each other than any loss: their order is that of x.
     got, expected = (rows[np.lexsort((rows[:, 2], rows[:, 0]))] for rows in (got, expected))
     distance = np.abs(got[:, 2:] - expected[:, 2:]).max(initial=0)
-    found = []
+    problems = []
     if (got[:, 0] != expected[:, 0]).any():
-        found.append(f"classes {got[:, 0].tolist()} instead of {expected[:, 0].tolist()}")
+        problems.append(f"classes {got[:, 0].tolist()} instead of {expected[:, 0].tolist()}")
     if (got[:, 1] != expected[:, 1]).any():
-        found.append(f"crowd {got[:, 1].tolist()} instead of {expected[:, 1].tolist()}")
+        problems.append(f"crowd {got[:, 1].tolist()} instead of {expected[:, 1].tolist()}")
     if distance > loss.pixels:
-        found.append(f"boxes {got[:, 2:].round(3).tolist()}, {distance:.3f} pixels off")
-    return found, float(distance)
+        problems.append(f"boxes {got[:, 2:].round(3).tolist()}, {distance:.3f} pixels off")
+    return problems, float(distance)

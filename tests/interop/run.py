@@ -54,11 +54,13 @@ def check(export: Export, directory: Path) -> tuple[str, list[str]]:
         return "", [f"{export.package} is not installed"]
     write(export, directory)
     try:
-        found, images, boxes, largest = differences(directory / "data.yaml", export.loss)
+        problems, images, boxes, largest = differences(directory / "data.yaml", export.loss)
     except UserError as error:
         return f"{version:<9} not read", [str(error)]
-    numbers = f"{images:>6} {boxes:>5} {largest:>7.3f} {export.loss.pixels:>7.2f} {len(found):>6}"
-    return f"{version:<9} {numbers}", found
+    numbers = (
+        f"{images:>6} {boxes:>5} {largest:>7.3f} {export.loss.pixels:>7.2f} {len(problems):>6}"
+    )
+    return f"{version:<9} {numbers}", problems
 
 
 def save(export: Export, directory: Path, path: Path) -> None:
@@ -94,9 +96,9 @@ def main() -> None:
             if args.only not in export.name:
                 continue
             directory = (args.keep or Path(temporary)) / export.name
-            row, found = check(export, directory)
-            wrong += bool(found)
-            print(f"{export.name:<36} {row}", *found, sep="\n    ", flush=True)
+            row, problems = check(export, directory)
+            wrong += bool(problems)
+            print(f"{export.name:<36} {row}", *problems, sep="\n    ", flush=True)
             if args.save and directory.exists():
                 save(export, directory, args.save / f"{export.name}.json")
     sys.exit(1 if wrong else 0)

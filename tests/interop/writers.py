@@ -39,8 +39,8 @@ class Export:
 
 
 def _draw_split(directory: Path, split: str) -> dict[str, Picture]:
-    for name, picture in TRUTH[split].items():
-        draw(directory / name, picture)
+    for name, source in TRUTH[split].items():
+        draw(directory / name, source)
     return TRUTH[split]
 
 
@@ -50,13 +50,13 @@ def _sources(**keys: str) -> Keys:
     return splits | {"names": NAMES}
 
 
-def _mask(o: Object, picture: Picture) -> np.ndarray:
+def _mask(o: Object, source: Picture) -> np.ndarray:
     """Return the pixels (height, width) bool of an object, to the nearest."""
     x1, y1, x2, y2 = o.box
     points = o.points
     if not o.is_polygon:  # its corners are pixels that belong to it
         points = (x1, y1), (x2 - 1, y1), (x2 - 1, y2 - 1), (x1, y2 - 1)
-    image = Image.new("1", (picture.width, picture.height))
+    image = Image.new("1", (source.width, source.height))
     ImageDraw.Draw(image).polygon([(round(x), round(y)) for x, y in points], fill=1)
     return np.asarray(image)
 
@@ -69,15 +69,15 @@ def _datumaro(root: Path, format: str, with_size: bool = True, **options: object
 
     items = []
     for split in TRUTH:
-        for name, picture in _draw_split(root / "source", split).items():
-            size = (picture.height, picture.width) if with_size else None
+        for name, source in _draw_split(root / "source", split).items():
+            size = (source.height, source.width) if with_size else None
             items.append(
                 dm.DatasetItem(
                     id=Path(name).stem,
                     subset=split,
                     media=dm.Image.from_file(path=str(root / "source" / name), size=size),
                     annotations=[
-                        _datumaro_object(o, _mask(o, picture), format) for o in picture.objects
+                        _datumaro_object(o, _mask(o, source), format) for o in source.objects
                     ],
                 )
             )
@@ -141,9 +141,9 @@ def _supervision(root: Path, split: str, with_masks: bool = False) -> Any:
     import supervision as sv
 
     annotations = {}
-    for name, picture in _draw_split(root / "source", split).items():
-        objects = picture.objects
-        masks = [_mask(o, picture) for o in objects]
+    for name, source in _draw_split(root / "source", split).items():
+        objects = source.objects
+        masks = [_mask(o, source) for o in objects]
         annotations[str(root / "source" / name)] = (
             sv.Detections(
                 xyxy=np.array([o.box for o in objects]),
@@ -216,7 +216,7 @@ def labelme_json(root: Path) -> Keys:
     from labelme import LabelFile
 
     for split in TRUTH:
-        for name, picture in _draw_split(root / split, split).items():
+        for name, source in _draw_split(root / split, split).items():
             image = root / split / name
             LabelFile().save(
                 filename=str(image.with_suffix(".json")),
@@ -230,11 +230,11 @@ def labelme_json(root: Path) -> Keys:
                         "flags": {},
                         "mask": None,
                     }
-                    for o in picture.objects
+                    for o in source.objects
                 ],
                 image_path=name,
-                image_height=picture.height,
-                image_width=picture.width,
+                image_height=source.height,
+                image_width=source.width,
                 # The tool does this unless "Save With Image Data" is off.
                 image_data=image.read_bytes() if name == "empty.png" else None,
             )
@@ -258,15 +258,15 @@ def _pycocotools(root: Path, split: str, with_bbox: bool) -> None:
     from pycocotools.coco import COCO
 
     images, annotations = [], []
-    for image_id, (name, picture) in enumerate(_draw_split(root / split, split).items()):
+    for image_id, (name, source) in enumerate(_draw_split(root / split, split).items()):
         images.append(
-            {"id": image_id, "file_name": name, "width": picture.width, "height": picture.height}
+            {"id": image_id, "file_name": name, "width": source.width, "height": source.height}
         )
-        for o in picture.objects:
+        for o in source.objects:
             x1, y1, x2, y2 = o.box
             points = o.points if o.is_polygon else ((x1, y1), (x2, y1), (x2, y2), (x1, y2))
             flat = [value for point in points for value in point]
-            bits = mask.decode(mask.frPyObjects([flat], picture.height, picture.width))[..., 0]
+            bits = mask.decode(mask.frPyObjects([flat], source.height, source.width))[..., 0]
             rle = mask.encode(np.asfortranarray(bits))
             annotation = {
                 "id": len(annotations) + 1,
@@ -315,10 +315,10 @@ LABEL_CONFIG = """
 def _label_studio_tasks(root: Path, split: str, url: str) -> Path:
     """Save a split's images as Label Studio stores uploads, and its export of tasks as json."""
     tasks = []
-    for number, (name, picture) in enumerate(TRUTH[split].items(), 1):
+    for number, (name, source) in enumerate(TRUTH[split].items(), 1):
         stored = f"0a1b2c3d-{name}"
-        draw(root / "upload" / "1" / stored, picture)
-        results = [_label_studio_result(o, picture) for o in picture.objects]
+        draw(root / "upload" / "1" / stored, source)
+        results = [_label_studio_result(o, source) for o in source.objects]
         tasks.append(
             {
                 "id": number,
@@ -331,26 +331,26 @@ def _label_studio_tasks(root: Path, split: str, url: str) -> Path:
     return path
 
 
-def _label_studio_result(o: Object, picture: Picture) -> dict[str, Any]:
+def _label_studio_result(o: Object, source: Picture) -> dict[str, Any]:
     x1, y1, x2, y2 = o.box
     if o.is_polygon:
-        points = [[x / picture.width * 100, y / picture.height * 100] for x, y in o.points]
+        points = [[x / source.width * 100, y / source.height * 100] for x, y in o.points]
         kind, value = "polygonlabels", {"points": points, "closed": True}
     else:
         kind = "rectanglelabels"
         value = {
-            "x": x1 / picture.width * 100,
-            "y": y1 / picture.height * 100,
-            "width": (x2 - x1) / picture.width * 100,
-            "height": (y2 - y1) / picture.height * 100,
+            "x": x1 / source.width * 100,
+            "y": y1 / source.height * 100,
+            "width": (x2 - x1) / source.width * 100,
+            "height": (y2 - y1) / source.height * 100,
             "rotation": 0,
         }
     return {
         "type": kind,
         "from_name": "polygon" if o.is_polygon else "label",
         "to_name": "image",
-        "original_width": picture.width,
-        "original_height": picture.height,
+        "original_width": source.width,
+        "original_height": source.height,
         "value": value | {kind: [o.name]},
     }
 
@@ -402,11 +402,11 @@ def _labelimg(root: Path, format: str, suffix: str) -> None:
 
     writer_class = {"VOC": PascalVocWriter, "YOLO": YOLOWriter}[format]
     for split in TRUTH:
-        for name, picture in _draw_split(root / split, split).items():
+        for name, source in _draw_split(root / split, split).items():
             image = root / split / name
             shape = np.asarray(Image.open(image)).shape
             writer = writer_class(split, name, shape, local_img_path=str(image))
-            for o in picture.objects:
+            for o in source.objects:
                 # Its canvas has whole pixels, and 0 becomes 1.
                 box = (max(1, int(value)) for value in o.box)
                 writer.add_bnd_box(*box, o.name, o.is_crowd)
