@@ -49,7 +49,7 @@ def _nms_by_offset(
     torchvision's `batched_nms` branches on the number of boxes, which exporters cannot follow.
     """
     # In float32: float16 has no pixels beyond 2048, and nothing beyond 65504.
-    boxes = boxes.float() + (labels * offset)[:, None]
+    boxes, scores = boxes.float() + (labels * offset)[:, None], scores.float()
     # torch.export takes for granted that NMS keeps at least 2 boxes, and its program fails on an
     # image with fewer. So there are 2 more, with scores below all others. They have no area, so
     # that nothing overlaps with them and NMS keeps them.
