@@ -288,7 +288,7 @@ def _compare_detections(expected: Sequence[Tensor], outputs: Sequence[Tensor]) -
     ours, theirs = len(boxes) - pairs, len(other_boxes) - pairs
     if ours or theirs:
         text += (
-            f"; {ours} more in PyTorch and {theirs} more in the file (rounding decides about "
+            f"; {ours} more in PyTorch and {theirs} more in the file (rounding can decide about "
             "scores close to --conf and boxes close to --iou)"
         )
     return text

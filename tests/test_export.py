@@ -269,7 +269,9 @@ def detections(*rows: tuple[float, float, int]) -> list[Tensor]:
     return [boxes, scores, labels.long()]
 
 
-MORE = " more in the file (rounding decides about scores close to --conf and boxes close to --iou)"
+MORE = (
+    " more in the file (rounding can decide about scores close to --conf and boxes close to --iou)"
+)
 
 
 @pytest.mark.parametrize(
