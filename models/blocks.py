@@ -9,13 +9,15 @@ from torch.nn import functional as F
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` that does not count its batches.
+    """`nn.BatchNorm2d` that counts its batches only if it uses the number: if `momentum` is None.
 
-    Nothing uses the number, unless `momentum` is None, and on a GPU it is a kernel in each layer
-    and step. The buffer is kept, so that state dicts have the same keys.
+    On a GPU counting is a kernel in each layer and step. The buffer is kept, so that state dicts
+    have the same keys.
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.momentum is None:  # as `torch.optim.swa_utils.update_bn` sets it
+            return super().forward(x)
         statistics = self.running_mean, self.running_var
         affine = self.weight, self.bias
         return F.batch_norm(x, *statistics, *affine, self.training, self.momentum, self.eps)

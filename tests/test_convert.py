@@ -224,11 +224,11 @@ def test_describe_prints_statistics_and_every_error(tiny, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("out", "message"),
     [
-        ("page", "not the name of an image (it must end in .jpg or .png)"),
-        ("page.txt", "not the name of an image (it must end in .jpg or .png)"),
-        ("images", "not the name of an image (it must end in .jpg or .png)"),
-        ("folder.png", "is a directory (need the name of an image)"),
-        ("data.yaml/page.jpg", "cannot make its directory: "),
+        ("page", "need a file name that ends in .jpg, .jpeg, .png"),
+        ("page.txt", "need a file name that ends in .jpg, .jpeg, .png"),
+        ("images", "need a file name that ends in .jpg, .jpeg, .png"),
+        ("folder.png", "is a directory (need a file name)"),
+        ("data.yaml/page.jpg", "cannot be written: "),
     ],
 )
 def test_describe_out_that_cannot_be_drawn_is_one_sentence(out, message, tiny, capsys):

@@ -52,11 +52,9 @@ assert context.all_reduce_max(15 if rank == world_size - 1 else 0) == 15
 assert context.on_main(lambda: ("text", rank)) == ("text", 0)
 rows = np.array([[i, rank + 0.5] for i in range(rank, 7, world_size)])
 gathered = context.gather_rows(rows)
-if context.is_main:
-    assert gathered[:, 0].tolist() == list(range(7))
-    assert gathered[:, 1].tolist() == [i % world_size + 0.5 for i in range(7)]
-else:
-    assert gathered.tolist() == rows.tolist()
+assert gathered[:, 0].tolist() == list(range(7))
+assert gathered[:, 1].tolist() == [i % world_size + 0.5 for i in range(7)]
+assert context.all_gather({"rank": rank}) == [{"rank": r} for r in range(world_size)]
 
 norm = torch.nn.BatchNorm1d(4)
 norm.running_mean += rank
@@ -162,7 +160,7 @@ def test_processes_share_annotations_and_the_filling_of_the_disk_cache(tmp_path)
     assert len([*(tmp_path / "tiny" / "images" / "train").glob("*.npy")]) == len(files) == 12
     lines = [line for line in done.stderr.splitlines() if line.startswith("program: ")]
     (line,) = lines
-    assert files[5] in line and "cannot be decoded" in line
+    assert files[5] in line and "not an image" in line
     assert "[rank" not in done.stderr
     assert not [*tmp_path.glob("tmp*")]
 

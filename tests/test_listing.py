@@ -85,7 +85,7 @@ def test_name_that_is_not_utf8_is_listed_and_read(tmp_path):
     for source in ("images", "list.txt"):
         file = list_images(tmp_path / source).files[-1]
         assert os.fsencode(file) == path
-        assert tuple(image_size(file)) == (8, 6, 1) and read_image(file).shape == (3, 6, 8)
+        assert image_size(file)[:2] == (8, 6) and read_image(file).shape == (3, 6, 8)
 
 
 @pytest.mark.parametrize(

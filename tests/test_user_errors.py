@@ -366,10 +366,12 @@ CASES = {
         "train: {}/labels/train/cat.txt: no image for these labels",
     ),
     "image: 0 bytes": strict(
-        write("images/train/3.png", b""), "{}/images/train/3.png: not an image"
+        write("images/train/3.png", b""),
+        "{}/images/train/3.png: cannot be read: found an empty file",
     ),
     "image: text": strict(
-        write("images/train/x.jpg", "<html>"), "{}/images/train/x.jpg: not an image"
+        write("images/train/x.jpg", "<html>"),
+        "{}/images/train/x.jpg: cannot be read: found an HTML page",
     ),
     "image: half a JPEG": strict(
         write_half_image("images/train/x.jpg", "JPEG"),
@@ -416,7 +418,8 @@ CASES = {
     ),
     "voc: invalid XML": voc("<annotation>", "not a VOC xml"),
     "voc: unknown class": voc(
-        VOC_XML.format(name="z", xmax=40), "object 0: found the name 'z' (known: ['a', 'b'])"
+        VOC_XML.format(name="z", xmax=40),
+        "object 0: found the class 'z' (known: ['a', 'b']; use `remap`",
     ),
     "voc: letters for a number": voc(VOC_XML.format(name="a", xmax="far"), "need four numbers"),
     # --resume.

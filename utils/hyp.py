@@ -232,8 +232,8 @@ class Hyp(LossWeights, OptimizerHyp):
     @model_validator(mode="before")
     @classmethod
     def _check_not_yolov5(cls, content: Any) -> Any:
-        keys = sorted(YOLOV5_KEYS & content.keys()) if isinstance(content, dict) else []
-        if keys:
+        keys = YOLOV5_KEYS & content.keys() if isinstance(content, dict) else set()
+        if keys := sorted(keys - cls.model_fields.keys()):
             raise ValueError(
                 f"found {', '.join(keys)}, as in a hyp file of YOLOv5; convert it with "
                 "`python -m utils.from_yolov5 FILE > mine.yaml`"
