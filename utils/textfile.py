@@ -17,9 +17,8 @@ def decode_text(content: bytes, errors: str = "strict") -> str:
     Without a mark it is UTF-8, or UTF-16 if every other one of its first bytes is zero. What is
     invalid in UTF-8 is left to the codecs' error handler `errors`. Raises UnicodeDecodeError.
     """
-    for mark, encoding in _MARKS.items():
-        if content.startswith(mark):
-            return content.decode(encoding)
+    if content.startswith(tuple(_MARKS)):
+        return content.decode(next(_MARKS[mark] for mark in _MARKS if content.startswith(mark)))
     if len(content) > 1 and b"\0" in content[:2] and any(content[:2]):
         return content.decode("utf-16-be" if content[0] == 0 else "utf-16-le")
     return content.decode("utf-8", errors)

@@ -106,7 +106,9 @@ def _parse_line(
         notes[KEYPOINTS] += 1
     if len(numbers) == 4:
         cx, cy, w, h = numbers
-        corners = cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
+        x1, y1, x2, y2 = corners = cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
+        if 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1:  # nearly all: nothing to cut or to report
+            return int(label), corners
         return int(label), _cut(corners, numbers, fields[1:], "box", notes)
     _check_polygon(numbers, kpt_shape)
     xs, ys = numbers[::2], numbers[1::2]
