@@ -59,8 +59,10 @@ def is_dark(image: Image.Image) -> bool:
 def exif_orientation(image: Image.Image) -> int:
     """Return EXIF's orientation, from 1 to 8; 1 if there is none, or the block is damaged."""
     # Not image.getexif(): it decodes a PNG whose EXIF block is behind the pixels.
+    if "exif" not in image.info:
+        return 1
     exif, value = Image.Exif(), 1
     with suppress(Exception):  # damaged blocks raise exceptions of any type
-        exif.load(image.info.get("exif", b""))
+        exif.load(image.info["exif"])
         value = exif.get(ORIENTATION_TAG, 1)
     return value if isinstance(value, int) and value in TRANSPOSES else 1

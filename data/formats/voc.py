@@ -126,7 +126,7 @@ def _read_image_set(
         raise UserError(f"{path}: not UTF-8 text: {error}") from None
     if not any(line.strip() for line in lines):
         raise UserError(f"{path}: an empty list (need an image name per line)")
-    listed = []
+    names = []
     for number, line in enumerate(lines, 1):
         line = line.strip()
         if not line:
@@ -138,9 +138,9 @@ def _read_image_set(
             message = f"{path}: line {number}: neither an xml file nor an image for {line!r}"
             scan.errors.append((len(scan.files), f"{message}; image skipped"))
             continue
-        listed.append(name)
+        names.append(name)
         notes[NEGATIVE] += line.endswith(" -1") and name != line
-    return listed
+    return names
 
 
 def _listed_names(line: str) -> Iterable[str]:

@@ -35,13 +35,13 @@ class VocObject:
         x1, y1, x2, y2 = self.edges
         if x2 <= x1 or y2 <= y1:
             raise ValueError(
-                f"{self.found}, which covers nothing of the {width:g}x{height:g} image: its "
+                f"{self.as_written}, which covers nothing of the {width:g}x{height:g} image: its "
                 "minimum is above its maximum"
             )
         x1, y1, x2, y2 = max(0.0, x1), max(0.0, y1), min(width, x2), min(height, y2)
         if x2 <= x1 or y2 <= y1:
             raise ValueError(
-                f"{self.found}, which covers nothing of the {width:g}x{height:g} image"
+                f"{self.as_written}, which covers nothing of the {width:g}x{height:g} image"
             )
         return x1 / width, y1 / height, x2 / width, y2 / height
 
