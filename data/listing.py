@@ -23,7 +23,7 @@ SYSTEM_DIRS = {
 }
 # Images of other formats: not read, and not passed over in silence.
 OTHER_SUFFIXES = {
-    *(".heic", ".heif", ".avif", ".jfif", ".jpe", ".jp2", ".jxl", ".ppm", ".pgm", ".tga", ".psd"),
+    *(".jp2", ".jxl", ".ppm", ".pgm", ".tga", ".psd"),
     *(".svg", ".exr", ".hdr", ".dng", ".cr2", ".nef", ".arw", ".dcm"),
 }
 HIDDEN = "hidden and system folders and images in {} ignored"

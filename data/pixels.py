@@ -58,9 +58,9 @@ def is_dark(image: Image.Image) -> bool:
 
 def exif_orientation(image: Image.Image) -> int:
     """Return EXIF's orientation, from 1 to 8; 1 if there is none, or the block is damaged."""
-    # Not image.getexif(): it decodes a PNG whose EXIF block is behind the pixels.
     if "exif" not in image.info:
         return 1
+    # Not image.getexif(): it decodes a PNG whose EXIF block is behind the pixels.
     exif, value = Image.Exif(), 1
     with suppress(Exception):  # damaged blocks raise exceptions of any type
         exif.load(image.info["exif"])

@@ -22,6 +22,7 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
+from data.formats import Annotations
 from utils.log import logger
 
 settings.register_profile("slow machines", deadline=None)
@@ -298,3 +299,13 @@ def interrupted_run(tmp_path_factory) -> Path:
 def moved_run(interrupted_run, tmp_path) -> Path:
     """A copy of `interrupted_run` elsewhere, as on another machine."""
     return shutil.copytree(interrupted_run, tmp_path / "moved")
+
+
+def pixels(data: Annotations) -> dict[str, list[list[float]]]:
+    """Return the corners of all boxes in pixels, by the name of their image."""
+    result = {}
+    for i, file in enumerate(data.files.tolist()):
+        rows = slice(*data.offsets[i : i + 2])
+        boxes = data.boxes[rows] * np.tile(data.sizes[i], 2)
+        result[Path(file).name] = boxes.round(3).tolist()
+    return result

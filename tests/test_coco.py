@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from conftest import pixels
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -47,16 +48,6 @@ def read(folder: Path, content: object, **source: object):
 def coco(images=(IMAGE,), annotations=(BOX,), categories=(CATEGORY,), **others: object) -> dict:
     lists = {"images": images, "annotations": annotations, "categories": categories}
     return {key: [*entries] for key, entries in lists.items()} | others
-
-
-def pixels(data) -> dict[str, list[list[int]]]:
-    """The corners of all boxes in pixels, by image."""
-    result = {}
-    for i, file in enumerate(data.files.tolist()):
-        rows = slice(*data.offsets[i : i + 2])
-        boxes = data.boxes[rows] * np.tile(data.sizes[i], 2)
-        result[Path(file).name] = boxes.round(3).tolist()
-    return result
 
 
 def only_note(data, count: int, *parts: str) -> None:

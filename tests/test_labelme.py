@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
+from conftest import pixels
 from PIL import Image
 
 from data.config import read_data_config
@@ -52,15 +52,6 @@ def read(folder: Path, files: dict[str, object], images: str | None = "photos"):
         draw(folder / "photos", "x.png", "y.png")
     source = {} if images is None else {"images": images}
     return read_split(read_data_config(write(folder, files, **source)), "train")
-
-
-def pixels(data) -> dict[str, list[list[float]]]:
-    result = {}
-    for i, file in enumerate(data.files.tolist()):
-        rows = slice(*data.offsets[i : i + 2])
-        boxes = data.boxes[rows] * np.tile(data.sizes[i], 2)
-        result[Path(file).name] = boxes.round(3).tolist()
-    return result
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,13 @@ INTEGER = re.compile(r"-?[0-9]{1,18}(\.0+)?")
 def to_id(key: str, value: Any) -> Id:
     """Return the id `value`; a float that is whole, as pandas writes it, becomes an int.
 
-    Raises ValueError, with the name `key` of the id, if it is neither an integer nor a text.
+    Raises ValueError, with the name `key` of the id, if it is neither an integer nor a string.
     """
     if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
         return value
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    raise ValueError(f"found the {key} {reprlib.repr(value)} (need an integer or a text)")
+    raise ValueError(f"found the {key} {reprlib.repr(value)} (need an integer or a string)")
 
 
 def match_ids(ids: Sequence[Id], known: Collection[Id]) -> tuple[list[Id | None], list[bool]]:

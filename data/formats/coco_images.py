@@ -66,7 +66,7 @@ class CocoImages:
             return url
         name = image["file_name"]
         if not isinstance(name, str) or not name.strip() or "\0" in name:
-            raise ValueError(f"found the file_name {reprlib.repr(name)} (need a text)")
+            raise ValueError(f"found the file_name {reprlib.repr(name)} (need a string)")
         return name
 
     def add_to(self, scan: Scan, directories: Sequence[Path]) -> None:

@@ -101,7 +101,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"not labelme's json{f', but {kind}' if kind else ': it has no shapes'}")
     name = content.get("imagePath")
     if not isinstance(name, str) or not name.strip() or "\0" in name:
-        raise ValueError(f"found the imagePath {reprlib.repr(name)} (need a text)")
+        raise ValueError(f"found the imagePath {reprlib.repr(name)} (need a string)")
     return content
 
 
