@@ -159,6 +159,12 @@ def build_parser() -> Parser:
         metavar="BACKEND",
         help="compile the network and the loss with torch.compile (backend: %(const)s)",
     )
+    add(
+        "--cuda-graphs",
+        action="store_true",
+        help="launch the network as CUDA graphs, in one process: faster where a GPU waits for the "
+        "CPU; a change to the network must not depend on Python's state",
+    )
     add("--sync-bn", action="store_true", help="use SyncBatchNorm (CUDA)")
     add(
         "--deterministic",

@@ -39,6 +39,7 @@ from utils.auto_batch import largest_batch, limit_batch
 from utils.checkpoint import Part, restore
 from utils.checkpointer import Checkpointer
 from utils.cli import abs_path, cli_command
+from utils.cuda_graphs import check_cuda_graphs
 from utils.device import select_device, set_deterministic
 from utils.distributed import DistributedContext, convert_sync_batchnorm
 from utils.ema import EMA
@@ -151,6 +152,7 @@ def build(
     args.imgsz = round_imgsz(args.imgsz, model.stride)
     min_imgsz, max_imgsz = imgsz_bounds(args.imgsz, model.stride)
     check_imgsz(min_imgsz, model.min_size)
+    check_cuda_graphs(args, hyp, device, (min_imgsz, max_imgsz), dist.world_size)
     if args.batch_size == "auto":
         fitting = dist.on_main(largest_batch, model, max_imgsz, device, run.dtype)
         args.batch_size = limit_batch(fitting, len(train_data), config.batch_size, dist.world_size)
@@ -223,8 +225,21 @@ def build(
         detect_anomaly(model)
     if args.compile:
         model.compile_network(args.compile)
+    if args.cuda_graphs:
+        capture_cuda_graphs(run, max_imgsz)
     run.ddp_model = dist.wrap_ddp(model, same_order)
     return run
+
+
+def capture_cuda_graphs(run: Run, imgsz: int) -> None:
+    """Record the network as CUDA graphs, which every training step replays (`--cuda-graphs`)."""
+    run.model.train()
+    for module in run.frozen_modules:
+        module.eval()
+    shape = run.loaders.sampler.batch_size, 3, imgsz, imgsz
+    images = torch.zeros(shape, dtype=run.dtype, device=run.device)
+    with autocast(run.device, run.dtype):
+        run.model.capture_network(images.contiguous(memory_format=torch.channels_last))
 
 
 def train_one_epoch(run: Run, progress: Progress) -> None:

@@ -19,7 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models import build_model
-from options import DEFAULTS
+from options import defaults
 from utils.amp import amp_dtype, autocast
 from utils.checkpoint import save_checkpoint
 from utils.device import select_device, set_deterministic
@@ -47,14 +47,18 @@ class Run:
 
     def step(self) -> None:
         """Run one training step, and wait for it on CUDA."""
+        self.launch_step()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def launch_step(self) -> None:
+        """Run one training step; on CUDA, do not wait for its end."""
         with autocast(self.device, self.dtype):
             losses = self.model(self.images, self.targets)
         sum(losses.values()).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.update(self.model)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
 
     def state(self) -> dict:
         """The tensors of last.pt."""
@@ -110,7 +114,7 @@ def main() -> None:
     args = p.parse_args()
     device = select_device(args.device)
     set_deterministic(device.type == "cpu")
-    interval = DEFAULTS["save_every"] * 60
+    interval = defaults()["save_every"] * 60
     print(
         f"torch {torch.__version__}, {device}; epochs of {args.images} images at {args.imgsz} px, "
         f"batch size {args.batch_size}"

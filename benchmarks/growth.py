@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import yaml
 from matplotlib.figure import Figure
-from peer_data import copied
+from peer_data import copy_dataset
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -116,7 +116,7 @@ def main() -> None:
     ms_per_image: list[float] = []
     megabytes: list[float] = []
     start_time = time.perf_counter()
-    with copied(args.data) as data:
+    with copy_dataset(args.data) as data:
         config = yaml.safe_load(data.read_text())
         files = sorted(str(file) for file in (Path(config["path"]) / config["train"]).iterdir())
         for file in files:

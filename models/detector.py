@@ -43,6 +43,7 @@ class Detector(nn.Module):
         set_thresholds, allow_detections, postprocess  if detections are not selected by NMS
         backbone_modules, freezable_layers  what --freeze can freeze
         compile_network  what --compile compiles
+        capture_network  what --cuda-graphs records
         param_groups  which parameters the optimizer treats how
         load_pretrained, load_pretrained_backbone  if there are published weights
         forward  if it does its own batching and post-processing
@@ -173,6 +174,13 @@ class Detector(nn.Module):
         """
         for module in self.backbone_modules():
             module.compile(backend=backend)
+
+    def capture_network(self, images: Tensor) -> None:
+        """Record the network in training mode as a CUDA graph, for batches like `images`.
+
+        Raises UserError if the family does not support it.
+        """
+        raise UserError("--cuda-graphs: requires a model of our own (such as --model yolo-n)")
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the parameters that require gradients, grouped by how they are optimized.

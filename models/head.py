@@ -123,6 +123,11 @@ class Head(nn.Module):
             tuple(levels),
         )
 
+    def levels(self, images: Tensor) -> tuple[Level, ...]:
+        """Return the levels that a batch of images (B, 3, H, W) has."""
+        height, width = images.shape[-2:]
+        return tuple(Level(height // stride, width // stride, stride) for stride in self.strides)
+
     def decode(self, predictions: Predictions) -> Tensor:
         """Return the boxes (B, A, 4), xyxy in pixels, of what `forward` returned."""
         box_logits, _, levels = predictions

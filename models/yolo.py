@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.blocks import ConvNormAct, CSPStage, PyramidPooling
+from models.cuda_graph import CudaGraph
 from models.detector import Detector, Targets
 from models.head import Head, Predictions
 from models.loss import detection_loss, loss_sums
@@ -103,6 +104,18 @@ class Neck(nn.Module):
         return n8, n16, n32
 
 
+class _Logits(nn.Module):
+    """The tensors of the `Predictions` that a network makes."""
+
+    def __init__(self, *network: nn.Module) -> None:
+        super().__init__()
+        self.network = nn.Sequential(*network)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        predictions = self.network(images)
+        return predictions.box_logits, predictions.cls_logits
+
+
 class YOLO(Detector):
     """The detector in one of the `SIZES`, for `num_classes` >= 1 classes.
 
@@ -121,6 +134,7 @@ class YOLO(Detector):
         self.neck = Neck(self.backbone.channels, max(1, round(3 * scale.depth)))
         self.head = Head(self.backbone.channels, (8, 16, 32), num_classes)
         self.loss_sums = loss_sums
+        self.cuda_graph: CudaGraph | None = None
 
     def raw_predictions(self, images: Tensor) -> Predictions:
         """Run the network on a batch, as `predict` takes it: logits and anchor points."""
@@ -128,7 +142,11 @@ class YOLO(Detector):
 
     def losses(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
         """Return the unweighted losses of a batch: `box`, `cls` and `dfl`."""
-        return detection_loss(self.raw_predictions(images), targets, self.loss_sums)
+        if self.cuda_graph is not None and self.training:
+            predictions = Predictions(*self.cuda_graph(images), self.head.levels(images))
+        else:
+            predictions = self.raw_predictions(images)
+        return detection_loss(predictions, targets, self.loss_sums)
 
     def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return one box and its class scores for each anchor point."""
@@ -144,6 +162,10 @@ class YOLO(Detector):
         for module in (self.backbone, self.neck, self.head):
             module.compile(backend=backend, fullgraph=True)
         self.loss_sums = torch.compile(loss_sums, backend=backend, fullgraph=True, dynamic=True)
+
+    def capture_network(self, images: Tensor) -> None:
+        """Record backbone, neck and head as a CUDA graph, which `losses` replays."""
+        self.cuda_graph = CudaGraph(_Logits(self.backbone, self.neck, self.head), images)
 
     def backbone_modules(self) -> list[nn.Module]:
         """Return the backbone; of a torchvision one only its features.

@@ -66,6 +66,34 @@ def test_imports_follow_the_layers():
     assert not wrong
 
 
+def names_of(path: Path) -> set[str]:
+    """The names that a module defines or imports, anywhere at its top level."""
+    names = {path.stem for path in path.parent.glob("*.py")} if path.stem == "__init__" else set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.alias):
+            names.add(node.asname or node.name)
+    return names
+
+
+def test_scripts_import_names_that_exist():
+    """The benchmarks, which nothing else runs."""
+    scripts = [*(ROOT / "benchmarks").glob("*.py")]
+    modules = MODULES | {path.stem: path for path in scripts}
+    modules |= {path.parent.name: path for path in FILES if path.stem == "__init__"}
+    missing = []
+    for script in scripts:
+        for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module in modules:
+                names = {alias.name for alias in node.names} - names_of(modules[node.module])
+                missing += [f"{script.name}: {node.module}.{name}" for name in names]
+    assert len(scripts) > 10
+    assert not missing
+
+
 def run_program(text: str, tmp_path: Path) -> str:
     (tmp_path / "program.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{text}")
     command = [sys.executable, str(tmp_path / "program.py")]

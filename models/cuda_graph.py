@@ -1,0 +1,48 @@
+"""Replay a network as CUDA graphs: two launches a step in place of one for each kernel."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+
+
+class CudaGraph:
+    """The forward and the backward pass of `network`, recorded for batches like `images`.
+
+    Called with a batch of the same shape and type as `images`, it returns what `network` does, a
+    tuple of tensors, until the next call overwrites them. The kernels, their order and their
+    numbers are those of `network`. What Python does in between is not repeated: a branch or a
+    random number is frozen as it was recorded.
+
+    The gradients that a backward pass leaves in the parameters are overwritten by the next, so they
+    cannot be accumulated over batches (pytorch issue 181723).
+    """
+
+    def __init__(self, network: nn.Module, images: Tensor) -> None:
+        self._record(network, images)
+
+    def _record(self, network: nn.Module, images: Tensor) -> None:
+        # A gradient is accumulated on the stream where its node is made. Made here, not while
+        # recording, or each would wait for another stream.
+        nodes = [get_gradient_edge(p).node for p in network.parameters() if p.requires_grad]
+        # Recording runs the network a few times, which moves the statistics of its batch norms.
+        buffers = [buffer.clone() for buffer in network.buffers()]
+        with torch.autocast(
+            images.device.type,
+            torch.get_autocast_dtype(images.device.type),
+            torch.is_autocast_enabled(images.device.type),
+            cache_enabled=False,  # a cached weight would be outside of the graph
+        ):
+            graphed = torch.cuda.make_graphed_callables(network, (images,))
+        self.replay: Callable[[Tensor], tuple[Tensor, ...]] = graphed.forward
+        with torch.no_grad():
+            for buffer, value in zip(network.buffers(), buffers, strict=True):
+                buffer.copy_(value)
+        del nodes  # the graph has them now
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        return self.replay(images)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> None:
+        """Return None: a copy of the network has other parameters, which are not recorded."""
