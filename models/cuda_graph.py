@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
+
+from utils import compat
 
 
 class CudaGraph:
@@ -20,18 +21,13 @@ class CudaGraph:
     """
 
     def __init__(self, network: nn.Module, images: Tensor) -> None:
-        self._record(network, images)
-
-    def _record(self, network: nn.Module, images: Tensor) -> None:
-        # A gradient is accumulated on the stream where its node is made. Made here, not while
-        # recording, or each would wait for another stream.
-        nodes = [get_gradient_edge(p).node for p in network.parameters() if p.requires_grad]
         # Recording runs the network a few times, which moves the statistics of its batch norms.
         buffers = [buffer.clone() for buffer in network.buffers()]
+        device = images.device.type
         with torch.autocast(
-            images.device.type,
-            torch.get_autocast_dtype(images.device.type),
-            torch.is_autocast_enabled(images.device.type),
+            device,
+            torch.get_autocast_dtype(device),
+            torch.is_autocast_enabled(device),
             cache_enabled=False,  # a cached weight would be outside of the graph
         ):
             graphed = torch.cuda.make_graphed_callables(network, (images,))
@@ -39,7 +35,8 @@ class CudaGraph:
         with torch.no_grad():
             for buffer, value in zip(network.buffers(), buffers, strict=True):
                 buffer.copy_(value)
-        del nodes  # the graph has them now
+        # The recording was made on a stream of its own; autograd synchronizes it with the others.
+        compat.allow_accumulation_on_other_streams()
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         return self.replay(images)

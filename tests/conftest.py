@@ -159,7 +159,7 @@ def resume_train(path: object = None, **options: object) -> int:
 
 def load_state(run_dir: Path, name: str = "last.pt") -> dict:
     """Load a checkpoint of a run."""
-    return torch.load(run_dir / "weights" / name, weights_only=True)
+    return torch.load(run_dir / "weights" / name, map_location="cpu", weights_only=True)
 
 
 def read_results(run_dir: Path) -> list[dict[str, str]]:

@@ -211,6 +211,10 @@ def waits_in_a_step(model_name: str, optimizer: str) -> list[tuple[str, str]]:
         run.ema, run.progress = EMA(run.model, hyp.ema_decay), Progress()
         run.progress.start_timer()
         train.train_one_epoch(run, run.progress)
+    # A restored state is on the device, too: a resumed run must end with the same files.
+    for state in run.optimizer.state.values():
+        on_cpu = [key for key, value in state.items() if not isinstance(value, FakeTensor)]
+        assert not on_cpu, f"on the CPU: {on_cpu}"
     return watch.waits[counts[-1] :]
 
 

@@ -42,6 +42,16 @@ def foreach_copy_(tensors: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     torch._foreach_copy_(list(tensors), list(sources))
 
 
+def allow_accumulation_on_other_streams() -> None:
+    """Do not warn that gradients are accumulated on another stream than they are made on.
+
+    torch synchronizes the two, and has the warning, and this switch for it, from 2.11 on.
+    """
+    graph = torch.autograd.graph
+    if hasattr(graph, "set_warn_on_accumulate_grad_stream_mismatch"):
+        graph.set_warn_on_accumulate_grad_stream_mismatch(False)
+
+
 def cpu_has_amx() -> bool:
     """Return whether the CPU has AMX tiles; torch has no public query for it."""
     return torch.cpu._is_amx_tile_supported()

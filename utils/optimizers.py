@@ -85,8 +85,9 @@ class Muon(torch.optim.AdamW):
             return
         for p in parameters:
             if not self.state[p]:
-                # AdamW's load_state_dict expects every state to have a step.
-                self.state[p].update(step=torch.tensor(0.0), momentum=torch.zeros_like(p))
+                # AdamW's load_state_dict expects every state to have a step, on this device.
+                step = torch.zeros((), dtype=torch.float32, device=p.device)
+                self.state[p].update(step=step, momentum=torch.zeros_like(p))
         gradients = [p.grad for p in parameters]
         momenta = [self.state[p]["momentum"] for p in parameters]
         beta, lr = group["betas"][0], group["lr"]
