@@ -107,7 +107,7 @@ calls = {"image_size": [], "read_image": []}
 
 def record(module, name):
     original = getattr(module, name)
-    setattr(module, name, lambda file: calls[name].append(Path(file).name) or original(file))
+    setattr(module, name, lambda file, channels: calls[name].append(Path(file).name) or original(file, channels))
 
 
 record(data.formats.scan, "image_size")
