@@ -163,6 +163,27 @@ def read_image(path: str) -> Tensor:
         raise UserError(_error_message(path, error, "decoded")) from None
 
 
+def checked_image(path: str) -> Tensor:
+    """Decode an image as `read_image` does, after the checks of `image_size`.
+
+    Raises UserError for a file that one of them refuses; a JPEG that is cut off is one of those.
+    """
+    size = image_size(path)
+    if isinstance(size, str):  # an error message
+        raise UserError(size.removesuffix("; skipped"))
+    return read_image(path)
+
+
+def image_as_shown(original: Image.Image) -> Image.Image:
+    """Return Pillow's image in the mode RGB, turned as its EXIF orientation says.
+
+    Raises ValueError as `to_rgb` does.
+    """
+    orientation = exif_orientation(original)
+    image = to_rgb(original)
+    return image.transpose(TRANSPOSES[orientation]) if orientation > 1 else image
+
+
 def _decode(path: str) -> Tensor:
     """Decode JPEGs with torchvision, which is faster, and all other formats with Pillow.
 
@@ -175,11 +196,7 @@ def _decode(path: str) -> Tensor:
                 return _decode_jpeg(bytearray(file.read()))
         file.seek(0)
         with Image.open(file, formats=FORMATS) as original:
-            orientation = exif_orientation(original)
-            image = to_rgb(original)
-            if orientation > 1:
-                image = image.transpose(TRANSPOSES[orientation])
-            return F.pil_to_tensor(image)
+            return F.pil_to_tensor(image_as_shown(original))
 
 
 def _decode_jpeg(content: bytearray) -> Tensor:
