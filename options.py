@@ -80,8 +80,10 @@ def build_parser() -> Parser:
     )
     add(
         "--cache",
+        nargs="?",
+        const="ram",
         choices=["ram", "disk"],
-        help="decode all images at start, keep them in RAM or on disk",
+        help="decode all images at start, keep them in RAM (default) or on disk",
     )
     add(
         "--device",

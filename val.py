@@ -47,9 +47,10 @@ ROOT = Path(__file__).resolve().parent
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line, by default the process's. Raises UserError if it is invalid."""
     p = Parser(
+        prog="val.py",
         description="Evaluate a trained detector with COCO's metrics. The 100 best detections of "
         "each image count, or as many as the image with the most objects has. Defaults in "
-        "parentheses."
+        "parentheses.",
     )
     p.add_argument(
         "--weights",
