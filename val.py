@@ -149,6 +149,8 @@ def evaluate_detector(args: argparse.Namespace) -> None:
     if make_builtin(config):
         info(f"drew the built-in dataset into {config.path}")
     data = read_split(config, args.split)
+    if model.single_cls:
+        data = data.as_single_class(model.class_names[0])
     if data.class_names != model.class_names:
         raise UserError(
             f"{data_file}: has the classes {list(data.class_names)}, but {args.weights} was "
