@@ -15,8 +15,11 @@ from conftest import (
     signal_at,
     write_hyp,
 )
+from test_models import make_levels, make_points, make_targets
 
 from models import build_model
+from models.head import REG_MAX, Predictions
+from models.loss import detection_loss, loss_sums
 from utils.errors import UserError
 from utils.hyp import Hyp, load_hyp
 
@@ -32,13 +35,26 @@ def test_run_with_class_weights_resumes_exactly(tiny, tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
     hyp = write_hyp(tmp_path, "class_weights: [1, 1]\n")
-    assert run_train(**options, hyp=hyp, name="ones", compile="eager") == 0
+    assert run_train(**options, hyp=hyp, name="ones") == 0
     assert run_train(**options, name="none") == 0
     assert_same_run(tmp_path / "ones", tmp_path / "none", ignore=("args", "hyp"))
     states = [load_state(tmp_path / name) for name in ("none", "whole")]
     assert not bitwise_equal(states[0]["model"], states[1]["model"])
     cls = [state["progress"]["history"][0]["train/cls"] for state in states]
     assert 1.5 < cls[1] / cls[0] < 2.5  # about (1 + 3) / 2
+
+
+def test_compiled_loss_takes_class_weights():
+    points, _ = make_points(96, 96)
+    torch.manual_seed(1)
+    logits = torch.randn(2, len(points), 4, REG_MAX), torch.randn(2, len(points), 3)
+    predictions, targets = Predictions(*logits, make_levels(96, 96)), make_targets(4, 2)
+    compiled = torch.compile(loss_sums, backend="eager", fullgraph=True, dynamic=True)
+    weights = torch.tensor([0.5, 3.0, 1.0])
+    for class_weights in (None, weights):
+        expected = detection_loss(predictions, targets, class_weights=class_weights)
+        losses = detection_loss(predictions, targets, compiled, class_weights)
+        assert bitwise_equal(losses, expected)
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,8 @@ class LossWeights(_Strict):
 YOLOV5_KEYS = {
     *("lrf", "warmup_epochs", "warmup_momentum", "warmup_bias_lr", "obj", "cls_pw", "obj_pw"),
     *("iou_t", "anchor_t", "anchors", "fl_gamma", "label_smoothing", "hsv_h", "hsv_s", "hsv_v"),
-    *("degrees", "shear", "perspective", "mixup", "copy_paste"),
+    *("degrees", "shear", "perspective", "mixup", "copy_paste", "copy_paste_mode", "cutmix"),
+    *("bgr", "erasing", "auto_augment", "nbs", "pose", "kobj"),
 }
 
 
