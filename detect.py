@@ -19,18 +19,13 @@ from torch import Tensor
 from torchvision.ops import box_convert
 from torchvision.transforms.v2.functional import rgb_to_grayscale, to_pil_image
 
-from data.augment import resize
-from data.images import image_size, image_suffixes, read_image, unique_stem
+from data.images import checked_image, image_suffixes, unique_stem
 from data.listing import Listing, has_suffix, list_images
 from data.video import VIDEO_SUFFIXES, VideoWriter, read_video
-from models import load
-from models.detector import Detector
-from utils.amp import amp_dtype, autocast
+from predictor import CONF, IOU, load
 from utils.atomic import atomic_write
 from utils.cli import Parser, dir_name, int_range, run_cli, unit_interval
-from utils.device import select_device
 from utils.errors import UserError
-from utils.letterbox import check_imgsz, letterbox_size
 from utils.log import info, warning
 from utils.memory import disable_malloc_trim
 from utils.plots import draw_boxes
@@ -42,7 +37,10 @@ WRITTEN_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line, by default the process's. Raises UserError if it is invalid."""
-    p = Parser(description="Detect objects with a trained detector. Defaults in parentheses.")
+    p = Parser(
+        prog="detect.py",
+        description="Detect objects with a trained detector. Defaults in parentheses.",
+    )
     p.add_argument(
         "--weights",
         metavar="FILE",
@@ -64,14 +62,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument(
         "--conf",
         type=unit_interval,
-        default=0.25,
+        default=CONF,
         metavar="SCORE",
         help="confidence threshold (%(default)s)",
     )
     p.add_argument(
         "--iou",
         type=unit_interval,
-        default=0.45,
+        default=IOU,
         metavar="IOU",
         help="IoU threshold for NMS (%(default)s)",
     )
@@ -116,18 +114,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def detect_objects(args: argparse.Namespace) -> None:
     """Detect objects in every image of `args.source` and write the results."""
-    device = select_device(args.device)
     disable_malloc_trim()
-    model = load(args.weights).to(device, memory_format=torch.channels_last)
-    model.set_thresholds(args.conf, args.iou)
-    imgsz = args.imgsz or model.imgsz
-    check_imgsz(imgsz, model.min_size)
-    class_ids = select_classes(args.classes, model.class_names)
-    frames = iter_images(args.source, model.channels)
+    predictor = load(args.weights, args.device, args.conf, args.iou, args.imgsz, args.classes)
+    frames = iter_images(args.source, predictor.model.channels)
     first_frame = next(frames)  # raises for an invalid source before a directory is created
 
     results_dir = new_dir(Path(args.project), args.name, args.exist_ok)
-    results = ResultWriter(results_dir, model.class_names, args.save_txt)
+    results = ResultWriter(results_dir, predictor.names, args.save_txt)
     num_images = num_failed = 0
     start_time = time.perf_counter()
     try:
@@ -136,7 +129,8 @@ def detect_objects(args: argparse.Namespace) -> None:
                 warning(f"detect.py: {frame.error}")
                 num_failed += 1
                 continue
-            results.add(frame, predict(model, frame.image, imgsz, device, class_ids))
+            (detections,) = predictor(frame.image)
+            results.add(frame, detections)
             num_images += 1
     except KeyboardInterrupt:  # the way to end a camera stream: keep what has been detected
         info("stopped")
@@ -223,58 +217,10 @@ def _iter_video(file: str, channels: int, is_only: bool) -> Iterator[Frame]:
 
 
 def _read_frame(file: str, channels: int) -> Frame:
-    size = image_size(file, channels)
-    if isinstance(size, str):  # an error message
-        return Frame(file, None, None, error=size)
     try:
-        return Frame(file, None, read_image(file, channels))
+        return Frame(file, None, checked_image(file, channels))
     except UserError as error:
-        return Frame(file, None, None, error=str(error))
-
-
-@torch.inference_mode()
-def predict(
-    model: Detector,
-    image: Tensor,
-    imgsz: int,
-    device: torch.device,
-    class_ids: set[int] | None = None,
-) -> dict[str, Tensor]:
-    """Return the detections in an image (C, h, w) uint8, of `class_ids` or of all classes.
-
-    The image is resized as in validation. `boxes` (k, 4), xyxy in pixels of `image`, `scores` (k,)
-    and `labels` (k,) are float32 and int64 on the CPU.
-    """
-    height, width = image.shape[-2:]
-    new_height, new_width = letterbox_size(height, width, imgsz)
-    resized = resize(image, new_height, new_width).to(device)
-    with autocast(device, amp_dtype("auto", device)):
-        (detections,) = model([resized])
-    scale = torch.tensor([new_width / width, new_height / height])
-    boxes = detections["boxes"].float().cpu() / scale.repeat(2)
-    scores, labels = detections["scores"].float().cpu(), detections["labels"].cpu()
-    if class_ids is not None:
-        selected = torch.isin(labels, torch.tensor(sorted(class_ids)))
-        boxes, scores, labels = boxes[selected], scores[selected], labels[selected]
-    return {"boxes": boxes, "scores": scores, "labels": labels}
-
-
-def select_classes(classes: list[str] | None, class_names: Sequence[str]) -> set[int] | None:
-    """Return the indices of `classes`, given by name or index; None for None, which means all.
-
-    A name that is a number goes before an index. Raises UserError for an unknown class.
-    """
-    if classes is None:
-        return None
-    index = {str(k): k for k in range(len(class_names))}
-    index |= {name: k for k, name in enumerate(class_names)}
-    for name in classes:
-        if name not in index:
-            raise UserError(
-                f"--classes {name}: not a class of the model (choose from "
-                f"{', '.join(class_names)}, or 0 to {len(class_names) - 1})"
-            )
-    return {index[name] for name in classes}
+        return Frame(file, None, None, error=f"{error}; skipped")
 
 
 class ResultWriter:

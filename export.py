@@ -32,8 +32,9 @@ Runner = Callable[[Tensor], Sequence[Tensor]]  # runs an exported file
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line, by default the process's. Raises UserError if it is invalid."""
     p = Parser(
+        prog="export.py",
         description="Export a trained detector, compare the file with PyTorch, and say what is "
-        "needed to load it. Defaults in parentheses."
+        "needed to load it. Defaults in parentheses.",
     )
     p.add_argument(
         "--weights",

@@ -7,6 +7,8 @@ or, with this directory on `sys.path`:
     from hubconf import load
     model = load("best.pt")
 
+`model("image.jpg")` returns what detect.py detects; `model.model` is the torch module.
+
 Either works in a program with modules of its own named `models`, `data` or `utils`, because ours
 are imported as submodules of `PACKAGE`: in their code every `from utils.x import y` is read as
 `from PACKAGE.utils.x import y`. The program's modules and its `sys.path` are not touched.
@@ -20,8 +22,7 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import CodeType
-
-from torch import nn
+from typing import Any
 
 dependencies = ["torch", "torchvision", "numpy"]
 
@@ -31,14 +32,15 @@ PACKAGE = f"detection_{zlib.crc32(bytes(ROOT)):08x}"
 SUBPACKAGES = ("data", "models", "utils")
 
 
-def load(path: str | Path) -> nn.Module:
-    """Load the detector in a checkpoint, `best.pt` or `last.pt`, as `models.load` does.
+def load(path: str | Path, **options: Any) -> Any:
+    """Load the detector in a checkpoint, `best.pt` or `last.pt`, as a `Predictor` (predictor.py).
 
-    Raises the UserError of `PACKAGE`.utils.errors where `models.load` raises UserError.
+    options: `device`, `conf`, `iou`, `imgsz` and `classes`, as of detect.py. Raises the UserError
+    of `PACKAGE`.utils.errors where `predictor.load` raises UserError.
     """
     if PACKAGE not in sys.modules:
         sys.meta_path.insert(0, _Finder())
-    return importlib.import_module(f"{PACKAGE}.models").load(path)
+    return importlib.import_module(f"{PACKAGE}.predictor").load(path, **options)
 
 
 custom = load  # the name that torch.hub users know from YOLOv5

@@ -80,8 +80,10 @@ def build_parser() -> Parser:
     )
     add(
         "--cache",
+        nargs="?",
+        const="ram",
         choices=["ram", "disk"],
-        help="decode all images at start, keep them in RAM or on disk",
+        help="decode all images at start, keep them in RAM (default) or on disk",
     )
     add(
         "--device",
@@ -132,12 +134,21 @@ def build_parser() -> Parser:
         help="minutes between checkpoints within an epoch; 0: epoch ends only (%(default)s)",
     )
     add(
+        "--save-period",
+        default=0,
+        type=int_range(-1),
+        metavar="N",
+        help="also keep the checkpoint of every Nth epoch, as weights/epochN.pt; 0: none "
+        "(%(default)s)",
+    )
+    add(
         "--patience",
         default=50,
         type=int_range(0),
         metavar="N",
         help="early stopping: epochs without a better mAP50-95; 0 disables (%(default)s)",
     )
+    add("--single-cls", action="store_true", help="train all classes as one")
     add("--noval", action="store_true", help="validate after the last epoch only")
     add("--noplots", action="store_true", help="skip plots and report.html")
     add("--tensorboard", action="store_true", help="also write curves and plots for TensorBoard")

@@ -129,7 +129,7 @@ def build(
     config = read_data_config(Path(args.data))
     if dist.on_main(make_builtin, config):
         info(f"drew the built-in dataset into {config.path}")
-    train_data, val_data = dist.on_node_main(read_train_val, config, args.data)
+    train_data, val_data = dist.on_node_main(read_train_val, config, args.data, args.single_cls)
     run.train_data, run.val_data = train_data, val_data
     fingerprint = {"train": train_data.fingerprint(), "val": val_data.fingerprint()}
     if start.checkpoint is not None:
@@ -148,6 +148,9 @@ def build(
         args.model, len(train_data.class_names), args.backbone, train_data.channels
     )
     model.allow_detections(limit)
+    if hyp.class_weights is not None:
+        class_weights = hyp.weights_of_classes(train_data.class_names, start.hyp_file)
+        model.set_class_weights(class_weights)
     args.epochs = args.epochs or config.epochs
     args.batch_size = args.batch_size or config.batch_size
     args.imgsz = args.imgsz or config.imgsz
@@ -222,7 +225,9 @@ def build(
         "data_fingerprint": fingerprint,
         "environment": run.environment,
     }
-    run.checkpointer = Checkpointer(run.run_dir, header, run.parts, dist, stop, args.save_every)
+    run.checkpointer = Checkpointer(
+        run.run_dir, header, run.parts, dist, stop, args.save_every, args.save_period
+    )
     torch.autograd.set_detect_anomaly(args.detect_anomaly)
     if args.detect_anomaly:
         detect_anomaly(model)
@@ -405,7 +410,7 @@ def main(argv: list[str] | None = None) -> None:
             run.tensorboard.log_epoch(row)
             info(f"{summary_line(row)}  {throughput:.0f} images/s")
             progress.next_epoch()
-            run.checkpointer.save(improved)
+            run.checkpointer.save(improved, epoch_ended=True)
             if progress.early_stopped:
                 info(f"early stopping: mAP50-95 has not improved for {args.patience} epochs")
             elif not is_last_epoch:

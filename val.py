@@ -47,9 +47,10 @@ ROOT = Path(__file__).resolve().parent
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line, by default the process's. Raises UserError if it is invalid."""
     p = Parser(
+        prog="val.py",
         description="Evaluate a trained detector with COCO's metrics. The 100 best detections of "
         "each image count, or as many as the image with the most objects has. Defaults in "
-        "parentheses."
+        "parentheses.",
     )
     p.add_argument(
         "--weights",
@@ -148,6 +149,8 @@ def evaluate_detector(args: argparse.Namespace) -> None:
     if make_builtin(config):
         info(f"drew the built-in dataset into {config.path}")
     data = read_split(config, args.split)
+    if model.single_cls:
+        data = data.as_single_class(model.class_names[0])
     if data.class_names != model.class_names:
         raise UserError(
             f"{data_file}: has the classes {list(data.class_names)}, but {args.weights} was "

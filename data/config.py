@@ -1,6 +1,7 @@
 """The data.yaml: where each split's images and annotations are, and what the classes are called."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ from utils.yamlfile import read_yaml
 
 SPLITS = ("train", "val", "test")
 MAX_CHANNELS = 256
+PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 NOT_DATA_YAML = {".json", ".txt", ".data", ".xml", ".csv", ".zip"}  # suffixes
 
 
@@ -100,7 +102,19 @@ class DataConfig(BaseModel):
     imgsz: int = Field(640, ge=32, le=MAX_IMGSZ, description="default of --imgsz for this dataset")
     epochs: int = Field(100, ge=1, description="default of --epochs")
     batch_size: int = Field(16, ge=1, description="default of --batch-size")
+    split_seed: int = Field(
+        0, ge=0, description="seed of the draw where `val` is a percentage of the images of `train`"
+    )
     _notes: list[str] = PrivateAttr(default_factory=list)
+    _val_fraction: float = PrivateAttr(0.0)
+
+    @property
+    def val_fraction(self) -> float:
+        """The fraction of the images of `train` that `val` is drawn from; 0 for images of its own.
+
+        It is 0.2 for `val: 20%`, and `val` then has the sources of `train`.
+        """
+        return self._val_fraction
 
     @property
     def notes(self) -> list[str]:
@@ -116,6 +130,8 @@ class DataConfig(BaseModel):
                 "found nothing (need a directory of images, a .txt list, a glob, or annotations)"
             )
         for source in value if isinstance(value, list) else [value]:
+            if isinstance(source, str) and PERCENT.fullmatch(source.strip()):
+                _check_percent(source, value, str(info.field_name))
             if not (is_empty or isinstance(source, str | dict | AnnotatedSource)):
                 raise ValueError(f"found {source!r} (need a path, or a block with annotations)")
         return None if is_empty else value
@@ -131,6 +147,22 @@ def channels_message(channels: int) -> list[str]:
     ]
 
 
+def _check_percent(percent: str, value: Any, split: str) -> None:
+    """Raise ValueError unless `value` of the key `split` is a `percent` that can be drawn."""
+    if split != "val":
+        raise ValueError(f"found {percent!r} (only `val` can be a percentage, of train's images)")
+    if isinstance(value, list):
+        raise ValueError(f"found {percent!r} in a list (need it alone: the images are train's)")
+    if not 0 < _percentage(percent) < 100:
+        raise ValueError(f"found {percent!r} (need more than 0% and less than 100%)")
+
+
+def _percentage(source: Any) -> float:
+    """Return the number of percent that `val` stands for, 0 if it is a source of images."""
+    match = PERCENT.fullmatch(source.strip()) if isinstance(source, str) else None
+    return float(match[1]) if match else 0.0
+
+
 def read_data_config(path: Path) -> DataConfig:
     """Read the data.yaml `path`.
 
@@ -144,6 +176,9 @@ def read_data_config(path: Path) -> DataConfig:
             "the images are and what the classes are called)"
         )
     config = read_yaml(path, DataConfig)
+    percent = _percentage(config.val)
+    if percent:
+        config = config.model_copy(update={"val": config.train})
     directory = Path(os.path.abspath(path)).parent  # noqa: PTH100 - a link counts where it is
     names = None
     if config.names is not None:
@@ -178,7 +213,7 @@ def read_data_config(path: Path) -> DataConfig:
         for split, sources in splits.items()
     }
     config = config.model_copy(update={"path": str(root), "names": names, **splits})
-    config._notes = notes
+    config._notes, config._val_fraction = notes, percent / 100
     return config
 
 

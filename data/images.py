@@ -192,6 +192,30 @@ def read_image(path: str, channels: int = 3) -> Tensor:
         raise UserError(_error_message(path, error, "decoded")) from None
 
 
+def checked_image(path: str, channels: int = 3) -> Tensor:
+    """Decode an image as `read_image` does, after the checks of `image_size`.
+
+    Raises UserError for a file that one of them refuses; a JPEG that is cut off is one of those.
+    """
+    size = image_size(path, channels)
+    if isinstance(size, str):  # an error message
+        raise UserError(size.removesuffix("; skipped"))
+    return read_image(path, channels)
+
+
+def pil_to_tensor(original: Image.Image, channels: int = 3) -> Tensor:
+    """Return Pillow's image as (channels, h, w) uint8, turned as its EXIF orientation says.
+
+    Raises ValueError as `to_bands` does.
+    """
+    orientation = exif_orientation(original)
+    bands = to_bands(original, channels)
+    if orientation > 1:
+        bands = [image.transpose(TRANSPOSES[orientation]) for image in bands]
+    tensors = [F.pil_to_tensor(image) for image in bands]
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+
 def _decode(path: str, channels: int) -> Tensor:
     """Decode JPEGs with torchvision, which is faster, and all other formats with Pillow.
 
@@ -204,12 +228,7 @@ def _decode(path: str, channels: int) -> Tensor:
                 return _decode_jpeg(bytearray(file.read()), JPEG_READ_MODES[channels])
         file.seek(0)
         with Image.open(file, formats=FORMATS) as original:
-            orientation = exif_orientation(original)
-            bands = to_bands(original, channels)
-            if orientation > 1:
-                bands = [image.transpose(TRANSPOSES[orientation]) for image in bands]
-            tensors = [F.pil_to_tensor(image) for image in bands]
-            return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+            return pil_to_tensor(original, channels)
 
 
 def _decode_jpeg(content: bytearray, mode: ImageReadMode) -> Tensor:

@@ -61,7 +61,8 @@ def load(path: str | Path) -> Detector:
     """Load the detector in a checkpoint, `best.pt` or `last.pt`, with its EMA weights.
 
     It is on the CPU, in evaluation mode, and has `class_names`, `imgsz`, the (largest) image size
-    in pixels that it was trained at, and `data`, the data.yaml of its training. After `.train()` it
+    in pixels that it was trained at, `data`, the data.yaml of its training, and `single_cls`,
+    whether all of its classes were trained as one. After `.train()` it
     returns unweighted losses; the weights are those of the hyp file: `box`, `cls` and `dfl`.
     Raises UserError if the file is not found, corrupted, or not a checkpoint of this project.
     """
@@ -72,6 +73,7 @@ def load(path: str | Path) -> Detector:
         model.class_names = tuple(checkpoint["class_names"])
         model.imgsz = imgsz_bounds(checkpoint["args"]["imgsz"], model.stride)[1]
         model.data = str(checkpoint["args"]["data"])
+        model.single_cls = bool(checkpoint["args"].get("single_cls"))
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError):
         raise UserError(f"{path}: holds no detector that this version can build") from None
     return model.eval()

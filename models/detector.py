@@ -46,6 +46,7 @@ class Detector(nn.Module):
         compile_network  what --compile compiles
         capture_network  what --cuda-graphs records
         param_groups  which parameters the optimizer treats how
+        set_class_weights  if its class loss can be weighted
         load_pretrained, load_pretrained_backbone  if there are published weights
         forward  if it does its own batching and post-processing
 
@@ -53,7 +54,8 @@ class Detector(nn.Module):
         config  by `build_model`, which rebuilds the same architecture as `build_model(**config)`;
             plain data, stored in every checkpoint
         channels  by `build_model`: of an image
-        class_names, imgsz, data  by `models.load`: the classes, image size and data.yaml of the run
+        class_names, imgsz, data, single_cls  by `models.load`: the classes, image size, data.yaml
+            and --single-cls of the run
     """
 
     stride = 32
@@ -69,6 +71,7 @@ class Detector(nn.Module):
     class_names: tuple[str, ...]
     imgsz: int
     data: str
+    single_cls: bool
 
     def losses(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
         """Return the unweighted losses of a batch, scalars by name. `targets` as in `forward`."""
@@ -158,6 +161,13 @@ class Detector(nn.Module):
         """
         self.detections_per_img = max(self.detections_per_img, count)
         self.topk_candidates = max(self.topk_candidates, 10 * count)
+
+    def set_class_weights(self, weights: Sequence[float]) -> None:
+        """Set the factor of each class in the class loss. Raises UserError if there is no such."""
+        raise UserError(
+            f"class_weights: the losses of {self.config['name']} take none (need --model yolo-n, "
+            "-s, -m, -l or -x)"
+        )
 
     def backbone_modules(self) -> list[nn.Module]:
         """Return the modules that `--freeze backbone` freezes: `self.backbone`, if there is one."""

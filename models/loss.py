@@ -134,11 +134,16 @@ def _empty_assignment(device: torch.device) -> Assignment:
 
 
 def loss_sums(
-    box_logits: Tensor, cls_logits: Tensor, candidates: Candidates, num_gts: int
+    box_logits: Tensor,
+    cls_logits: Tensor,
+    candidates: Candidates,
+    num_gts: int,
+    class_weights: Tensor | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return the sum of each loss over a batch, and the sum of the target scores.
 
-    Arguments as of `assign`, but there may be no candidate.
+    Arguments as of `assign`, but there may be no candidate; class_weights (num_classes,) are
+    factors of each class's part of the class loss.
     """
     if len(candidates.gt_index):
         assignment = assign(box_logits, cls_logits, candidates, num_gts)
@@ -148,7 +153,9 @@ def loss_sums(
 
     cls_targets = torch.zeros_like(cls_logits)
     cls_targets.index_put_((point_index, label), score, accumulate=True)
-    cls_loss = F.binary_cross_entropy_with_logits(cls_logits, cls_targets, reduction="sum")
+    cls_loss = F.binary_cross_entropy_with_logits(
+        cls_logits, cls_targets, class_weights, reduction="sum"
+    )
 
     box_logits = box_logits[point_index]
     box_loss = complete_iou_loss(decode_boxes(box_logits, point, stride), box)
@@ -178,11 +185,12 @@ def detection_loss(
     predictions: Predictions,
     targets: Sequence[dict[str, Tensor]],
     sums: Callable[..., tuple[dict[str, Tensor], Tensor]] = loss_sums,
+    class_weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Compute the unweighted losses of a batch, scalars: `box` (1 - CIoU), `cls` and `dfl`.
 
     targets: for each image `boxes` (n, 4), xyxy in pixels, and `labels` (n,), from 0; n may be 0.
-    `sums` is `loss_sums`, or what it was compiled to.
+    `sums` is `loss_sums`, or what it was compiled to; class_weights as it takes them.
     Each loss is a sum divided by the sum of the target scores, at least 1. With several processes
     that is the sum over all of them, so that the mean of the processes' losses is the loss of the
     whole batch, however it is divided.
@@ -194,7 +202,7 @@ def detection_loss(
     box_logits, cls_logits, levels = predictions
     candidates = find_candidates(boxes, labels, image_index, levels, cls_logits.device)
     losses, score_sum = sums(
-        box_logits.flatten(0, 1), cls_logits.flatten(0, 1), candidates, len(boxes)
+        box_logits.flatten(0, 1), cls_logits.flatten(0, 1), candidates, len(boxes), class_weights
     )
     score_sum = _mean_over_processes(score_sum)
     return {name: loss / score_sum for name, loss in losses.items()}

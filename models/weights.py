@@ -1,5 +1,6 @@
 """Every way in which tensors get into a model: from a checkpoint, or weights of torchvision."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from utils.errors import UserError
 from utils.log import plural
 
 PREFIX = "torchvision/"  # of the models and backbones that torchvision provides
+
+PUBLISHED = re.compile(r"yolo(v?\d+|_)")  # the names of YOLOv5's and Ultralytics' weights
 
 # Of a model's parameters. Of another size or family at most a few percent happen to fit; of a model
 # with the same backbone, for other classes, far more than this.
@@ -41,6 +44,11 @@ def load_checkpoint_weights(model: nn.Module, path: Path) -> str:
     Raises UserError if the file is not a checkpoint of this project, or of a model that has too
     little in common with `model`.
     """
+    if PUBLISHED.match(path.name) and not path.exists():
+        raise UserError(
+            f"--weights {path.name}: not found, and no weights are downloaded (leave --weights "
+            "out, or give a best.pt of this repository)"
+        )
     checkpoint = load_checkpoint(path)
     try:
         return load_matching_weights(model, checkpoint["ema"]["model"], f"--weights {path}")

@@ -142,6 +142,7 @@ class YOLO(Detector):
         self.head = Head(self.backbone.channels, (8, 16, 32), num_classes)
         self.loss_sums = loss_sums
         self.cuda_graph: CudaGraph | None = None
+        self.register_buffer("class_weights", None, persistent=False)
 
     def raw_predictions(self, images: Tensor) -> Predictions:
         """Run the network on a batch, as `predict` takes it: logits and anchor points."""
@@ -153,7 +154,11 @@ class YOLO(Detector):
             predictions = Predictions(*self.cuda_graph(images), self.head.levels(images))
         else:
             predictions = self.raw_predictions(images)
-        return detection_loss(predictions, targets, self.loss_sums)
+        return detection_loss(predictions, targets, self.loss_sums, self.class_weights)
+
+    def set_class_weights(self, weights: Sequence[float]) -> None:
+        """Multiply the loss of each class's scores by its weight, for right and wrong alike."""
+        self.class_weights = torch.tensor(weights, dtype=torch.float32)
 
     def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return one box and its class scores for each anchor point."""

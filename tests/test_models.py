@@ -116,7 +116,7 @@ def points_inside(box, points):
     return [i for i, (x, y) in enumerate(points) if left <= x <= right and top <= y <= bottom]
 
 
-def reference_loss(predictions, targets, top_k=10):
+def reference_loss(predictions, targets, class_weights, top_k=10):
     """The loss as the papers define it, one object after the other, in plain loops."""
     points, strides = make_points(96, 96)
     total = {"box": 0.0, "cls": 0.0, "dfl": 0.0}
@@ -156,11 +156,13 @@ def reference_loss(predictions, targets, top_k=10):
                         score * ((low + 1 - d) * p[low].log() + (d - low) * p[low + 1].log()) / 4
                     )
         p = cls_logits.sigmoid()
-        total["cls"] -= (cls_targets * p.log() + (1 - cls_targets) * (1 - p).log()).sum()
+        cross_entropy = -(cls_targets * p.log() + (1 - cls_targets) * (1 - p).log())
+        total["cls"] += (cross_entropy * torch.tensor(class_weights)).sum()
     return {name: value / max(score_sum, 1.0) for name, value in total.items()}
 
 
-def test_detection_loss_equals_reference():
+@pytest.mark.parametrize("class_weights", [None, [1.0, 1.0, 1.0], [0.5, 3.0, 1.0]])
+def test_detection_loss_equals_reference(class_weights):
     targets = make_targets(4, 0, 9)
     points, _ = make_points(96, 96)
     torch.manual_seed(1)
@@ -169,8 +171,9 @@ def test_detection_loss_equals_reference():
         torch.randn(3, len(points), 3),
         make_levels(96, 96),
     )
-    expected = reference_loss(predictions, targets)
-    for name, loss in detection_loss(predictions, targets).items():
+    expected = reference_loss(predictions, targets, class_weights or [1.0] * 3)
+    weights = None if class_weights is None else torch.tensor(class_weights)
+    for name, loss in detection_loss(predictions, targets, class_weights=weights).items():
         assert float(loss) == pytest.approx(float(expected[name]), rel=1e-4), name
 
 

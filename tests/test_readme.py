@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -11,8 +12,10 @@ from pathlib import Path
 import onnx
 import pytest
 from conftest import ROOT, load_state, write_tiny
+from PIL import Image
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+README_ZH = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
 
 
 def readme_command(start: str) -> list[str]:
@@ -28,6 +31,17 @@ def readme_command(start: str) -> list[str]:
     words = shlex.split(next(text for text in commands if text.startswith(start)))
     assert words[0] == "python"
     return [sys.executable, *words[1:]]
+
+
+def readme_snippet(readme: str) -> str:
+    """Return the code block that loads a detector, as it stands."""
+    start = readme.index("    from hubconf import load\n")
+    lines = []
+    for line in readme[start:].splitlines():
+        if line and not line.startswith("    "):
+            break
+        lines.append(line.removeprefix("    "))
+    return "\n".join(lines)
 
 
 @pytest.fixture(scope="module")
@@ -72,17 +86,10 @@ def test_readme_train_val_detect_export(clone):
     graph = onnx.load(run_dir / "weights" / "best.onnx")
     assert {entry.key: entry.value for entry in graph.metadata_props}["stride"] == "32"
 
-    example = README[README.index("    from hubconf import load") :].split("\n\n")[0]
-    lines = [
-        "import torch",
-        "image = torch.zeros(3, 90, 120)",
-        *(line.removeprefix("    ") for line in example.splitlines()),
-        "print(model.class_names, detections['boxes'].shape)",
-    ]
-    output = run_in(clone, [sys.executable, "-c", "\n".join(lines)])
-    assert output.startswith("('disc', 'square'")
+    output = run_in(clone, [sys.executable, "-c", readme_snippet(README)])
+    assert output.split()[0] in ("disc", "square", "triangle", "star", "cross")
     model = "torch.hub.load('.', 'custom', 'runs/train/exp/weights/best.pt', source='local')"
-    code = f"import torch; print({model}.class_names)"
+    code = f"import torch; print({model}.names)"
     assert "disc" in run_in(clone, [sys.executable, "-c", code])
 
 
@@ -93,3 +100,25 @@ def test_readme_describe_and_convert(clone):
     words = readme_command("python -m data.convert voc|coco|yolo mine/data.yaml new")
     run_in(clone, [word.replace("voc|coco|yolo", "coco") for word in words])
     assert (clone / "new" / "data.yaml").exists()
+
+
+@pytest.mark.parametrize("readme", [README, README_ZH], ids=["en", "zh"])
+def test_readme_snippet_with_another_run(readme, trained_run, tmp_path):
+    """The same as in the long test above, with a small run at the paths that the README names."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "train").symlink_to(trained_run)
+    image = tmp_path / "datasets" / "shapes" / "images" / "val" / "0000.jpg"
+    image.parent.mkdir(parents=True)
+    source = trained_run / "tiny" / "images" / "val" / "0.png"
+    with Image.open(source) as original:
+        original.save(image, quality=95)
+    done = subprocess.run(
+        [sys.executable, "-c", readme_snippet(readme)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    name, score, *box = done.stdout.splitlines()[0].split()
+    assert name in ("class0", "class1") and float(score) > 0.25 and len(box) == 4

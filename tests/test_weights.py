@@ -10,6 +10,13 @@ from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
 
 
+def test_weights_that_other_tools_would_download(tiny, tmp_path, capsys):
+    for name in ("yolov5s.pt", "yolo11n.pt"):
+        assert run_train(data=tiny, weights=tmp_path / name, epochs=1, project=tmp_path) == 2
+        message = f"--weights {name}: not found, and no weights are downloaded (leave --weights"
+        assert_one_line_error(capsys.readouterr().err, message)
+
+
 def test_load_initial_weights_takes_the_ema_tensors_that_fit(tmp_path):
     source, model = build_model("yolo-n", 5), build_model("yolo-n", 2)
     saved, before = source.state_dict(), {k: v.clone() for k, v in model.state_dict().items()}

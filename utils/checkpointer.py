@@ -22,6 +22,7 @@ class Checkpointer:
         dist: the processes of the run.
         stop: the signals that ask the run to stop.
         every: minutes between checkpoints within an epoch, 0 for none.
+        period: epochs between checkpoints that are kept, 0 for none.
     """
 
     def __init__(
@@ -32,16 +33,23 @@ class Checkpointer:
         dist: DistributedContext,
         stop: StopSignals,
         every: float,
+        period: int = 0,
     ) -> None:
         self.run_dir, self.header, self.parts = run_dir, header, parts
         self.dist, self.stop, self.every = dist, stop, every
+        self.period = period
 
-    def save(self, improved: bool = False) -> bool:
-        """Save the run, and best.pt if it has `improved`; warn and return False if that fails."""
+    def save(self, improved: bool = False, epoch_ended: bool = False) -> bool:
+        """Save the run, and best.pt if it has `improved`; warn and return False if that fails.
+
+        If an epoch has just ended, also epochN.pt after every `period` epochs.
+        """
         if not self.dist.is_main:
             return True
         log.stage("save")
-        error = self.run_dir.save({**self.header, **part_states(self.parts)}, improved)
+        number = self._progress.epoch
+        keep = number if epoch_ended and self.period > 0 and number % self.period == 0 else None
+        error = self.run_dir.save({**self.header, **part_states(self.parts)}, improved, keep)
         if error:
             log.warning(f"train.py: {error}; the last checkpoint stays as it is")
         return not error

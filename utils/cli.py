@@ -6,17 +6,29 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from utils.errors import OtherProcessFailed, UserError, environment_error
 from utils.interrupt import Interrupted
 from utils.letterbox import MAX_IMGSZ, imgsz_bounds
 from utils.log import accept_any_text
+from utils.yolov5_flags import translate
 
 
 class Parser(argparse.ArgumentParser):
-    """`argparse.ArgumentParser` that raises UserError instead of printing its usage and exiting."""
+    """`argparse.ArgumentParser` that raises UserError instead of printing its usage and exiting.
+
+    Flags of YOLOv5 and Ultralytics are taken where they mean the same, and answered otherwise.
+    """
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse `args`, or the command line for None, once `translate` has seen them."""
+        words = sys.argv[1:] if args is None else args
+        words = translate(self.prog, words, self._option_string_actions)
+        return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError with `message`."""

@@ -20,6 +20,12 @@ def select_device(name: str, local_rank: int | None = None) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if "," in name:
+        count = len(name.split(","))
+        raise UserError(
+            f"--device {name}: a process uses one device (start several with torchrun "
+            f"--nproc_per_node {count} train.py)"
+        )
     if local_rank is not None and name != "cpu":
         if name != "cuda":
             raise UserError(

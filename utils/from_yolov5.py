@@ -50,7 +50,12 @@ UNSUPPORTED = {  # YOLOv5's keys: why they do not carry over
     ): "weights of another loss; here they are box, cls and dfl",
     ("iou_t", "anchor_t", "anchors"): "this detector has no anchors",
     ("degrees", "shear", "perspective"): "images are cropped and resized here, never warped",
-    ("mixup", "copy_paste"): "no such augmentation here",
+    (
+        *("mixup", "copy_paste", "copy_paste_mode", "cutmix"),
+        *("bgr", "erasing", "auto_augment"),
+    ): "no such augmentation here",
+    ("nbs",): "the number of batches in an optimizer step is accumulate here",
+    ("pose", "kobj"): "this detector finds boxes",
 }
 
 

@@ -1,6 +1,7 @@
 """The hyp file: every hyperparameter with its default, range and meaning, as a strict model."""
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_type_hints
 
@@ -15,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from utils.errors import UserError
 from utils.lf import parse_lf
 from utils.schedulers import (
     ARGS,
@@ -26,7 +28,7 @@ from utils.schedulers import (
     parse_milestones,
     restart_epoch,
 )
-from utils.yamlfile import read_yaml
+from utils.yamlfile import SHORT, read_yaml
 
 Fraction01 = Annotated[float, Field(ge=0, le=1)]
 WarmupEpoch = Annotated[
@@ -180,6 +182,20 @@ class OptimizerHyp(_Strict):
     scheduler: SchedulerHyp = Field(CawbHyp(), description="the learning rate over the run")
 
 
+def _check_class_weights(value: Any) -> list[float] | dict[str, float] | None:
+    if value is None:
+        return None
+    weights = [*value.values()] if isinstance(value, dict) else value
+    has_names = not isinstance(value, dict) or all(isinstance(name, str) for name in value)
+    are_numbers = isinstance(weights, list) and all(type(w) in (int, float) for w in weights)
+    if not (has_names and are_numbers and weights and all(0 < w <= 1000 for w in weights)):
+        raise ValueError(
+            f"found {SHORT.repr(value)}, need a list with a number for each class, or class names "
+            "with numbers (above 0, up to 1000)"
+        )
+    return value
+
+
 class LossWeights(_Strict):
     """The weight of each loss, and its only default. A new loss is one line here."""
 
@@ -199,7 +215,8 @@ class LossWeights(_Strict):
 YOLOV5_KEYS = {
     *("lrf", "warmup_epochs", "warmup_momentum", "warmup_bias_lr", "obj", "cls_pw", "obj_pw"),
     *("iou_t", "anchor_t", "anchors", "fl_gamma", "label_smoothing", "hsv_h", "hsv_s", "hsv_v"),
-    *("degrees", "shear", "perspective", "mixup", "copy_paste"),
+    *("degrees", "shear", "perspective", "mixup", "copy_paste", "copy_paste_mode", "cutmix"),
+    *("bgr", "erasing", "auto_augment", "nbs", "pose", "kobj"),
 }
 
 
@@ -209,6 +226,13 @@ class Hyp(LossWeights, OptimizerHyp):
     Raises pydantic's ValidationError for an unknown key, a wrong type or a value out of range.
     """
 
+    class_weights: Annotated[
+        list[float] | dict[str, float] | None, PlainValidator(_check_class_weights)
+    ] = Field(
+        None,
+        description="factors of the class loss: a list in the order of the classes, or by class "
+        "name, 1 for the others",
+    )
     mosaic: Fraction01 = Field(1.0, description="probability of a mosaic of four images")
     close_mosaic: int = Field(10, ge=0, le=100000, description="final epochs without mosaic")
     scale: float = Field(
@@ -239,6 +263,26 @@ class Hyp(LossWeights, OptimizerHyp):
                 "`python -m utils.from_yolov5 FILE > mine.yaml`"
             )
         return content
+
+    def weights_of_classes(self, class_names: Sequence[str], hyp_file: Path) -> list[float]:
+        """Return `class_weights`, which must not be None, in the order of the classes.
+
+        Raises UserError, which names `hyp_file`, if they do not fit the classes.
+        """
+        weights = self.class_weights
+        if isinstance(weights, list):
+            if len(weights) != len(class_names):
+                raise UserError(
+                    f"{hyp_file}: class_weights: found {len(weights)}, need {len(class_names)}, "
+                    f"one for each class ({', '.join(class_names)})"
+                )
+            return weights
+        if unknown := [name for name in weights if name not in class_names]:
+            raise UserError(
+                f"{hyp_file}: class_weights: {unknown[0]}: not a class of the dataset (choose from "
+                f"{', '.join(class_names)})"
+            )
+        return [weights.get(name, 1.0) for name in class_names]
 
     def __reduce__(self) -> tuple[object, ...]:
         # Pickled as plain data: the classes of most scheduler blocks cannot be imported.

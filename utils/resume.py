@@ -20,8 +20,8 @@ from utils.yamlfile import find_file
 
 # Arguments that may differ from the run's; the data must have the same content.
 RESUME_OVERRIDABLE = (
-    "data", "device", "workers", "cache", "save_every", "noplots", "tensorboard", "strict_data",
-    "detect_anomaly", "cuda_graphs",
+    "data", "device", "workers", "cache", "save_every", "save_period", "noplots", "tensorboard",
+    "strict_data", "detect_anomaly", "cuda_graphs",
 )  # fmt: skip
 LOCATION_ARGS = ("resume", "project", "name", "exist_ok")  # where the run is, not what it is
 

@@ -51,6 +51,9 @@ def new_run_dir(project: Path, name: str, exist_ok: bool) -> Path:
         (path / "weights").mkdir(exist_ok=True)
         for old in ("weights/last.pt", "weights/best.pt", "results.csv"):
             (path / old).unlink(missing_ok=True)
+        for old in (path / "weights").glob("epoch*.pt"):
+            if old.stem.removeprefix("epoch").isdecimal():
+                old.unlink()
     except OSError as error:
         raise UserError(f"--project {project}: cannot use {path}: {error.strerror}") from None
     return path
@@ -91,12 +94,16 @@ class RunDir:
                 text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
                 file.write(text.encode())
 
-    def save(self, checkpoint: Mapping[str, Any], improved: bool = False) -> str | None:
+    def save(
+        self, checkpoint: Mapping[str, Any], improved: bool = False, number: int | None = None
+    ) -> str | None:
         """Write best.pt if the model has `improved`, last.pt and results.csv.
 
-        Each is replaced whole or not at all. If a checkpoint cannot be written, the rest stays as
-        it is, the best checkpoint is kept in memory until the next time, and the error message is
-        returned. If only results.csv cannot be, this prints a warning: last.pt has all its rows.
+        With a `number`, the checkpoint is also kept as epochNUMBER.pt; that comes before last.pt,
+        so that a run which is killed in between writes it when it is resumed. Each file is replaced
+        whole or not at all. If a checkpoint cannot be written, the rest stays as it is, the best
+        checkpoint is kept in memory until the next time, and the error message is returned. If only
+        results.csv cannot be, this prints a warning: last.pt has all its rows.
         """
         self.last_save_time = time.monotonic()
         if improved:
@@ -106,6 +113,9 @@ class RunDir:
             if self._best is not None:
                 save_checkpoint(self._best, path)
                 self._best = None
+            if number is not None:
+                path = self.path / "weights" / f"epoch{number}.pt"
+                save_checkpoint(checkpoint, path)
             path = self.path / "weights" / "last.pt"
             save_checkpoint(checkpoint, path)
         except OSError as error:

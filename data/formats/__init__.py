@@ -21,6 +21,7 @@ from data.formats.yolo import read_yolo
 from data.images import image_suffixes
 from data.listing import Listing, list_images
 from data.locate import similar
+from data.random_split import draw_images
 from utils.errors import UserError
 
 __all__ = [
@@ -38,10 +39,13 @@ CACHE_FORMAT = 5
 REPEATED = "images that are named again, by a list or another source, and used each time"
 
 
-def read_train_val(config: DataConfig, path: str) -> tuple[Annotations, Annotations]:
+def read_train_val(
+    config: DataConfig, path: str, single_cls: bool = False
+) -> tuple[Annotations, Annotations]:
     """Read `train` and `val` of the dataset whose `config` was read from the file `path`.
 
-    Raises UserError as `read_split` does, and if their classes differ.
+    single_cls: read all classes as one. Raises UserError as `read_split` does, and if their
+    classes differ.
     """
     train, val = read_split(config, "train"), read_split(config, "val")
     if train.class_names != val.class_names:
@@ -49,6 +53,8 @@ def read_train_val(config: DataConfig, path: str) -> tuple[Annotations, Annotati
             f"{path}: train has the classes {list(train.class_names)}, "
             f"val has {list(val.class_names)} (they must be the same)"
         )
+    if single_cls:
+        train, val = train.as_single_class(), val.as_single_class()
     return train, val
 
 
@@ -94,10 +100,43 @@ def read_split(config: DataConfig, split: str) -> Annotations:
     UserError if a source is missing or invalid, no image or no box is left, or all boxes of `train`
     are crowds.
     """
+    if getattr(config, split) is None:
+        raise UserError(f"{split}: the data.yaml has no key {split!r}, or nothing behind it")
+    if config.val_fraction and split != "test":
+        return _drawn_split(config, split)
+    return _read_sources(config, split)
+
+
+def _drawn_split(config: DataConfig, split: str) -> Annotations:
+    """Return `train` or `val` where `val` is drawn from the images of `train`, as `val: 20%` is.
+
+    What was not as it should be in them is in the messages of `train`. Raises UserError as
+    `read_split`, and if there are too few images.
+    """
+    whole = _read_sources(config, "train")
+    drawn = draw_images(whole.files, config.path, config.val_fraction, config.split_seed)
+    count, percent = int(drawn.sum()), f"{100 * config.val_fraction:g}%"
+    if not 0 < count < len(whole):
+        raise UserError(
+            f"val: {percent} of the {len(whole)} images of train are {count} (need at least one "
+            "image in each of train and val)"
+        )
+    part = whole.take(drawn if split == "val" else ~drawn)
+    if not len(part.boxes):
+        raise UserError(
+            f"{split}: no boxes found for the {len(part)} images that are drawn (use another "
+            "split_seed, or another percentage)"
+        )
+    if split == "train":
+        return part
+    note = f"{count} of the {len(whole)} images of train, drawn with split_seed {config.split_seed}"
+    return dataclasses.replace(part, errors=(), notes=(note,))
+
+
+def _read_sources(config: DataConfig, split: str) -> Annotations:
+    """Read the sources of a split; as `read_split`."""
     root = Path(config.path)
     sources = getattr(config, split)
-    if sources is None:
-        raise UserError(f"{split}: the data.yaml has no key {split!r}, or nothing behind it")
     listings = _list_yolo_images(split, root, sources, config.channels)
     source_hash = hashlib.blake2b(repr(sources).encode(), digest_size=4).hexdigest()
     arrays = cached(

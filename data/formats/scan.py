@@ -1,5 +1,6 @@
 """What the readers share: the arrays of a split, and the collector that they fill."""
 
+import dataclasses
 import hashlib
 import itertools
 import math
@@ -7,7 +8,6 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,7 +23,7 @@ Box = tuple[float, float, float, float]  # xyxy as fractions of the image's widt
 MAX_SHOWN_ERRORS = 20
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Annotations:
     """One split: n images with N boxes; rows offsets[i] to offsets[i + 1] belong to image i.
 
@@ -66,6 +66,41 @@ class Annotations:
         if self.channels != 3:
             images += f" of {plural(self.channels, 'channel')}"
         return f"{images} with {len(self.labels)} boxes ({digest.hexdigest()})"
+
+    def take(self, images: np.ndarray) -> "Annotations":
+        """Return those of the images for which `images` (n,) bool is True, with their boxes."""
+        counts = np.diff(self.offsets)
+        boxes = np.repeat(images, counts)
+        return dataclasses.replace(
+            self,
+            files=FileNames.of(itertools.compress(self.files, images)),
+            sizes=self.sizes[images],
+            offsets=np.concatenate(([0], np.cumsum(counts[images], dtype=np.int64))),
+            boxes=self.boxes[boxes],
+            labels=self.labels[boxes],
+            crowd=self.crowd[boxes],
+        )
+
+    def as_single_class(self, name: str | None = None) -> "Annotations":
+        """Return the annotations with all boxes in one class, whose label is 0.
+
+        It is called `name`, by default as the only class there is, or "object". Of boxes that
+        differed in their class only, the first is left.
+        """
+        name = name or (self.class_names[0] if len(self.class_names) == 1 else "object")
+        counts, labels = np.diff(self.offsets), np.zeros_like(self.labels)
+        image_indices = np.repeat(np.arange(len(self)), counts)
+        repeats = repeated_rows(image_indices, labels, self.crowd, self.boxes)
+        kept = np.delete(np.arange(len(labels)), repeats)
+        counts = np.bincount(image_indices[kept], minlength=len(self))
+        return dataclasses.replace(
+            self,
+            class_names=(name,),
+            offsets=np.concatenate(([0], np.cumsum(counts, dtype=np.int64))),
+            boxes=self.boxes[kept],
+            labels=labels[kept],
+            crowd=self.crowd[kept],
+        )
 
     def ground_truth(self) -> GroundTruth:
         """Return the boxes in pixels; image i has the id i, class k the id k."""
