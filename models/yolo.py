@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.blocks import ConvNormAct, CSPStage, PyramidPooling
-from models.detector import Detector, Targets
+from models.detector import Detections, Detector, Targets
 from models.head import Head, Predictions
-from models.loss import detection_loss, loss_sums
+from models.loss import detection_loss, detection_loss_sums, loss_sums
 from models.torchvision_backbones import TorchvisionBackbone
 from models.weights import PREFIX
 
@@ -132,8 +132,19 @@ class YOLO(Detector):
 
     def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return one box and its class scores for each anchor point."""
-        predictions = self.raw_predictions(images)
+        return self._boxes_and_scores(self.raw_predictions(images))
+
+    def _boxes_and_scores(self, predictions: Predictions) -> tuple[Tensor, Tensor]:
         return self.head.decode(predictions), predictions.cls_logits.sigmoid()
+
+    def detect_and_sum_losses(
+        self, images: Tensor | Sequence[Tensor], targets: Targets
+    ) -> tuple[Detections, dict[str, Tensor], Tensor | None]:
+        """Return the detections in a batch, the sums of its losses, and of the target scores."""
+        batch, sizes = self.prepare(images)
+        predictions = self.raw_predictions(batch)
+        detections = self.postprocess(*self._boxes_and_scores(predictions), sizes)
+        return detections, *detection_loss_sums(predictions, targets, self.loss_sums)
 
     def prepare_export(self) -> None:
         """Compute anchor points from a buffer from now on."""
