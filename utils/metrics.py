@@ -115,9 +115,10 @@ def combine(parts: Iterable[Mapping[int, ClassResult]]) -> tuple[Result, Curves]
     curves = Curves(np.stack(precision), np.stack(scores))
     means = {name: _mean([row[name] for row in rows]) for name in COLUMNS}
     means |= {name: 0.0 for name in METRICS if np.isnan(means[name])}
-    f1 = f1_at_thresholds(curves, THRESHOLDS)
-    f1 = f1[~np.isnan(f1).all(1)]
-    means["confidence"] = best_threshold(f1.mean(0)) if len(f1) else float("nan")
+    has_gt = ~np.isnan(curves.precision).all(1)
+    if has_gt.any():
+        f1 = f1_at_thresholds(Curves(*(curve[has_gt] for curve in curves)), THRESHOLDS)
+        means["confidence"] = best_threshold(f1.mean(0))
     return Result(means, list(rows)), curves
 
 
