@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import ImageOps
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
@@ -245,9 +246,8 @@ def _xyxy(xywh: Sequence[Sequence[float]]) -> Tensor:
 
 
 def _jpeg(image: Tensor, target: dict[str, Tensor], class_names: Sequence[str]) -> str:
-    # The boxes are drawn on the small image, so that their labels are legible on the page.
-    thumbnail = to_pil_image(image)
-    thumbnail.thumbnail((IMAGE_SIZE, IMAGE_SIZE))
+    # Boxes are drawn on the image in its size on the page, so that their labels are legible there.
+    thumbnail = ImageOps.contain(to_pil_image(image), (IMAGE_SIZE, IMAGE_SIZE))
     scale = torch.tensor([thumbnail.width / image.shape[2], thumbnail.height / image.shape[1]])
     target = target | {"boxes": target["boxes"] * scale.repeat(2)}
     buffer = io.BytesIO()
