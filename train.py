@@ -70,6 +70,7 @@ from utils.run_dir import RunDir, new_run_dir, run_dir_of
 from utils.schedulers import BatchWarmup
 from utils.seeds import seed_everything
 from utils.tensorboard import TensorBoardLogger
+from utils.val_loss import LossTotals, mean_losses
 
 ROOT = Path(__file__).resolve().parent
 MAX_CONSECUTIVE_SKIPS = 10  # optimizer steps with non-finite numbers, after which a run stops
@@ -332,25 +333,29 @@ def train_one_epoch(run: Run, progress: Progress) -> None:
         run.checkpointer.after_step()
 
 
-def validate(run: Run, progress: Progress) -> tuple[dict[str, float], bool]:
+def validate(run: Run, progress: Progress) -> tuple[dict[str, float], dict[str, float], bool]:
     """Evaluate the EMA on the validation split, every process its shard.
 
-    Returns the metrics over all classes, and whether they are the best so far.
+    Returns the losses, weighted as in training, the metrics over all classes, and whether they are
+    the best so far.
     """
     stage("validate", epoch=progress.epoch)
     run.dist.broadcast_buffers(run.ema.model)
     batches = run.stop.stop_on_signal(run.loaders.val)
     limit = run.ground_truth.detection_limit
-    detections = run_inference(run.ema.model, batches, run.device, run.dtype, limit)
+    totals = LossTotals()
+    detections = run_inference(run.ema.model, batches, run.device, run.dtype, limit, totals)
     progress.batch = len(run.loaders.sampler)  # a run that is stopped here resumes here
     run.checkpointer.exit_if_interrupted()
+    losses = mean_losses(run.dist.all_gather(totals.read()))
+    losses = {name: loss * run.hyp.loss_weights.get(name, 1.0) for name, loss in losses.items()}
     detections = run.dist.gather_rows(detections)
     stage("evaluate")
     shard = range(run.dist.rank, len(run.ground_truth.class_names), run.dist.world_size)
     parts = run.dist.on_each(evaluate_classes, run.ground_truth, detections, shard)
     result, _ = combine(run.dist.all_gather(parts))
     confident = torch.from_numpy(detections[detections[:, 5] > REPORT_CONF]).float()
-    return result.overall, progress.record_result(result, confident)
+    return losses, result.overall, progress.record_result(result, confident)
 
 
 @cli_command("train.py")
@@ -400,13 +405,13 @@ def main(argv: list[str] | None = None) -> None:
             train_one_epoch(run, progress)
             sampler = run.loaders.sampler
             throughput = len(sampler) * sampler.batch_size / progress.seconds()
-            metrics, improved = {}, False
+            val_losses, metrics, improved = {}, {}, False
             if is_last_epoch or not args.noval:
-                metrics, improved = validate(run, progress)
+                val_losses, metrics, improved = validate(run, progress)
                 epochs_without_improvement = epoch - progress.best_epoch
                 if not is_last_epoch and 0 < args.patience <= epochs_without_improvement:
                     progress.early_stopped = True
-            row = progress.record_epoch(metrics, run.scheduler.get_last_lr())
+            row = progress.record_epoch(val_losses, metrics, run.scheduler.get_last_lr())
             run.tensorboard.log_epoch(row)
             info(f"{summary_line(row)}  {throughput:.0f} images/s")
             progress.next_epoch()

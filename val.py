@@ -185,7 +185,10 @@ def evaluate_detector(args: argparse.Namespace) -> None:
     info(f"ms/image at {imgsz} px, batch size {args.batch_size}, {device}{precision}: {ms}")
 
     results_dir = new_dir(Path(args.project), args.name, args.exist_ok)
-    metrics = {"all": result.overall, "classes": [_nan_as_null(row) for row in result.classes]}
+    metrics = {
+        "all": _nan_as_null(result.overall),
+        "classes": [_nan_as_null(row) for row in result.classes],
+    }
     with atomic_write(results_dir / "metrics.json") as file:
         file.write(json.dumps(metrics, indent=2).encode())
     if args.save_json:
@@ -194,7 +197,7 @@ def evaluate_detector(args: argparse.Namespace) -> None:
     if not args.noplots:
         keep_going = KeepGoing()
         with keep_going.without(f"{results_dir}: the PR and F1 curves"):
-            draw_curves(*curves, data.class_names, results_dir)
+            draw_curves(curves, data.class_names, results_dir)
         with keep_going.without(results_dir / "confusion_matrix.png"):
             matches = match_detections(ground_truth, detections)
             counts = confusion_matrix(matches, len(data.class_names))
@@ -203,7 +206,7 @@ def evaluate_detector(args: argparse.Namespace) -> None:
 
 
 def _nan_as_null(row: dict[str, Any]) -> dict[str, Any]:
-    """Return the metrics of a class as JSON has them: null for a class without boxes."""
+    """Return metrics as JSON has them: null where there is nothing to measure."""
     return {key: None if value != value else value for key, value in row.items()}
 
 

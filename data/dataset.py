@@ -118,8 +118,9 @@ class ValSet(_AnnotatedImages):
 
     All images of a split have the same `shape`, the smallest that holds each of them and is
     divisible by `stride`, so that predictions do not depend on the other images of a batch. A
-    target has `boxes`, `labels`, `image_id`, `size` (2,): width and height of the original image,
-    and `scale` (2,): x and y pixels of the sample per pixel of the original image.
+    target has `boxes`, `labels`, `crowd` (n,): which of the boxes are crowds, `image_id`, `size`
+    (2,): width and height of the original image, and `scale` (2,): x and y pixels of the sample per
+    pixel of the original image.
     """
 
     def __init__(
@@ -134,7 +135,7 @@ class ValSet(_AnnotatedImages):
         self.shape = height, width
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
-        (image, boxes, labels), _ = self._load(index)
+        (image, boxes, labels), crowd = self._load(index)
         height, width = image.shape[-2:]
         # Not above `shape`, even if the file is another one now than when it was scanned.
         fitted = letterbox_size(height, width, self.imgsz)
@@ -145,6 +146,7 @@ class ValSet(_AnnotatedImages):
         target = {
             "boxes": boxes * np.tile(scale, 2),
             "labels": labels,
+            "crowd": crowd,
             "size": np.array([width, height]),
             "scale": scale,
             "image_id": np.asarray(index),

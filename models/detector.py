@@ -38,6 +38,7 @@ class Detector(nn.Module):
     A family may override:
         stride  what H and W must be a multiple of
         min_size  the smallest image size in pixels that it can be trained and used at
+        detect_and_sum_losses  if one forward pass gives both, for validation
         prepare_export  if `predict` makes constants, which are traced with their device
         exportable  whether export.py can write it: False if `predict` is not implemented
         score_thresh, nms_thresh, detections_per_img, topk_candidates  the defaults of `postprocess`
@@ -80,6 +81,18 @@ class Detector(nn.Module):
     def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return boxes (B, A, 4), xyxy in pixels, and scores (B, A, num_classes) in 0..1."""
         raise NotImplementedError(f"{type(self).__name__} does not implement predict()")
+
+    def detect_and_sum_losses(
+        self, images: Tensor | Sequence[Tensor], targets: Targets
+    ) -> tuple[Detections, dict[str, Tensor], Tensor | None]:
+        """Return the detections in a batch and, without a second forward pass, its losses.
+
+        For evaluation mode; arguments as of `forward`. The losses are unweighted sums over the
+        batch, scalars by name, and last comes what to divide them by: the total of the sums of a
+        data set divided by the total of the divisors does not depend on how the data are divided
+        into batches. A family that has no losses in evaluation mode returns {} and None.
+        """
+        return self(images), {}, None
 
     def forward(
         self, images: Tensor | Sequence[Tensor], targets: Targets | None = None

@@ -189,11 +189,26 @@ def detection_loss(
 ) -> dict[str, Tensor]:
     """Compute the unweighted losses of a batch, scalars: `box` (1 - CIoU), `cls` and `dfl`.
 
+    Arguments as of `detection_loss_sums`. Each loss is a sum divided by the sum of the target
+    scores, at least 1. With several processes that is the sum over all of them, so that the mean of
+    the processes' losses is the loss of the whole batch, however it is divided.
+    """
+    losses, score_sum = detection_loss_sums(predictions, targets, sums, class_weights)
+    score_sum = _mean_over_processes(score_sum)
+    return {name: loss / score_sum for name, loss in losses.items()}
+
+
+def detection_loss_sums(
+    predictions: Predictions,
+    targets: Sequence[dict[str, Tensor]],
+    sums: Callable[..., tuple[dict[str, Tensor], Tensor]] = loss_sums,
+    class_weights: Tensor | None = None,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the sum of each loss over a batch, and the sum of the target scores, scalars.
+
     targets: for each image `boxes` (n, 4), xyxy in pixels, and `labels` (n,), from 0; n may be 0.
-    `sums` is `loss_sums`, or what it was compiled to; class_weights as it takes them.
-    Each loss is a sum divided by the sum of the target scores, at least 1. With several processes
-    that is the sum over all of them, so that the mean of the processes' losses is the loss of the
-    whole batch, however it is divided.
+    `sums` is `loss_sums`, or what it was compiled to; class_weights as it takes them. Processes do
+    not communicate.
     """
     boxes = torch.cat([target["boxes"] for target in targets]).to("cpu", torch.float32)
     labels = torch.cat([target["labels"] for target in targets]).cpu()
@@ -201,8 +216,6 @@ def detection_loss(
     image_index = torch.arange(len(targets)).repeat_interleave(gts_per_image)
     box_logits, cls_logits, levels = predictions
     candidates = find_candidates(boxes, labels, image_index, levels, cls_logits.device)
-    losses, score_sum = sums(
+    return sums(
         box_logits.flatten(0, 1), cls_logits.flatten(0, 1), candidates, len(boxes), class_weights
     )
-    score_sum = _mean_over_processes(score_sum)
-    return {name: loss / score_sum for name, loss in losses.items()}

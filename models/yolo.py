@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from models.blocks import ConvNormAct, CSPStage, PyramidPooling
 from models.cuda_graph import CudaGraph
-from models.detector import Detector, Targets
+from models.detector import Detections, Detector, Targets
 from models.head import Head, Predictions
-from models.loss import detection_loss, loss_sums
+from models.loss import detection_loss, detection_loss_sums, loss_sums
 from models.torchvision_backbones import TorchvisionBackbone
 from models.weights import PREFIX
 
@@ -162,8 +162,20 @@ class YOLO(Detector):
 
     def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return one box and its class scores for each anchor point."""
-        predictions = self.raw_predictions(images)
+        return self._boxes_and_scores(self.raw_predictions(images))
+
+    def _boxes_and_scores(self, predictions: Predictions) -> tuple[Tensor, Tensor]:
         return self.head.decode(predictions), predictions.cls_logits.sigmoid()
+
+    def detect_and_sum_losses(
+        self, images: Tensor | Sequence[Tensor], targets: Targets
+    ) -> tuple[Detections, dict[str, Tensor], Tensor | None]:
+        """Return the detections in a batch, the sums of its losses, and of the target scores."""
+        batch, sizes = self.prepare(images)
+        predictions = self.raw_predictions(batch)
+        detections = self.postprocess(*self._boxes_and_scores(predictions), sizes)
+        losses = detection_loss_sums(predictions, targets, self.loss_sums, self.class_weights)
+        return detections, *losses
 
     def prepare_export(self) -> None:
         """Compute anchor points from a buffer from now on."""

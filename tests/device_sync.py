@@ -2,6 +2,7 @@
 
     python device_sync.py MODEL OPTIMIZER [OPTIMIZER ...]      MODEL: a name, or name+backbone
 
+An OPTIMIZER may also be `validation`, which is a batch of validation with its losses.
 For each optimizer a line of JSON: what waited in one step, and which line of whom caused it. Exits
 with status 3, and a sentence, where torch lacks the private functions this needs; fails with
 torch's error when an operation mixes tensors of the device with tensors on the CPU.
@@ -218,8 +219,38 @@ def waits_in_a_step(model_name: str, optimizer: str) -> list[tuple[str, str]]:
     return watch.waits[counts[-1] :]
 
 
+def waits_in_validation(model_name: str) -> list[tuple[str, str]]:
+    """Run `run_inference` with losses and return what waited for the device in the last batch."""
+    from models import build_model
+    from utils.inference import run_inference
+    from utils.val_loss import LossTotals
+
+    watch, model, counts = Watch(), build_model(model_name, 3), []
+    target = {
+        "boxes": torch.tensor([[4.0, 6, 40, 50], [30, 10, 90, 60]]),
+        "labels": torch.tensor([0, 2]),
+        "crowd": torch.tensor([False, True]),
+        "image_id": torch.tensor(0),
+        "size": torch.tensor([96, 96]),
+        "scale": torch.ones(2),
+    }
+
+    def batches():
+        for _ in range(STEPS):
+            counts.append(len(watch.waits))
+            yield torch.zeros(2, 3, 96, 96, dtype=torch.uint8), [target, target]
+
+    with watch:
+        model.to(DEVICE, memory_format=torch.channels_last)
+        run_inference(model, batches(), torch.device(DEVICE), torch.float32, losses=LossTotals())
+    return watch.waits[counts[-1] :]
+
+
 if __name__ == "__main__":
     _setup_privateuseone_for_python_backend(DEVICE, Amp())
     for optimizer in sys.argv[2:]:
-        waits = waits_in_a_step(sys.argv[1], optimizer)
+        if optimizer == "validation":
+            waits = waits_in_validation(sys.argv[1])
+        else:
+            waits = waits_in_a_step(sys.argv[1], optimizer)
         print(json.dumps({"optimizer": optimizer, "waits": waits}))

@@ -14,11 +14,13 @@ from conftest import ROOT
 OPTIMIZERS = ("sgd", "adamw", "muon")
 
 
-def waits_in_a_step(model: str) -> dict[str, list[tuple[str, str]]]:
+def waits_in_a_step(
+    model: str, optimizers: tuple[str, ...] = OPTIMIZERS
+) -> dict[str, list[tuple[str, str]]]:
     """Return by optimizer what waited for the device in a step: what, and the line."""
     script = ROOT / "tests" / "device_sync.py"
     result = subprocess.run(
-        [sys.executable, "-W", "ignore", script, model, *OPTIMIZERS],
+        [sys.executable, "-W", "ignore", script, model, *optimizers],
         capture_output=True,
         text=True,
     )
@@ -46,3 +48,12 @@ def test_training_step_of_torchvision_detectors_waits_once_outside_torchvision()
         torchvision = ("torchvision/", "backward pass")
         own = [wait for wait in waits if not wait[1].startswith(torchvision)]
         assert len(own) == 1, (optimizer, own)
+
+
+def test_validation_waits_for_the_detections_and_not_for_the_losses():
+    """NMS and the selection by score wait for each image."""
+    waits = waits_in_a_step("yolo-n", ("validation",))["validation"]
+    selection = [wait for wait in waits if "models/detector.py" in wait[1] or wait[0] == "nms"]
+    assert len(selection) == 2 * 2  # two images
+    (copy,) = (wait for wait in waits if wait not in selection)
+    assert copy[0] == "copy to the CPU" and copy[1].startswith("utils/inference.py:")

@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import json
+import math
 
 import numpy as np
 import pytest
@@ -19,11 +21,11 @@ from models import build_model
 from utils.ground_truth import GroundTruth
 from utils.hyp import Hyp
 from utils.inference import run_inference
-from utils.metrics import METRICS, evaluate, format_table
+from utils.metrics import AREAS, METRICS, combine, evaluate, evaluate_classes, format_table
 
 
 def pycocotools_evaluate(ground_truth, detections, max_detections=100):
-    """Return precision [IoU, recall, class] for all areas, and COCO's 12 metrics."""
+    """Return precision [IoU, recall, class, area], the first area all, and COCO's 12 metrics."""
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = {"info": {}, **ground_truth.to_coco()}
@@ -34,7 +36,7 @@ def pycocotools_evaluate(ground_truth, detections, max_detections=100):
         evaluation.accumulate()
         if max_detections == 100:  # all that it can summarize
             evaluation.summarize()
-    return evaluation.eval["precision"][:, :, :, 0, -1], evaluation.stats
+    return evaluation.eval["precision"][..., -1], evaluation.stats
 
 
 def assert_agrees_with_pycocotools(ground_truth, detections):
@@ -44,6 +46,15 @@ def assert_agrees_with_pycocotools(ground_truth, detections):
     assert result.overall["mAP50-95"] == pytest.approx(stats[0], abs=1e-9)
     assert result.overall["mAP50"] == pytest.approx(stats[1], abs=1e-9)
     assert result.overall["mAP75"] == pytest.approx(stats[2], abs=1e-9)
+    for area, stat in zip(AREAS, stats[3:6], strict=True):
+        expected = math.nan if stat == -1 else stat
+        mean = result.overall[f"mAP-{area}"]
+        assert mean == pytest.approx(expected, abs=1e-9, nan_ok=True)
+        values = [row[f"mAP-{area}"] for row in result.classes]
+        by_class = precision[..., 1 + AREAS.index(area)].mean((0, 1))  # -1: no box of this area
+        expected = np.where(by_class < 0, np.nan, by_class)
+        assert values == pytest.approx(expected, abs=1e-9, nan_ok=True)
+    precision = precision[..., 0]
     for k, row in enumerate(result.classes):
         if row["boxes"]:
             assert row["mAP50-95"] == pytest.approx(precision[:, :, k].mean(), abs=1e-9)
@@ -105,6 +116,7 @@ def test_evaluate_with_perfect_no_and_crowd_detections():
     assert np.isnan(result.classes[1]["mAP50"]) and result.classes[0]["boxes"] == 2
     empty = evaluate(ground_truth, np.zeros((0, 7)))
     assert all(empty.overall[name] == 0 for name in METRICS)
+    assert np.isnan(empty.overall["confidence"]) and np.isnan(empty.overall["mAP-large"])
 
 
 def random_data(num_images, num_classes, num_boxes, num_detections, seed=0):
@@ -158,7 +170,7 @@ def crowded_data(num_objects: int, num_classes: int):
 @pytest.mark.parametrize(("num_objects", "num_classes"), [(101, 1), (150, 1), (400, 3), (100, 1)])
 def test_a_perfect_detector_of_many_objects_in_an_image_gets_1(num_objects, num_classes):
     overall = evaluate(*crowded_data(num_objects, num_classes)).overall
-    assert overall == pytest.approx(dict.fromkeys(METRICS, 1.0))
+    assert [overall[name] for name in METRICS] == pytest.approx([1.0] * len(METRICS))
 
 
 def test_more_than_100_objects_in_an_image_agree_with_pycocotools_at_that_limit():
@@ -167,9 +179,11 @@ def test_more_than_100_objects_in_an_image_agree_with_pycocotools_at_that_limit(
     assert limit > 200
     precision, _ = pycocotools_evaluate(ground_truth, detections, limit)
     result = evaluate(ground_truth, detections)
-    assert result.overall["mAP50-95"] == pytest.approx(precision.mean(), abs=1e-9)
+    expected, small, _, _ = precision.mean((0, 1, 2))
+    assert result.overall["mAP50-95"] == pytest.approx(expected, abs=1e-9)
+    assert result.overall["mAP-small"] == pytest.approx(small, abs=1e-9)
     at_100, _ = pycocotools_evaluate(ground_truth, detections)
-    assert at_100.mean() < 0.9 * precision.mean()
+    assert at_100[..., 0].mean() < 0.9 * expected
 
 
 def test_detection_limit_ignores_crowds():
@@ -186,3 +200,56 @@ def test_evaluate_needs_little_memory_with_many_classes_and_images():
     with TracedMemory() as memory:
         evaluate(ground_truth, detections)
     assert memory.peak < 10e6
+
+
+def f1_of(ground_truth, detections, label, threshold):
+    """Return the F1 at IoU 0.5 of the detections of a class with at least this score."""
+    boxes = (ground_truth.labels == label) & ~ground_truth.crowd
+    of_class = detections[(detections[:, 6] == label) & (detections[:, 5] >= threshold)]
+    matched, correct, ignored = set(), 0, 0
+    for image_id, *box, _, _ in of_class[of_class[:, 5].argsort(kind="stable")[::-1]]:
+        rows = np.flatnonzero((ground_truth.image_ids == image_id) & (ground_truth.labels == label))
+        ious = np.array([iou_of(box, ground_truth.xywh[row]) for row in rows])
+        free = [
+            (iou, row)
+            for iou, row in zip(ious, rows, strict=True)
+            if iou >= 0.5 and row not in matched and not ground_truth.crowd[row]
+        ]
+        if free:
+            correct += 1
+            matched.add(max(free)[1])
+        ignored += not free and any(ground_truth.crowd[rows])
+    return 2 * correct / (boxes.sum() + len(of_class) - ignored)
+
+
+def iou_of(a, b):
+    width = max(0.0, min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0]))
+    height = max(0.0, min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1]))
+    return width * height / (a[2] * a[3] + b[2] * b[3] - width * height)
+
+
+def test_confidence_is_the_threshold_with_the_best_f1():
+    ground_truth, detections = random_data(20, 3, 120, 250, seed=3)
+    ground_truth.crowd[:] = False
+    detections[:, 5] = np.random.default_rng(0).random(len(detections))  # no ties
+    result = evaluate(ground_truth, detections)
+    thresholds = np.linspace(0, 1, 201)
+    curves = []
+    for k, row in enumerate(result.classes):
+        curves.append([f1_of(ground_truth, detections, k, x) for x in thresholds])
+        best = f1_of(ground_truth, detections, k, row["confidence"])
+        assert best >= max(curves[-1]) - 0.02 > 0.2  # recall is in steps of 0.01
+    mean = [
+        np.mean([f1_of(ground_truth, detections, k, x) for k in range(3)])
+        for x in (result.overall["confidence"], *thresholds)
+    ]
+    assert mean[0] >= max(mean) - 0.02
+
+
+def test_classes_in_shards_combine_to_the_same_result():
+    """As several processes share an evaluation."""
+    ground_truth, detections = random_data(40, 7, 300, 900)
+    parts = [evaluate_classes(ground_truth, detections, range(rank, 7, 3)) for rank in range(3)]
+    results = [combine(parts)[0], evaluate(ground_truth, detections)]
+    assert json.dumps(vars(results[0])) == json.dumps(vars(results[1]))
+    assert 0 < results[0].overall["mAP-small"] < 1

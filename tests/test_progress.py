@@ -66,7 +66,7 @@ def test_progress_restores_every_field():
     progress.start_timer()
     progress.means.update(box=torch.tensor(2.0))
     progress.record_result(result_of(0.5), torch.rand(3, 7))
-    progress.record_epoch({}, [0.1])
+    progress.record_epoch({}, {}, [0.1])
     before = progress.state_dict()
     restored = Progress()
     restored.load_state_dict(before)
@@ -89,8 +89,9 @@ def test_summary_line_has_losses_metrics_and_the_rate():
     progress = Progress(epoch=7)
     progress.start_timer()
     progress.means.update(box=torch.tensor(2.0))
-    row = progress.record_epoch(dict.fromkeys(METRICS, 0.5), [0.001, 0.002])
+    row = progress.record_epoch({"box": 3.0}, dict.fromkeys(METRICS, 0.5), [0.001, 0.002])
+    assert row["val/box"] == 3.0
     assert summary_line(row).startswith("epoch 7  box 2.000  precision 0.500  recall 0.500")
     assert summary_line(row).endswith("lr 1.00e-03")
-    row = progress.record_epoch({}, [0.001])
+    row = progress.record_epoch({}, {}, [0.001])
     assert summary_line(row) == "epoch 7  box 2.000  lr 1.00e-03"

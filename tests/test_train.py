@@ -28,8 +28,9 @@ RUN_FILES = {
     "val_batch.jpg", "report.html", "weights/best.pt", "weights/last.pt",
 }  # fmt: skip
 COLUMNS = [
-    "epoch", "train/box", "train/cls", "train/dfl", "metrics/precision", "metrics/recall",
-    "metrics/mAP50", "metrics/mAP75", "metrics/mAP50-95", "lr/0", "lr/1", "lr/2", "seconds",
+    "epoch", "train/box", "train/cls", "train/dfl", "val/box", "val/cls", "val/dfl",
+    "metrics/precision", "metrics/recall", "metrics/mAP50", "metrics/mAP75", "metrics/mAP50-95",
+    "lr/0", "lr/1", "lr/2", "seconds",
 ]  # fmt: skip
 
 
@@ -73,7 +74,10 @@ def test_train_writes_a_run_directory(tiny, tmp_path):
     assert run_train(**args, epochs=2, noplots=True, noval=True) == 0
     second = tmp_path / "runs" / "exp2"
     assert not list(second.glob("*.png")) and not list(second.glob("*.jpg"))
-    assert [row["metrics/mAP50"] == "" for row in read_results(second)] == [True, False]
+    results = read_results(second)
+    assert [*results[0]] == COLUMNS
+    for column in ("val/box", "metrics/mAP50"):
+        assert [row[column] == "" for row in results] == [True, False]
 
 
 def test_train_counts_the_samples_of_its_batches(tiny, tmp_path, capsys):

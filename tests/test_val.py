@@ -28,6 +28,7 @@ from models import load
 from utils.confusion import confusion_matrix, match_detections
 from utils.ground_truth import GroundTruth
 from utils.inference import run_inference
+from utils.metrics import METRICS
 
 ROOT = Path(__file__).parents[1]
 
@@ -96,8 +97,11 @@ def test_val_metrics_match_training(trained_run):
     best = best_epoch(trained_run)
     results = trained_run / "val" / "exp"
     metrics = json.loads((results / "metrics.json").read_text())
-    expected = {key: float(best[f"metrics/{key}"]) for key in metrics["all"]}
-    assert metrics["all"] == pytest.approx(expected, abs=1e-4)
+    expected = {key: float(best[f"metrics/{key}"]) for key in METRICS}
+    assert {key: metrics["all"][key] for key in METRICS} == pytest.approx(expected, abs=1e-4)
+    assert metrics["all"]["mAP-small"] > 0 and metrics["all"]["mAP-large"] is None
+    (line,) = (line for line in process.stdout.splitlines() if line.startswith("all "))
+    assert line.split()[-1] == "-"  # no large boxes in images of 80 x 64 pixels
     assert metrics["all"]["mAP50"] > 0.1
     assert [row["class"] for row in metrics["classes"]] == ["class0", "class1"]
     for word in ("class0", "class1", str(Path("val") / "exp")):

@@ -6,9 +6,11 @@ from torchvision.ops import box_convert, box_iou
 
 from utils.ground_truth import GroundTruth
 
+CONF, IOU = 0.25, 0.45  # a detection has a score above, a match an IoU above
+
 
 def match_detections(
-    ground_truth: GroundTruth, detections: np.ndarray, conf: float = 0.25, iou: float = 0.45
+    ground_truth: GroundTruth, detections: np.ndarray, conf: float = CONF, iou: float = IOU
 ) -> np.ndarray:
     """Match detections with ground-truth boxes, of any two classes, at one IoU.
 

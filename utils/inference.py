@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from utils.amp import autocast
 from utils.ground_truth import MAX_DETECTIONS
+from utils.val_loss import LossTotals
 
 
 @torch.no_grad()
@@ -17,6 +18,7 @@ def run_inference(
     device: torch.device,
     dtype: torch.dtype,
     max_detections: int = MAX_DETECTIONS,
+    losses: LossTotals | None = None,
 ) -> np.ndarray:
     """Run `model` in evaluation mode over validation batches and return its detections.
 
@@ -26,14 +28,29 @@ def run_inference(
     image id, x, y, width, height in pixels of the original image, score, class index; what
     `utils.metrics.evaluate` takes. Boxes are clipped to the image, and each image has the
     `max_detections` with the highest scores.
+
+    With `losses`, a `Detector` adds its losses to them in the same forward pass; the targets then
+    have `boxes` (n, 4), xyxy in pixels of the sample, `labels` (n,) and `crowd` (n,), too. Crowds
+    are no objects in the loss, as in training.
     """
     model.eval()
     rows = [np.zeros((0, 7))]
     for images, targets in batches:
+        images = images.to(device, non_blocking=True)
         with autocast(device, dtype):
-            outputs = model(images.to(device, non_blocking=True))
+            if losses is None:
+                outputs = model(images)
+            else:
+                objects = [_without_crowds(target) for target in targets]
+                outputs, sums, divisor = model.detect_and_sum_losses(images, objects)
+                losses.add(sums, divisor)
         rows.append(_rows(outputs, targets, max_detections))
     return np.concatenate(rows)
+
+
+def _without_crowds(target: dict[str, Tensor]) -> dict[str, Tensor]:
+    keep = ~target["crowd"]
+    return {key: target[key][keep] for key in ("boxes", "labels")}
 
 
 def _rows(

@@ -6,7 +6,7 @@ always as `matplotlib.figure.Figure`: unlike pyplot it needs no display and has 
 
 import math
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -19,7 +19,9 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_dtype, to_pil
 from torchvision.utils import make_grid
 
 from utils.atomic import atomic_write
+from utils.confusion import CONF, IOU
 from utils.fonts import drawable_names, font_runs, plain_text
+from utils.metrics import RECALLS, THRESHOLDS, Curves, best_threshold, f1_at_thresholds
 from utils.text import display_width, one_line
 
 if TYPE_CHECKING:
@@ -77,7 +79,7 @@ def draw_boxes(image: Tensor, target: dict[str, Tensor], class_names: Sequence[s
         scores = target["scores"].tolist()
         texts = [f"{text} {score:.2f}" for text, score in zip(texts, scores, strict=True)]
     size = max(image.shape)
-    width, font_size = max(2, size // 400), max(11, size // 60)
+    width, font_size = max(2, size // 400), max(12, size // 50)
     canvas = to_pil_image(image.cpu())
     draw = ImageDraw.Draw(canvas)
     colors = [COLORS[k % len(COLORS)] for k in labels]
@@ -140,9 +142,11 @@ def draw_predictions(
     predictions: Targets,
     class_names: Sequence[str],
     path: Path,
-    conf: float = 0.25,
+    conf: float = CONF,
 ) -> None:
     """Write pairs to the JPEG `path`: an image with its ground truth, and with its predictions.
+
+    Each is captioned with which of them it is.
 
     Predictions with a score of at most `conf` are skipped.
     """
@@ -152,7 +156,21 @@ def draw_predictions(
         _draw_each(images, confident, class_names),
         strict=True,
     )
-    _save_grid([image for pair in pairs for image in pair], path)
+    captions = ("ground truth", f"predictions (confidence > {conf})")
+    _save_grid(
+        [_add_caption(*each) for pair in pairs for each in zip(pair, captions, strict=True)], path
+    )
+
+
+def _add_caption(image: Tensor, text: str) -> Tensor:
+    """Return the image (3, h, w) uint8 below a line of `text`."""
+    font_size = max(12, max(image.shape) // 50)
+    canvas = Image.new("RGB", (image.shape[2], round(1.6 * font_size)))
+    draw, x = ImageDraw.Draw(canvas), 3.0
+    for part, font in font_runs(text, font_size):
+        draw.text((x, 1.2 * font_size), part, "white", font, anchor="ls")
+        x += font.getlength(part)
+    return torch.cat((pil_to_tensor(canvas), image), dim=1)
 
 
 def _save_grid(images: Sequence[Tensor], path: Path) -> None:
@@ -186,19 +204,40 @@ def _figure(
 
 
 def draw_results(rows: Sequence[Mapping[str, Any]], path: Path | BinaryIO) -> None:
-    """Draw every column of results.csv over the epochs; a row may lack columns that others have."""
-    columns = dict.fromkeys(key for row in rows for key in row if key != "epoch")
-    num_lines = math.ceil(len(columns) / 4)
+    """Draw every column of results.csv over the epochs; a row may lack columns that others have.
+
+    A loss in training and in validation share a plot: where only the latter rises, the model
+    overfits.
+    """
+    columns = dict.fromkeys(key for row in reversed(rows) for key in row if key != "epoch")
+    plots = {name: [name] for name in columns}
+    for name in columns:
+        val_name = name.replace("train/", "val/", 1)
+        if val_name != name and val_name in plots:
+            plots[name] += plots.pop(val_name)
+    num_lines = math.ceil(len(plots) / 4)
     with _figure(path, columns, figsize=(14, 3 * num_lines)) as figure:
-        grid = figure.subplots(num_lines, 4)
-        for axes, name in zip(grid.flat, columns, strict=False):
-            points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
-            points = [(epoch, y) for epoch, y in points if math.isfinite(y)]
-            axes.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else None)
-            axes.set_title(one_line(name))
+        grid = figure.subplots(num_lines, 4, squeeze=False)
+        for axes, names in zip(grid.flat, plots.values(), strict=False):
+            for name in names:
+                _plot_column(axes, rows, name)
+            axes.set_title(", ".join(map(one_line, names)))
             axes.grid(alpha=0.3)
-        for axes in grid.flat[len(columns) :]:
+            if not names[0].startswith("train/"):  # no exaggeration of small differences
+                axes.set_ylim(bottom=0)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            if len(names) > 1:
+                axes.legend(fontsize="small")
+        for axes in grid.flat[len(plots) :]:
             axes.remove()
+        figure.supxlabel("epoch", fontsize="medium")
+
+
+def _plot_column(axes: "Axes", rows: Sequence[Mapping[str, Any]], name: str) -> None:
+    points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
+    points = [(epoch, y) for epoch, y in points if math.isfinite(y)]
+    marker = "." if len(points) < 50 else None
+    axes.plot(*zip(*points, strict=True), marker=marker, label=_legend_text(name))
 
 
 def draw_plan(
@@ -220,7 +259,7 @@ def draw_plan(
             else:
                 label = "group " + ", ".join(map(str, group))
             _plot_lr(axes, curves[group[0]], batches_per_epoch, _legend_text(label))
-        _finish_lr_axes(axes)
+        _finish_lr_axes(axes, "Planned learning rate")
 
 
 def draw_schedule(
@@ -245,7 +284,7 @@ def draw_schedule(
             known = [row for row in rows if row.get(column) is not None]
             epochs = [row["epoch"] + last_batch for row in known]
             axes.plot(epochs, [row[column] for row in known], ".", label=f"{label}: actual")
-        _finish_lr_axes(axes)
+        _finish_lr_axes(axes, "Learning rate: planned and actual")
 
 
 def _legend_text(name: str) -> str:
@@ -268,7 +307,8 @@ def _plot_lr(axes: "Axes", curve: array, batches_per_epoch: int, label: str) -> 
     axes.plot(epochs, [curve[i] for i in batches], linewidth=1.2, label=label)
 
 
-def _finish_lr_axes(axes: "Axes") -> None:
+def _finish_lr_axes(axes: "Axes", title: str) -> None:
+    axes.set_title(title)
     axes.set(xlabel="epoch", ylabel="learning rate", xlim=(0, None), ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
@@ -278,63 +318,52 @@ def _finish_lr_axes(axes: "Axes") -> None:
 # An evaluation
 
 
-def draw_curves(
-    precision: np.ndarray, scores: np.ndarray, class_names: Sequence[str], out_dir: Path
-) -> None:
-    """Write PR_curve.png (precision over recall) and F1_curve.png (F1 over confidence threshold).
-
-    `precision` and `scores` (K, 101) are those of `utils.metrics.Curves`.
-    """
-    recall = np.linspace(0, 1, precision.shape[1])
-    thresholds = np.linspace(0, 1, 1001)
-    f1 = _f1_at_thresholds(precision, scores, recall, thresholds)
+def draw_curves(curves: Curves, class_names: Sequence[str], out_dir: Path) -> None:
+    """Write PR_curve.png, precision over recall, and F1_curve.png, F1 over confidence threshold."""
     _draw_class_curves(
-        recall, precision, class_names, "recall", "precision", out_dir / "PR_curve.png"
+        RECALLS,
+        curves.precision,
+        class_names,
+        lambda precision: f"AP50 {precision.mean():.3f}",
+        {"title": "Precision-recall curve at IoU 0.5", "xlabel": "recall", "ylabel": "precision"},
+        out_dir / "PR_curve.png",
     )
-    _draw_class_curves(thresholds, f1, class_names, "confidence", "F1", out_dir / "F1_curve.png")
-
-
-def _f1_at_thresholds(
-    precision: np.ndarray, scores: np.ndarray, recall: np.ndarray, thresholds: np.ndarray
-) -> np.ndarray:
-    """Return the F1 of each class at each confidence threshold; nan for a class without curves."""
-    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-    f1_at_threshold = np.full((len(precision), len(thresholds)), np.nan)
-    for k in np.flatnonzero(~np.isnan(precision).all(1)):
-        # Recalls that are reached. Below the lowest score nothing changes, above the highest there
-        # are no detections.
-        reached = precision[k] > 0
-        if not reached.any():
-            f1_at_threshold[k] = 0.0
-            continue
-        x, y = scores[k, reached][::-1], f1[k, reached][::-1]
-        f1_at_threshold[k] = np.interp(thresholds, x, y, right=0.0)
-    return f1_at_threshold
+    _draw_class_curves(
+        THRESHOLDS,
+        f1_at_thresholds(curves, THRESHOLDS),
+        class_names,
+        lambda f1: f"{f1.max():.3f} at {best_threshold(f1):.3f}",
+        {"title": "F1-confidence curve at IoU 0.5", "xlabel": "confidence", "ylabel": "F1"},
+        out_dir / "F1_curve.png",
+    )
 
 
 def _draw_class_curves(
     x: np.ndarray,
     curves: np.ndarray,
     class_names: Sequence[str],
-    xlabel: str,
-    ylabel: str,
+    note: Callable[[np.ndarray], str],
+    texts: Mapping[str, str],
     path: Path,
 ) -> None:
-    """Draw the first `MAX_CURVES` curves (K, len(x)) and the mean of all; skip rows of nan."""
+    """Draw the first `MAX_CURVES` curves (K, len(x)) and the mean of all; skip rows of nan.
+
+    `note` returns what the legend says of a curve besides its name; `texts` are title and labels.
+    """
     has_gt = ~np.isnan(curves).all(1)
     names = [name for name, drawn in zip(drawable_names(class_names), has_gt, strict=True) if drawn]
     with _figure(path, names[:MAX_CURVES], figsize=(9, 6)) as figure:
         axes = figure.subplots()
         for name, curve in zip(names[:MAX_CURVES], curves[has_gt], strict=False):
-            axes.plot(x, curve, linewidth=1, label=_legend_text(name))
-        axes.set(xlabel=xlabel, ylabel=f"{ylabel} at IoU 0.5", xlim=(0, 1), ylim=(0, 1.02))
+            axes.plot(x, curve, linewidth=1, label=f"{_legend_text(name)}  {note(curve)}")
+        axes.set(xlim=(0, 1), ylim=(0, 1.02), **texts)
         axes.grid(alpha=0.3)
         if has_gt.any():
             mean = curves[has_gt].mean(0)
-            axes.plot(x, mean, linewidth=3, color="black", label="all classes")
+            axes.plot(x, mean, linewidth=3, color="black", label=f"all classes  {note(mean)}")
             axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
         else:
-            axes.set_title("no ground-truth boxes")
+            axes.text(0.5, 0.5, "no ground-truth boxes", ha="center")
 
 
 def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path | BinaryIO) -> None:
@@ -344,6 +373,7 @@ def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path | 
     show indices instead of names.
     """
     fractions = matrix / np.maximum(matrix.sum(0), 1)
+    title = f"Confusion matrix (confidence > {CONF}, IoU > {IOU})"
     names = drawable_names(class_names) if len(class_names) <= MAX_NAMES else []
     margin = 0.14 * max(map(display_width, names), default=0)  # inches of the longest name
     inches = max(5.0, min(30.0, 1 + margin + 0.6 * len(matrix))) if names else 16.0
@@ -351,6 +381,7 @@ def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path | 
         axes = figure.subplots()
         heatmap = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
         figure.colorbar(heatmap, label="fraction of the column")
+        axes.set_title(title, fontsize="medium")
         axes.set(xlabel="true class", ylabel="predicted class")
         if names:
             ticks = range(len(matrix))

@@ -106,13 +106,19 @@ class Progress:
         return True
 
     def record_epoch(
-        self, metrics: Mapping[str, float], lrs: Sequence[float]
+        self,
+        val_losses: Mapping[str, float],
+        metrics: Mapping[str, float],
+        lrs: Sequence[float],
     ) -> dict[str, float | None]:
-        """Add a row to the history and return it: the mean losses, the `metrics` of the evaluation
-        (empty if there was none), the learning rate of each parameter group, the seconds."""
+        """Add a row to the history and return it: the mean losses, the losses and `metrics` of the
+        evaluation (both empty if there was none), the learning rate of each parameter group, the
+        seconds."""
         row: dict[str, Any] = {"epoch": self.epoch}
         for name, mean in self.means.values().items():
             row[f"train/{name}"] = round(mean, 5)
+        for name, loss in val_losses.items():
+            row[f"val/{name}"] = round(loss, 5)
         for name in METRICS:
             row[f"metrics/{name}"] = round(metrics[name], 5) if metrics else None
         for group, lr in enumerate(lrs):

@@ -14,20 +14,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import ImageOps
 from torch import Tensor
-from torchvision.transforms.v2.functional import to_pil_image
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from utils.atomic import atomic_write
-from utils.confusion import confusion_matrix, match_detections, per_image_f1
+from utils.confusion import CONF, confusion_matrix, match_detections, per_image_f1
 from utils.device import cpu_count
 from utils.ground_truth import GroundTruth
 from utils.hyp import Hyp
 from utils.keep_going import KeepGoing
-from utils.metrics import METRICS, Result, table_rows
+from utils.metrics import COLUMNS, Result, format_metric, table_rows
 from utils.plots import draw_boxes, draw_confusion, draw_results, draw_schedule
 
 GALLERY_SIZE = 4  # best images, and as many of the worst
-REPORT_CONF = 0.25  # score above which a detection is drawn and counted
+REPORT_CONF = CONF  # score above which a detection is drawn and counted
 IMAGE_SIZE = 480  # pixels, longer side of an image on the page
 PACKAGES = ("torch", "torchvision", "faster-coco-eval", "numpy")
 STYLE = """
@@ -38,7 +39,8 @@ pre { background: #f3f3f3; padding: .8em; overflow-x: auto; white-space: pre-wra
 code { background: #f3f3f3; } figcaption { font-size: .85em; } table { border-collapse: collapse; }
 td, th { padding: .15em .8em; text-align: right; border-bottom: 1px solid #e4e4e4; }
 td:first-child, th:first-child, .environment td { text-align: left; }
-.gallery { display: grid; gap: 1em; grid-template-columns: repeat(auto-fill, minmax(250px, 1fr)); }
+.gallery { display: grid; gap: 1em; }
+.gallery { grid-template-columns: repeat(auto-fill, minmax(min(400px, 100%), 1fr)); }
 """
 
 
@@ -162,9 +164,9 @@ def _environment_table(environment: Mapping[str, object]) -> str:
 
 
 def _metrics_table(result: Result) -> str:
-    header = ("class", "images", "boxes", *METRICS)
+    header = ("class", "images", "boxes", *COLUMNS)
     rows = [
-        [*(str(row[key]) for key in header[:3]), *(f"{row[metric]:.3f}" for metric in METRICS)]
+        [*(str(row[key]) for key in header[:3]), *(format_metric(row[key]) for key in COLUMNS)]
         for row in table_rows(result)
     ]
     return _table(rows, header)
@@ -244,8 +246,11 @@ def _xyxy(xywh: Sequence[Sequence[float]]) -> Tensor:
 
 
 def _jpeg(image: Tensor, target: dict[str, Tensor], class_names: Sequence[str]) -> str:
-    thumbnail = to_pil_image(draw_boxes(image, target, class_names))
-    thumbnail.thumbnail((IMAGE_SIZE, IMAGE_SIZE))
+    # Boxes are drawn on the image in its size on the page, so that their labels are legible there.
+    thumbnail = ImageOps.contain(to_pil_image(image), (IMAGE_SIZE, IMAGE_SIZE))
+    scale = torch.tensor([thumbnail.width / image.shape[2], thumbnail.height / image.shape[1]])
+    target = target | {"boxes": target["boxes"] * scale.repeat(2)}
     buffer = io.BytesIO()
-    thumbnail.save(buffer, "JPEG", quality=85)
+    drawn = draw_boxes(pil_to_tensor(thumbnail), target, class_names)
+    to_pil_image(drawn).save(buffer, "JPEG", quality=85)
     return _data_uri(buffer, "jpeg")

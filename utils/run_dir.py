@@ -136,8 +136,9 @@ class RunDir:
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    # A fork may add a column to a run that is then resumed: its header is that of all rows.
-    columns = dict.fromkeys(name for row in rows for name in row)
+    # Rows can lack columns: those without validation, or from before a fork added a column to a run
+    # that it resumed. The newest row has the most, in the order that is meant.
+    columns = dict.fromkeys(name for row in reversed(rows) for name in row)
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns)
     writer.writeheader()
