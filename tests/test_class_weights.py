@@ -84,6 +84,7 @@ def test_class_weights_of_a_torchvision_detector_are_refused():
         model.set_class_weights([1.0, 2.0])
 
 
+@pytest.mark.filterwarnings("error")
 def test_class_weights_are_plain_data_and_not_in_the_weights(tmp_path):
     hyp = load_hyp(write_hyp(tmp_path, "class_weights: [0.5, 2]\n"))
     assert json.loads(json.dumps(hyp.model_dump())) == hyp.model_dump()

@@ -193,7 +193,10 @@ def _check_class_weights(value: Any) -> list[float] | dict[str, float] | None:
             f"found {SHORT.repr(value)}, need a list with a number for each class, or class names "
             "with numbers (above 0, up to 1000)"
         )
-    return value
+    # Floats, or pydantic warns when it writes them.
+    if isinstance(value, dict):
+        return {name: float(weight) for name, weight in value.items()}
+    return [float(weight) for weight in weights]
 
 
 class LossWeights(_Strict):
