@@ -45,8 +45,8 @@ def load_checkpoint_weights(model: nn.Module, path: Path) -> str:
     """
     if PUBLISHED.match(path.name) and not path.exists():
         raise UserError(
-            f"--weights {path.name}: not found, and no weights are downloaded (leave --weights out, "
-            "or give a best.pt of this repository)"
+            f"--weights {path.name}: not found, and no weights are downloaded (leave --weights "
+            "out, or give a best.pt of this repository)"
         )
     checkpoint = load_checkpoint(path)
     try:
