@@ -72,7 +72,8 @@ ANSWERS: dict[str, Answers] = {
         "epochN.pt",
         ("--val",): "every epoch is validated; `--noval` validates after the last one only",
         ("--plots",): "plots are always drawn; `--noplots` skips them",
-        ("--freeze 0",): "`--freeze N` freezes the first N layers; a list of layers is not taken",
+        ("--freeze 0",): "`--freeze N` freezes the first N layers, at least 1; a list of layers is "
+        "not taken",
         ("--local-rank",): "`torchrun --nproc_per_node N train.py` starts several processes",
         ("--bucket",): "a run is written to `--project` only",
         ("--entity", "--upload-dataset", "--bbox-interval", "--artifact-alias"): "`--tensorboard` "
