@@ -70,7 +70,7 @@ def image_suffixes(channels: int) -> set[str]:
     """Return the suffixes of images of `channels` channels.
 
     Arrays (.npy) are among those of a directory only if there are not 3: tools write caches of RGB
-    images as .npy files next to them. A file that is named by itself is read anyway.
+    images as .npy files next to them. Those that a list or annotations name are read anyway.
     """
     return IMAGE_SUFFIXES if channels == 3 else IMAGE_SUFFIXES | {ARRAY_SUFFIX}
 

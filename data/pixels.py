@@ -52,35 +52,33 @@ def to_bands(image: Image.Image, channels: int) -> list[Image.Image]:
     """
     if channels == 3:
         return [to_rgb(image)]
-    check_channels(image, channels)
+    bands = []
+    for page in check_channels(image, channels):
+        image.seek(page)
+        bands.append(to_rgb(image).getchannel(0))
+    if bands:
+        return bands
     if channels == 1:
         return [image if image.mode == "L" else to_rgb(image).convert("L")]
-    if pages := _pages(image):
-        bands = []
-        for page in pages:
-            image.seek(page)
-            bands.append(to_rgb(image).getchannel(0))
-        return bands
     return [image.convert("LA" if channels == 2 else "RGBA")]
 
 
-def check_channels(image: Image.Image, channels: int) -> None:
-    """Raise ValueError with a message for the user if `image` cannot have `channels`.
+def check_channels(image: Image.Image, channels: int) -> list[int]:
+    """Check that `image` can have `channels`; return the pages that are these, or [].
 
     Any image can have 3, and any of one page 1. Otherwise a file must have as many: gray and alpha
-    (2), RGBA (4), or a TIFF with a page of one band for each.
+    (2), RGBA (4), or a TIFF with a page of one band for each. Raises ValueError with a message for
+    the user if it has not.
     """
     if channels == 3:
-        return
+        return []
     _check_tiff(image)
-    if pages := _pages(image):
-        found, what = len(pages), "pages of one band"
-    else:
-        found, what = _count_channels(image), f"in the mode {_mode(image)}"
-        if channels == 1:
-            return
-    if found != channels:
+    pages = _pages(image)
+    found = len(pages) or _count_channels(image)
+    what = "pages of one band" if pages else f"in the mode {_mode(image)}"
+    if found != channels and (pages or channels != 1):
         raise ValueError(f"found {found} channel{'s' * (found > 1)} ({what}), need {channels}")
+    return pages
 
 
 def becomes_gray(image: Image.Image, channels: int) -> bool:
