@@ -33,7 +33,7 @@ __all__ = [
 
 
 # Of a cache; to be raised when the fields of Annotations or what a reader takes from a file change.
-CACHE_FORMAT = 5
+CACHE_FORMAT = 6
 REPEATED = "images that are named again, by a list or another source, and used each time"
 
 
@@ -106,7 +106,8 @@ def read_split(config: DataConfig, split: str) -> Annotations:
     )
     annotations = Annotations.from_arrays(arrays)
     if not len(annotations):
-        raise UserError(f"{split}: no images found in {root}{_first_message(annotations)}")
+        problem = "no valid images" if annotations.errors else "no images found"
+        raise UserError(f"{split}: {problem} in {root}{_first_message(annotations)}")
     if not len(annotations.boxes):
         count = f"{len(annotations)} image{'s' if len(annotations) > 1 else ''}"
         raise UserError(

@@ -134,7 +134,7 @@ def _add_image(
         try:
             label, corners = _parse_shape(shape, (width, height), labels)
         except ValueError as error:
-            scan.errors.append((image_index, f"{path}: shape {number}: {error}; box skipped"))
+            scan.skip_labels(image_index, f"{path}: shape {number}: {error}; box skipped")
             continue
         if shape.get("shape_type", "polygon") != "rectangle":
             notes[NOTE] += 1

@@ -102,10 +102,10 @@ def unknown_class(name: str, labels: Labels) -> str:
 class Scan:
     """Collects the images, boxes and errors of a split as flat arrays, without an object per box.
 
-    A reader calls `add_image`, then `add_box` with the index that it returned, and appends (image
-    index, message) to `errors` for everything that it skips. What it does not read as it stands,
-    without skipping it, it counts in `notes` by a sentence that says what was done. `files` are the
-    images so far.
+    A reader calls `add_image`, then `add_box` or `skip_labels` with the index that it returned, and
+    appends (image index, message) to `errors` for everything else that it skips. What it does not
+    read as it stands, without skipping it, it counts in `notes` by a sentence that says what was
+    done. `files` are the images so far.
     """
 
     def __init__(self) -> None:
@@ -118,6 +118,8 @@ class Scan:
         self._boxes = array("f")  # four numbers each
         self._labels = array("q")
         self._crowd = array("b")
+        self._with_invalid: set[int] = set()  # images with a label that is invalid
+        self._with_dropped: set[int] = set()  # images with a valid one of a class to skip
 
     def add_image(
         self, file: str, width: float = math.nan, height: float = math.nan, stated_in: str = ""
@@ -137,11 +139,25 @@ class Scan:
     ) -> None:
         """Add a box (xyxy, fractions of the image size) to an image; a label of None skips it."""
         if label is None:
+            self._with_dropped.add(image_index)
             return
         self._image_indices.append(image_index)
         self._labels.append(label)
         self._boxes.extend(box)
         self._crowd.append(crowd)
+
+    def skip_labels(self, image_index: int, message: str) -> None:
+        """Add an error for one or more labels of an image that are invalid.
+
+        An image without a valid label is skipped, too: it has objects, and as an image without
+        them it would teach a model not to detect them.
+        """
+        self.errors.append((image_index, message))
+        self._with_invalid.add(image_index)
+
+    def drop_boxes(self, image_indices: np.ndarray) -> None:
+        """Record that images have a valid box of a class to skip, as `add_box` does for None."""
+        self._with_dropped.update(np.unique(image_indices).tolist())
 
     def add_boxes(
         self, image_indices: np.ndarray, labels: np.ndarray, boxes: np.ndarray, crowd: np.ndarray
@@ -158,6 +174,7 @@ class Scan:
         Reads the header of every image, and skips images that cannot be used.
         """
         sizes, orientations = self._read_sizes()
+        self._skip_images_without_valid_labels(sizes)
         usable = sizes[:, 0] > 0
         image_indices = np.frombuffer(self._image_indices, np.int64)
         order = image_indices.argsort(kind="stable")
@@ -193,6 +210,16 @@ class Scan:
             "errors": np.array(errors, dtype=str),
             "notes": np.array(notes, dtype=str),
         }
+
+    def _skip_images_without_valid_labels(self, sizes: np.ndarray) -> None:
+        """Set the size (n, 2) of the images all of whose labels are invalid to 0, with an error."""
+        invalid = np.array([*(self._with_invalid - self._with_dropped)], np.int64)
+        for i in np.setdiff1d(invalid, np.frombuffer(self._image_indices, np.int64)).tolist():
+            if sizes[i, 0] > 0:  # otherwise it is skipped already
+                self.errors.append(
+                    (i, f"{self.files[i]}: none of its labels is valid; image skipped")
+                )
+                sizes[i] = 0
 
     def _read_sizes(self) -> tuple[np.ndarray, np.ndarray]:
         """Return width and height (n, 2) int32 of every image, 0 and an error if it is unusable,

@@ -68,8 +68,7 @@ def read_voc(scan: Scan, root: Path, source: AnnotatedSource, labels: Labels) ->
             try:
                 scan.add_box(image_index, labels[obj.name], obj.clip(*size), obj.is_difficult)
             except ValueError as error:
-                message = f"{path}: object {number}: {error}; box skipped"
-                scan.errors.append((image_index, message))
+                scan.skip_labels(image_index, f"{path}: object {number}: {error}; box skipped")
             else:
                 _count(obj, size, notes)
     if source.image_set is None:
@@ -263,7 +262,7 @@ def _parse_objects(
             if obj.name not in labels:
                 raise ValueError(unknown_class(obj.name, labels))
         except ValueError as error:
-            scan.errors.append((image_index, f"{path}: object {number}: {error}; box skipped"))
+            scan.skip_labels(image_index, f"{path}: object {number}: {error}; box skipped")
         else:
             objects[number] = obj
     return objects

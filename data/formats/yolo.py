@@ -58,13 +58,13 @@ def read_yolo(
                 # What is not UTF-8 is in a comment: numbers are ASCII.
                 lines = decode_text(file.read(), "backslashreplace").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            scan.errors.append((image_index, f"{path}: cannot be read: {error}; labels skipped"))
+            scan.skip_labels(image_index, f"{path}: cannot be read: {error}; labels skipped")
             continue
         for number, line in enumerate(lines, 1):
             try:
                 parsed = _parse_line(line, len(labels), kpt_shape, scan.notes)
             except ValueError as error:
-                scan.errors.append((image_index, f"{path}: line {number}: {error}; box skipped"))
+                scan.skip_labels(image_index, f"{path}: line {number}: {error}; box skipped")
             else:
                 if parsed is not None:
                     scan.add_box(image_index, labels[parsed[0]], parsed[1])
