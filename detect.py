@@ -31,7 +31,7 @@ from utils.cli import Parser, dir_name, int_range, run_cli, unit_interval
 from utils.device import select_device
 from utils.errors import UserError
 from utils.letterbox import check_imgsz, letterbox_size
-from utils.log import info, warning
+from utils.log import info, plural, warning
 from utils.memory import disable_malloc_trim
 from utils.plots import draw_boxes
 from utils.run_dir import new_dir
@@ -145,9 +145,9 @@ def detect_objects(args: argparse.Namespace) -> None:
     if args.save_json:
         with atomic_write(results_dir / "predictions.json") as file:
             file.write(json.dumps(results.predictions).encode())
-    images = f"{num_images} image{'' if num_images == 1 else 's'}"
     failed = f" ({num_failed} failed)" if num_failed else ""
     seconds = time.perf_counter() - start_time
+    images = plural(num_images, "image")
     info(f"processed {images} in {seconds:.1f} s{failed}; results written to {results_dir}")
 
 
@@ -198,8 +198,7 @@ def _list_source(source: str) -> Listing:
         )
     if not listing.files:
         errors = listing.errors
-        count = f"{len(errors)} error{'s' if len(errors) > 1 else ''}"
-        first = f" (first of {count}: {errors[0]})" if errors else ""
+        first = f" (first of {plural(len(errors), 'error')}: {errors[0]})" if errors else ""
         raise UserError(f"--source {source}: contains no images and no videos{first}")
     return listing
 

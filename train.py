@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from data.augment import apply_color_matrix, mosaic_warning
 from data.config import read_data_config
-from data.formats import Annotations, images_in_both_splits, read_train_val
+from data.formats import Annotations, images_in_both_splits, invalid_count, read_train_val
 from data.images import read_image
 from data.loaders import Loaders, build_loaders
 from data.locate import find_data_yaml
@@ -136,7 +136,7 @@ def build(
     warning(*images_in_both_splits(train_data, val_data))
     num_errors = len(train_data.errors) + len(val_data.errors)
     if args.strict_data and num_errors:
-        raise UserError(f"{args.data}: {num_errors} invalid images or annotations (--strict-data)")
+        raise UserError(f"{args.data}: {invalid_count(num_errors)} (--strict-data)")
     run.ground_truth = val_data.ground_truth()
     limit = run.ground_truth.detection_limit
     info(*limit_message(limit, "val"))
@@ -154,7 +154,8 @@ def build(
     if args.batch_size == "auto":
         fitting = dist.on_main(largest_batch, model, max_imgsz, device, run.dtype)
         args.batch_size = limit_batch(fitting, len(train_data), config.batch_size, dist.world_size)
-        info(f"--batch-size auto: {args.batch_size} (a GPU has memory for {fitting} images)")
+        images = plural(fitting, "image")
+        info(f"--batch-size auto: {args.batch_size} (a GPU has memory for {images})")
     if "batch_size" in overrides and args.batch_size > len(train_data):
         size = len(train_data)
         warning(f"--batch-size {args.batch_size}: larger than the training set; using {size}")
@@ -348,9 +349,9 @@ def main(argv: list[str] | None = None) -> None:
         class_names = run.train_data.class_names
         draws_plots = dist.is_main and not args.noplots
         info(
-            f"{args.model}, {len(class_names)} classes, {len(run.loaders.train_set)} + "
-            f"{len(run.val_data)} images at {args.imgsz} px, on {run.device}, "
-            f"amp {amp_name(run.dtype)}, world size {dist.world_size}, into {path}"
+            f"{args.model}, {plural(len(class_names), 'class', 'classes')}, "
+            f"{len(run.loaders.train_set)} + {len(run.val_data)} images at {args.imgsz} px, on "
+            f"{run.device}, amp {amp_name(run.dtype)}, world size {dist.world_size}, into {path}"
         )
         warning(*mosaic_warning(run.hyp, args.epochs))
         if dist.is_main:
@@ -388,7 +389,8 @@ def main(argv: list[str] | None = None) -> None:
             progress.next_epoch()
             run.checkpointer.save(improved)
             if progress.early_stopped:
-                info(f"early stopping: mAP50-95 has not improved for {args.patience} epochs")
+                epochs = plural(args.patience, "epoch")
+                info(f"early stopping: mAP50-95 has not improved for {epochs}")
             elif not is_last_epoch:
                 run.checkpointer.exit_if_interrupted()
 

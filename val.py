@@ -151,7 +151,7 @@ def evaluate_detector(args: argparse.Namespace) -> None:
     if data.class_names != model.class_names:
         raise UserError(
             f"{data_file}: has the classes {list(data.class_names)}, but {args.weights} was "
-            f"trained on {list(model.class_names)} (they must be the same)"
+            f"trained on {list(model.class_names)} (they must be the same, in the same order)"
         )
     warning(*imgsz_warning(args.imgsz or model.imgsz, model.stride), *data.messages(args.split))
     ground_truth = data.ground_truth()

@@ -21,7 +21,7 @@ from data.locate import find_data_yaml
 from data.shapes import make_builtin
 from utils.cli import Parser, run_cli
 from utils.errors import UserError
-from utils.log import info, warning
+from utils.log import info, plural, warning
 
 Source = str | dict[str, str]
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,8 +45,8 @@ def convert(format: str, source: Path, target: Path) -> list[str]:
     for split, data in splits.items():
         if format != "coco" and data.crowd.any():
             count = int(data.crowd.sum())
-            boxes = "crowd box" if count == 1 else "crowd boxes"
-            messages.append(f"{split}: skipped {count} {boxes}, which {format} does not support")
+            boxes = plural(count, "crowd box", "crowd boxes")
+            messages.append(f"{split}: skipped {boxes}, which {format} does not support")
         files = [unique_stem(file, used_stems) + Path(file).suffix for file in data.files.tolist()]
         data_yaml[split] = WRITERS[format](split, data, files, target)
     data_yaml["names"] = list(splits["train"].class_names)

@@ -17,7 +17,7 @@ from data.locate import find_data_yaml
 from data.shapes import make_builtin
 from utils.cli import Parser, run_cli
 from utils.errors import UserError
-from utils.log import info, warning
+from utils.log import info, plural, warning
 from utils.plots import draw_batch
 from utils.text import display_width, one_line, pad
 
@@ -35,8 +35,9 @@ def describe_split(split: str, data: Annotations) -> str:
     widths, heights = data.sizes.T
     image_index = np.repeat(np.arange(len(data)), counts)
     lines = [
-        f"{split}: {len(data)} images, {int((counts == 0).sum())} of them without a box; "
-        f"{len(data.labels)} boxes, {int(data.crowd.sum())} of them crowds; {counts.min()} to "
+        f"{split}: {plural(len(data), 'image')}, {int((counts == 0).sum())} of them without a box; "
+        f"{plural(len(data.labels), 'box', 'boxes')}, {int(data.crowd.sum())} of them crowds; "
+        f"{counts.min()} to "
         f"{counts.max()} per image, {counts.mean():.1f} on average",
         f"  image width {widths.min()} to {widths.max()} px (median {np.median(widths):.0f}), "
         f"height {heights.min()} to {heights.max()} px (median {np.median(heights):.0f})",
@@ -46,7 +47,9 @@ def describe_split(split: str, data: Annotations) -> str:
     for label, name in enumerate(names):
         of_class = data.labels == label
         num_boxes, num_images = int(of_class.sum()), len(np.unique(image_index[of_class]))
-        lines.append(f"  {pad(name, width)}  {num_boxes:7} boxes in {num_images:6} images")
+        boxes = "box" if num_boxes == 1 else "boxes"
+        images = "image" if num_images == 1 else "images"
+        lines.append(f"  {pad(name, width)}  {num_boxes:7} {boxes:5} in {num_images:6} {images}")
     box_sizes = (data.boxes[:, 2:] - data.boxes[:, :2]) * data.sizes[image_index]
     histogram = np.histogram(np.sqrt(box_sizes.prod(1)), HISTOGRAM_EDGES)[0]
     lines.append("  box size (square root of the area), in pixels of the original image:")

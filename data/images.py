@@ -296,7 +296,8 @@ class ImageStore:
         except OSError as error:
             if require_write and error.errno in DISK_ERRORS:
                 raise UserError(
-                    f"--cache disk: {path}: cannot be written: {error.strerror}"
+                    f"--cache disk: {path}: cannot be written: {error.strerror} (the files are "
+                    "made next to the images; --cache ram makes none)"
                 ) from None
         return image
 

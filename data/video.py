@@ -77,7 +77,7 @@ class VideoWriter:
             height, width = image.shape[1:]
             self._writer = cv2.VideoWriter(str(self.path), codec, fps, (width, height))
             if not self._writer.isOpened():
-                raise UserError(f"{self.path}: cannot be written as a video")
+                raise UserError(f"{self.path}: cannot be written as a video (MPEG-4, by OpenCV)")
         self._writer.write(cv2.cvtColor(image.permute(1, 2, 0).numpy(), cv2.COLOR_RGB2BGR))
 
     def close(self) -> None:

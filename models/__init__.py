@@ -58,7 +58,10 @@ def load(path: str | Path) -> Detector:
         model.imgsz = imgsz_bounds(checkpoint["args"]["imgsz"], model.stride)[1]
         model.data = str(checkpoint["args"]["data"])
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError):
-        raise UserError(f"{path}: holds no detector that this version can build") from None
+        raise UserError(
+            f"{path}: holds no detector that this version can build "
+            "(need best.pt or last.pt of a run of this version)"
+        ) from None
     return model.eval()
 
 

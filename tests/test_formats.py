@@ -392,7 +392,7 @@ def test_read_split_unusual_decoder_exception_is_one_message(tiny):
         ),
         (
             "train: {annotations: a.json, names: [a]}\nval: images/val\nnames: [a, b]\n",
-            "names of a source",
+            "train: names: found .* for a.json, which has its own",
         ),
     ],
 )

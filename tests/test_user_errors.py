@@ -253,7 +253,7 @@ CASES = {
     "hyp: file name too long": option("--hyp", "x" * 300, message="File name too long"),
     "hyp: binary": hyp(b"\x89PNG\xff", "not valid UTF-8"),
     "hyp: a list": hyp("- 1\n- 2\n", "found a list, need lines of 'key: value'"),
-    "hyp: a string": hyp("lr0", "found a str"),
+    "hyp: a string": hyp("lr0", "found text, need lines of 'key: value'"),
     "hyp: unknown key": hyp("zzz: 1\n", "unknown key 'zzz'", "known keys: ", "optimizer, lr0"),
     "hyp: misspelled key": hyp("momentun: 0.9\n", "unknown key 'momentun'", "mean 'momentum'?"),
     "hyp: misspelled key of a block": hyp(

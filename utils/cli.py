@@ -136,7 +136,9 @@ def freeze_spec(text: str) -> str:
 def dir_name(text: str) -> str:
     """Argument type: a directory name, or a relative path of nested ones without `.` and `..`."""
     if not all(part.strip(".") for part in text.split("/")) or "\0" in text:
-        raise argparse.ArgumentTypeError(f"found {text!r}, need a directory name")
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}, need a directory name without . and .. (--project is its parent)"
+        )
     return text
 
 

@@ -66,9 +66,9 @@ def accept_any_text() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def plural(count: int, noun: str) -> str:
-    """Return "1 epoch" or "3 epochs"."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def plural(count: int, noun: str, nouns: str = "") -> str:
+    """Return "1 epoch" or "3 epochs"; `nouns` is the plural where it is not `noun` with an s."""
+    return f"{count} {noun}" if count == 1 else f"{count} {nouns or f'{noun}s'}"
 
 
 def stage(name: str, **details: Any) -> None:

@@ -15,16 +15,19 @@ from data.cache import Arrays, cached
 from data.config import SPLITS, AnnotatedSource, DataConfig, Source
 from data.formats.coco import read_coco, read_coco_ids
 from data.formats.labelme import is_labelme, read_labelme
-from data.formats.scan import Annotations, Scan, label_table, unknown_class
+from data.formats.scan import Annotations, Scan, invalid_count, label_table, unknown_class
 from data.formats.voc import read_voc
 from data.formats.yolo import read_yolo
+from data.images import IMAGE_SUFFIXES
 from data.listing import Listing, list_images
 from data.locate import similar
 from utils.errors import UserError
+from utils.log import plural
 
 __all__ = [
     "Annotations",
     "images_in_both_splits",
+    "invalid_count",
     "original_ids",
     "read_all_splits",
     "read_split",
@@ -46,7 +49,8 @@ def read_train_val(config: DataConfig, path: str) -> tuple[Annotations, Annotati
     if train.class_names != val.class_names:
         raise UserError(
             f"{path}: train has the classes {list(train.class_names)}, "
-            f"val has {list(val.class_names)} (they must be the same)"
+            f"val has {list(val.class_names)} (they must be the same, in one order: write "
+            "`names`, and map what a source calls them with `remap`)"
         )
     return train, val
 
@@ -61,8 +65,8 @@ def images_in_both_splits(train: Annotations, val: Annotations) -> list[str]:
         return []
     verb = "is" if count == 1 else "are"
     return [
-        f"val: {count} of {len(val)} images {verb} in train, too; metrics on images that the model "
-        "was trained on say little"
+        f"val: {count} of {plural(len(val), 'image')} {verb} in train, too; metrics on images "
+        "that the model was trained on say little"
     ]
 
 
@@ -96,7 +100,10 @@ def read_split(config: DataConfig, split: str) -> Annotations:
     root = Path(config.path)
     sources = getattr(config, split)
     if sources is None:
-        raise UserError(f"{split}: the data.yaml has no key {split!r}, or nothing behind it")
+        raise UserError(
+            f"{config.file}: key {split!r} is missing or empty (need a directory of images, a .txt "
+            "list, a glob, or annotations)"
+        )
     listings = _list_yolo_images(split, root, sources)
     source_hash = hashlib.blake2b(repr(sources).encode(), digest_size=4).hexdigest()
     arrays = cached(
@@ -109,7 +116,7 @@ def read_split(config: DataConfig, split: str) -> Annotations:
         problem = "no valid images" if annotations.errors else "no images found"
         raise UserError(f"{split}: {problem} in {root}{_first_message(annotations)}")
     if not len(annotations.boxes):
-        count = f"{len(annotations)} image{'s' if len(annotations) > 1 else ''}"
+        count = plural(len(annotations), "image")
         raise UserError(
             f"{split}: no boxes found for the {count} in {root}{_first_message(annotations)}"
         )
@@ -130,15 +137,15 @@ def _cache_key(config: DataConfig, sources: list[Source], listings: dict[str, Li
 
 def _first_message(annotations: Annotations) -> str:
     """Return what says most about why there is nothing: the first error, or else the notes."""
-    if annotations.errors or not annotations.notes:
+    if annotations.errors:
         return _first_error(annotations.errors)
-    return f" ({'; '.join(annotations.notes)})"
+    return f" ({'; '.join(annotations.notes) or 'their annotations are empty'})"
 
 
 def _first_error(errors: Sequence[str]) -> str:
     if not errors:
         return ""
-    return f" (first of {len(errors)} error{'s' if len(errors) > 1 else ''}: {errors[0]})"
+    return f" (first of {plural(len(errors), 'error')}: {errors[0]})"
 
 
 def _list_yolo_images(split: str, root: Path, sources: list[Source]) -> dict[str, Listing]:
@@ -159,8 +166,9 @@ def _list_yolo_images(split: str, root: Path, sources: list[Source]) -> dict[str
                 f"COCO .json{hint})"
             )
         if not listing.files:
-            first = _first_error(listing.errors)
-            raise UserError(f"{split}: no images found in {root / where}{first}")
+            suffixes = f" (read are {' '.join(sorted(IMAGE_SUFFIXES))})"
+            reason = _first_error(listing.errors) or suffixes
+            raise UserError(f"{split}: no images found in {root / where}{reason}")
         listings[where] = listing
     return listings
 

@@ -16,6 +16,7 @@ from data.file_names import FileNames
 from data.images import image_size
 from data.threads import map_in_threads
 from utils.ground_truth import GroundTruth
+from utils.log import plural
 
 Labels = dict[str, int | None]  # class name in a source -> label, None for a class to skip
 Box = tuple[float, float, float, float]  # xyxy as fractions of the image's width and height
@@ -60,7 +61,8 @@ class Annotations:
         digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6)
         for numbers in (self.sizes, self.offsets, self.boxes, self.labels, self.crowd):
             digest.update(np.ascontiguousarray(numbers))
-        return f"{len(self)} images with {len(self.labels)} boxes ({digest.hexdigest()})"
+        images = plural(len(self), "image")
+        return f"{images} with {plural(len(self.labels), 'box', 'boxes')} ({digest.hexdigest()})"
 
     def ground_truth(self) -> GroundTruth:
         """Return the boxes in pixels; image i has the id i, class k the id k."""
@@ -79,10 +81,13 @@ class Annotations:
         """
         lines = [*self.notes, *self.errors[:limit]]
         if self.errors:
-            count = len(self.errors)
-            skipped = "image or annotation" if count == 1 else "images or annotations"
-            lines.append(f"skipped {count} invalid {skipped}")
+            lines.append(f"skipped {invalid_count(len(self.errors))}")
         return [f"{split}: {message}" for message in lines]
+
+
+def invalid_count(count: int) -> str:
+    """Return "1 invalid image or annotation", or the like for another count."""
+    return plural(count, "invalid image or annotation", "invalid images or annotations")
 
 
 def label_table(names: Sequence[str], remap: dict[str, str | None]) -> Labels:
@@ -187,8 +192,8 @@ class Scan:
             for i, count in zip(
                 *np.unique(image_indices[repeats], return_counts=True), strict=True
             ):
-                duplicates = "duplicate box" if count == 1 else "duplicate boxes"
-                message = f"{self.files[i]}: {count} {duplicates}; skipped"
+                duplicates = plural(count, "duplicate box", "duplicate boxes")
+                message = f"{self.files[i]}: {duplicates}; skipped"
                 self.errors.append((int(i), message))
             image_indices, labels, crowd, boxes = (
                 np.delete(array, repeats, 0) for array in (image_indices, labels, crowd, boxes)

@@ -122,7 +122,8 @@ def _read_image_set(
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text: {error}") from None
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}: line {line}: not valid UTF-8 (save it as UTF-8)") from None
     if not any(line.strip() for line in lines):
         raise UserError(f"{path}: an empty list (need an image name per line)")
     names = []
