@@ -2,11 +2,13 @@
 
 python detect.py --weights runs/train/exp/weights/best.pt --source images/
 python detect.py --weights runs/train/exp/weights/best.pt --source video.mp4 --conf 0.5 --save-txt
+python detect.py --weights runs/train/exp/weights/best.pt --source rtsp://camera/stream
 """
 
 import argparse
 import json
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,6 +24,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from data.augment import resize
 from data.images import IMAGE_SUFFIXES, image_size, read_image, unique_stem
 from data.listing import Listing, has_suffix, list_images
+from data.urls import fetch_image, is_url, url_name, without_password
 from data.video import VIDEO_SUFFIXES, VideoWriter, read_video
 from models import load
 from models.detector import Detector
@@ -53,7 +56,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--source",
         metavar="SOURCE",
         required=True,
-        help="image, video, directory or glob of both, .txt list of both, or camera index",
+        help="image, video, directory or glob of both, .txt list of both, camera index, or the URL "
+        "of an image (http) or a stream (http, rtsp, rtmp)",
     )
     p.add_argument(
         "--imgsz",
@@ -154,7 +158,7 @@ def detect_objects(args: argparse.Namespace) -> None:
 class Frame(NamedTuple):
     """An image, or a frame of a video."""
 
-    source: str  # the image or video file, or the camera index
+    source: str  # the image or video file, the URL without a password, or the camera index
     index: int | None  # in a video, from 0; None for an image
     image: Tensor | None  # (3, h, w) uint8; None if it cannot be decoded
     fps: float = 0.0  # of a video
@@ -170,13 +174,18 @@ def iter_images(source: str) -> Iterator[Frame]:
     if source.isdecimal() and not Path(source).exists():
         yield from _iter_video(source, is_only=True)
         return
+    if is_url(source):
+        yield from _iter_url(source, is_only=True)
+        return
     listing = _list_source(source)
     for error in listing.errors:
         yield Frame(source, None, None, error=error)
     for sentence, count in listing.notes.items():
         info(f"{sentence}: {count}")
     for file in listing.files:
-        if has_suffix(file, VIDEO_SUFFIXES):
+        if is_url(file):
+            yield from _iter_url(file, is_only=False)
+        elif has_suffix(file, VIDEO_SUFFIXES):
             yield from _iter_video(file, is_only=file == str(Path(source)))
         else:
             yield _read_frame(file)
@@ -184,7 +193,8 @@ def iter_images(source: str) -> Iterator[Frame]:
 
 def _list_source(source: str) -> Listing:
     """Return the images and videos of `source`. Raises UserError if there are none."""
-    listing = list_images(Path(source), suffixes=IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+    suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    listing = list_images(Path(source), suffixes=suffixes, is_url=is_url)
     if listing is None and Path(source).is_file():
         images, videos = (" ".join(sorted(s)) for s in (IMAGE_SUFFIXES, VIDEO_SUFFIXES))
         raise UserError(
@@ -193,8 +203,8 @@ def _list_source(source: str) -> Listing:
         )
     if listing is None:
         raise UserError(
-            f"--source {source}: not found (need an image, directory, glob, .txt list, video file "
-            "or camera index)"
+            f"--source {source}: not found (need an image, directory, glob, .txt list, video file, "
+            "camera index, or a URL that begins with http, https, rtsp or rtmp)"
         )
     if not listing.files:
         errors = listing.errors
@@ -208,14 +218,37 @@ def _iter_video(file: str, is_only: bool) -> Iterator[Frame]:
 
     Raises UserError if it `is_only` and none of its frames can be read.
     """
-    index = None
+    index, name = None, without_password(file)
     try:
         for index, (image, fps) in enumerate(read_video(file)):
-            yield Frame(file, index, image, fps)
+            yield Frame(name, index, image, fps)
     except UserError as error:
         if is_only and index is None:
             raise UserError(f"--source {error}") from None
-        yield Frame(file, None, None, error=str(error))
+        yield Frame(name, None, None, error=str(error))
+
+
+def _iter_url(url: str, is_only: bool) -> Iterator[Frame]:
+    """Yield the image or the frames at a URL, and an error for what cannot be read.
+
+    Raises UserError if it `is_only` and nothing of it can be read.
+    """
+    name = without_password(url)
+    try:
+        content = fetch_image(url)
+    except UserError as error:
+        if is_only:
+            raise UserError(f"--source {error}") from None
+        yield Frame(name, None, None, error=str(error))
+        return
+    if content is None:
+        yield from _iter_video(url, is_only)
+        return
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        frame = _read_frame(file.name)
+    yield frame._replace(source=name, error=frame.error.replace(file.name, name))
 
 
 def _read_frame(file: str) -> Frame:
@@ -300,7 +333,7 @@ class ResultWriter:
 
         output = draw_boxes(frame.image, detections, self.class_names)
         if frame.index is None:
-            suffix = Path(frame.source).suffix
+            suffix = Path(_file_name(frame.source)).suffix
             suffix = suffix if suffix.lower() in WRITTEN_SUFFIXES else ".jpg"
             path = self._new_path(frame.source, suffix)
             to_pil_image(output).save(path)
@@ -329,7 +362,7 @@ class ResultWriter:
 
     def _new_path(self, source: str, suffix: str) -> Path:
         """Return the path of a result. Raises UserError if it is that of `source` itself."""
-        path = self.directory / f"{unique_stem(source, self._used_stems)}{suffix}"
+        path = self.directory / f"{unique_stem(_file_name(source), self._used_stems)}{suffix}"
         if path.exists() and Path(source).exists() and path.samefile(source):
             raise UserError(
                 f"{source}: the result would overwrite it (choose another --project or --name)"
@@ -340,6 +373,11 @@ class ResultWriter:
         """Finish the video that is being written."""
         if self._video is not None:
             self._video.close()
+
+
+def _file_name(source: str) -> str:
+    """Return a file name, or path, from which that of a result is made."""
+    return url_name(source) if is_url(source) else source
 
 
 def write_labels(path: Path, detections: dict[str, Tensor], size: tuple[int, int]) -> None:
