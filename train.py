@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from data.augment import apply_color_matrix, mosaic_warning
 from data.config import read_data_config
@@ -68,6 +67,7 @@ from utils.run_dir import RunDir, new_run_dir, run_dir_of
 from utils.schedulers import BatchWarmup
 from utils.seeds import seed_everything
 from utils.tensorboard import TensorBoardLogger
+from utils.track import Track
 
 ROOT = Path(__file__).resolve().parent
 MAX_CONSECUTIVE_SKIPS = 10  # optimizer steps with non-finite numbers, after which a run stops
@@ -237,16 +237,10 @@ def train_one_epoch(run: Run, progress: Progress) -> None:
     for module in run.frozen_modules:
         module.eval()  # BatchNorm statistics are frozen, too
     window_loss = 0.0
-    bar = tqdm(
-        prefetch(run.loaders.train, run.device),
-        f"{epoch}/{run.args.epochs - 1}",
-        len(sampler),
-        initial=progress.batch,
-        unit="batch",
-        leave=False,
-        disable=None if run.dist.is_main else True,  # None: only on a terminal
-    )
-    for batch, (images, targets) in enumerate(bar, progress.batch):
+    batches = prefetch(run.loaders.train, run.device)
+    name = f"epoch {epoch}/{run.args.epochs - 1}"
+    track = Track(batches, name, len(sampler), "batch", progress.batch)
+    for batch, (images, targets) in enumerate(track, progress.batch):
         stage("batch", epoch=epoch, batch=batch)
         seed_everything(run.args.seed, epoch, batch, run.dist.rank)
         run.scheduler.step_batch(sampler.batch_size)
@@ -272,11 +266,11 @@ def train_one_epoch(run: Run, progress: Progress) -> None:
         reduced = run.dist.all_reduce_mean(torch.stack([*losses.values()]).detach())
         progress.means.update(**dict(zip(losses, reduced, strict=True)))
         window_loss = window_loss + reduced.sum()
-        if not bar.disable and batch % 10 == 0:
-            postfix = {name: f"{mean:.3f}" for name, mean in progress.means.values().items()}
-            postfix["lr"] = f"{run.scheduler.get_last_lr()[0]:.2e}"
-            postfix["mem"] = f"{peak_memory_gb(run.device):.1f}G"
-            bar.set_postfix(postfix, images=(batch + 1) * sampler.batch_size, refresh=False)
+        if track.is_due:
+            values = {name: f"{mean:.3f}" for name, mean in progress.means.values().items()}
+            values["lr"] = f"{run.scheduler.get_last_lr()[0]:.2e}"
+            values["mem"] = f"{peak_memory_gb(run.device):.1f}G"
+            track.show(**values, images=f"{(batch + 1) * sampler.batch_size}")
         if not is_update_step:
             continue
 
@@ -317,7 +311,8 @@ def validate(run: Run, progress: Progress) -> tuple[dict[str, float], bool]:
     """
     stage("validate", epoch=progress.epoch)
     run.dist.broadcast_buffers(run.ema.model)
-    batches = run.stop.stop_on_signal(run.loaders.val)
+    batches = Track(run.loaders.val, "validation", len(run.loaders.val), "batch")
+    batches = run.stop.stop_on_signal(batches)
     limit = run.ground_truth.detection_limit
     detections = run_inference(run.ema.model, batches, run.device, run.dtype, limit)
     progress.batch = len(run.loaders.sampler)  # a run that is stopped here resumes here
@@ -398,6 +393,7 @@ def main(argv: list[str] | None = None) -> None:
             steps = plural(progress.skipped_steps, "optimizer step")
             warning(f"skipped {steps} with a non-finite loss or gradient")
         keep_going = KeepGoing()  # the run is saved; no error in a plot may end it
+        reports: list[str] = []
         if draws_plots:
             stage("results_plots")
             with keep_going.without(path / "results.png"):
@@ -423,6 +419,7 @@ def main(argv: list[str] | None = None) -> None:
                     read_image=read_image,
                 )
                 write_report(path, summary, keep_going)
+                reports.append(f"report: {path / 'report.html'}")
         with keep_going.without("TensorBoard's images"):
             run.tensorboard.close(path, len(progress.history) - 1)
         progress.finished = keep_going.succeeded  # only a run with its plots is finished
@@ -434,9 +431,8 @@ def main(argv: list[str] | None = None) -> None:
         if not keep_going.succeeded:
             warning(f"{path}: training finished; --resume makes only what is missing")
         best = path / "weights" / "best.pt"
-        info(
-            f"best epoch {progress.best_epoch}, saved to {best}", format_table(progress.best_result)
-        )
+        saved = f"best epoch {progress.best_epoch}, saved to {best}"
+        info(saved, format_table(progress.best_result), *reports)
         dist.shutdown()
 
 

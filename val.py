@@ -40,6 +40,7 @@ from utils.memory import disable_malloc_trim
 from utils.metrics import combine, evaluate_classes, format_table
 from utils.plots import draw_confusion, draw_curves
 from utils.run_dir import new_dir
+from utils.track import Track
 
 ROOT = Path(__file__).resolve().parent
 
@@ -168,6 +169,7 @@ def evaluate_detector(args: argparse.Namespace) -> None:
 
     timer = Timer(device)
     timed_model, timed_batches = TimedDetector(model, timer), time_batches(loader, timer)
+    timed_batches = Track(timed_batches, "validation", len(loader), "batch")
     detections = run_inference(timed_model, timed_batches, device, dtype, limit)
     classes = range(len(data.class_names))
     result, curves = combine([evaluate_classes(ground_truth, detections, classes)])

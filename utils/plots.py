@@ -100,6 +100,14 @@ def _draw_label(
         x += length
 
 
+def _draw_note(image: Tensor, text: str) -> Tensor:
+    """Return the image (3, h, w) uint8 with a line of text in its upper left corner."""
+    canvas = to_pil_image(image)
+    font_size = max(11, max(image.shape) // 25)
+    _draw_label(ImageDraw.Draw(canvas), (0, 0), text, "#ffffff", font_size)
+    return pil_to_tensor(canvas)
+
+
 def _draw_each(images: Tensor, targets: Targets, class_names: Sequence[str]) -> list[Tensor]:
     """Return the first `MAX_IMAGES` images with their boxes, small ones enlarged.
 
@@ -131,14 +139,14 @@ def draw_predictions(
 ) -> None:
     """Write pairs to the JPEG `path`: an image with its ground truth, and with its predictions.
 
-    Predictions with a score of at most `conf` are skipped.
+    Predictions with a score of at most `conf` are skipped; an image without others says so.
     """
     confident = [{key: value[p["scores"] > conf] for key, value in p.items()} for p in predictions]
-    pairs = zip(
-        _draw_each(images, targets, class_names),
-        _draw_each(images, confident, class_names),
-        strict=True,
-    )
+    drawn = _draw_each(images, confident, class_names)
+    for i, target in enumerate(confident[: len(drawn)]):
+        if not len(target["boxes"]):
+            drawn[i] = _draw_note(drawn[i], f"no prediction above {conf}")
+    pairs = zip(_draw_each(images, targets, class_names), drawn, strict=True)
     _save_grid([image for pair in pairs for image in pair], path)
 
 

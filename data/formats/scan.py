@@ -17,6 +17,7 @@ from data.images import image_size
 from data.threads import map_in_threads
 from utils.ground_truth import GroundTruth
 from utils.log import plural
+from utils.track import Track
 
 Labels = dict[str, int | None]  # class name in a source -> label, None for a class to skip
 Box = tuple[float, float, float, float]  # xyxy as fractions of the image's width and height
@@ -232,7 +233,8 @@ class Scan:
         count = len(self.files)
         sizes, orientations = np.zeros((count, 2), np.int32), np.ones(count, np.int8)
         # Threads, because on a network file system most of this is waiting.
-        for i, size in enumerate(map_in_threads(image_size, self.files, 8)):
+        headers = map_in_threads(image_size, self.files, 8)
+        for i, size in enumerate(Track(headers, "reading image headers", count, "image")):
             if isinstance(size, str):
                 self.errors.append((i, size))
             else:

@@ -19,6 +19,7 @@ from data.formats.xml_file import read_xml
 from data.images import IMAGE_SUFFIXES, image_size
 from utils.errors import UserError
 from utils.textfile import decode_text, split_lines
+from utils.track import Track
 
 OTHER_NAME = "xml files whose `filename` is another image, taken with the image that has their name"
 BY_FILENAME = "xml files whose name no image has, taken with the image of their `filename`"
@@ -48,7 +49,7 @@ def read_voc(scan: Scan, root: Path, source: AnnotatedSource, labels: Labels) ->
     if source.image_set is not None:
         inputs.append(str(root / source.image_set))
         names = _read_image_set(scan, root / source.image_set, xml_files, images, notes)
-    for name in names:
+    for name in Track(names, "reading xml files", len(names), "file"):
         if name not in xml_files:  # CVAT writes none for an image without objects
             notes[NO_XML] += 1
             scan.add_image(images.without_xml(name))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from data.formats.label_files import LabelFiles
 from data.formats.scan import Box, Scan
 from utils.textfile import decode_text
+from utils.track import Track
 
 ROUNDING = 1e-3  # what a coordinate may be beyond 0..1; that of a tool that rounds to 3 digits
 IN_PIXELS = 2.0  # from this on, a number is not a fraction
@@ -44,7 +45,7 @@ def read_yolo(
     """
     label_files, inputs, num_missing, num_shared = LabelFiles(), [*images], 0, 0
     image_of: dict[str, str] = {}  # by label file
-    for image in images:
+    for image in Track(images, "reading labels", len(images), "image"):
         image_index = scan.add_image(image)
         path = label_files.find(image)
         if path is None:
