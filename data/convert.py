@@ -43,7 +43,7 @@ def convert(format: str, source: Path, target: Path) -> list[str]:
     used_stems: set[str] = set()
     data_yaml: dict[str, object] = {"path": "."}
     for split, data in splits.items():
-        if format != "coco" and data.crowd.any():
+        if format == "yolo" and data.crowd.any():
             count = int(data.crowd.sum())
             boxes = plural(count, "crowd box", "crowd boxes")
             messages.append(f"{split}: skipped {boxes}, which {format} does not support")
@@ -126,10 +126,11 @@ def _write_voc(split: str, data: Annotations, files: Sequence[str], target: Path
         size = ElementTree.SubElement(root, "size")
         for key, value in zip(("width", "height", "depth"), (*data.sizes[i], 3), strict=True):
             ElementTree.SubElement(size, key).text = str(value)
-        boxes, labels, crowd = _boxes(data, i)
-        for (x1, y1, x2, y2), label in zip(boxes[~crowd], labels[~crowd], strict=True):
+        for (x1, y1, x2, y2), label, crowd in zip(*_boxes(data, i), strict=True):
             obj = ElementTree.SubElement(root, "object")
             ElementTree.SubElement(obj, "name").text = data.class_names[label]
+            # As it is read: not trained on, no error in evaluation.
+            ElementTree.SubElement(obj, "difficult").text = str(int(crowd))
             bndbox = ElementTree.SubElement(obj, "bndbox")
             # VOC counts pixels from 1, and the last one belongs to the box.
             corners = {"xmin": x1 + 1, "ymin": y1 + 1, "xmax": x2, "ymax": y2}
