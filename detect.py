@@ -6,7 +6,9 @@ python detect.py --weights runs/train/exp/weights/best.pt --source rtsp://camera
 """
 
 import argparse
+import contextlib
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -33,6 +35,7 @@ from utils.atomic import atomic_write
 from utils.cli import Parser, dir_name, int_range, run_cli, unit_interval
 from utils.device import select_device
 from utils.errors import UserError
+from utils.interrupt import Interrupted, StopSignals
 from utils.letterbox import check_imgsz, letterbox_size
 from utils.log import info, plural, warning
 from utils.memory import disable_malloc_trim
@@ -134,18 +137,18 @@ def detect_objects(args: argparse.Namespace) -> None:
     results = ResultWriter(results_dir, model.class_names, args.save_txt)
     num_images = num_failed = 0
     start_time = time.perf_counter()
-    try:
-        for frame in chain([first_frame], frames):
+    # A signal, the way to end a camera or a stream, is answered after the frame under way.
+    with StopSignals() as stop, contextlib.closing(results):
+        stop.defer()
+        for frame in stop.stop_on_signal(chain([first_frame], frames)):
             if frame.image is None:
                 warning(f"detect.py: {frame.error}")
                 num_failed += 1
                 continue
             results.add(frame, predict(model, frame.image, imgsz, device, class_ids))
             num_images += 1
-    except KeyboardInterrupt:  # the way to end a camera stream: keep what has been detected
-        info("stopped")
-    finally:
-        results.close()
+    if stop.pending:
+        info(f"stopped by {signal.Signals(stop.pending).name}")
     if args.save_json:
         with atomic_write(results_dir / "predictions.json") as file:
             file.write(json.dumps(results.predictions).encode())
@@ -153,6 +156,8 @@ def detect_objects(args: argparse.Namespace) -> None:
     seconds = time.perf_counter() - start_time
     images = plural(num_images, "image")
     info(f"processed {images} in {seconds:.1f} s{failed}; results written to {results_dir}")
+    if stop.pending not in (0, signal.SIGINT):
+        raise Interrupted(stop.pending, "")
 
 
 class Frame(NamedTuple):

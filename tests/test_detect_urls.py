@@ -238,7 +238,7 @@ def test_ctrl_c_ends_a_stream_with_its_frames_written(server, trained_run, tmp_p
     lines += process.stdout.readlines()
     assert process.wait() == 0
     assert lines[4].startswith(f"http://{server}/live, frame 4: ")
-    assert lines[-2] == "stopped\n"
+    assert lines[-2] == "stopped by SIGINT\n"
     assert (count := int(re.match(r"processed (\d+) images in ", lines[-1])[1])) >= 5
     capture = cv2.VideoCapture(str(tmp_path / "exp" / "live.mp4"))
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == count
