@@ -2,11 +2,15 @@
 
 python detect.py --weights runs/train/exp/weights/best.pt --source images/
 python detect.py --weights runs/train/exp/weights/best.pt --source video.mp4 --conf 0.5 --save-txt
+python detect.py --weights runs/train/exp/weights/best.pt --source rtsp://camera/stream
 """
 
 import argparse
+import contextlib
 import json
+import signal
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,12 +25,14 @@ from torchvision.transforms.v2.functional import rgb_to_grayscale, to_pil_image
 
 from data.images import checked_image, image_suffixes, unique_stem
 from data.listing import Listing, has_suffix, list_images
+from data.urls import fetch_image, is_url, url_name, without_password
 from data.video import VIDEO_SUFFIXES, VideoWriter, read_video
 from predictor import CONF, IOU, load
 from utils.atomic import atomic_write
 from utils.cli import Parser, dir_name, int_range, run_cli, unit_interval
 from utils.errors import UserError
-from utils.log import info, warning
+from utils.interrupt import Interrupted, StopSignals
+from utils.log import info, plural, warning
 from utils.memory import disable_malloc_trim
 from utils.plots import draw_boxes
 from utils.run_dir import new_dir
@@ -51,7 +57,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--source",
         metavar="SOURCE",
         required=True,
-        help="image, video, directory or glob of both, .txt list of both, or camera index",
+        help="image, video, directory or glob of both, .txt list of both, camera index, or the URL "
+        "of an image (http) or a stream (http, rtsp, rtmp)",
     )
     p.add_argument(
         "--imgsz",
@@ -123,8 +130,10 @@ def detect_objects(args: argparse.Namespace) -> None:
     results = ResultWriter(results_dir, predictor.names, args.save_txt)
     num_images = num_failed = 0
     start_time = time.perf_counter()
-    try:
-        for frame in chain([first_frame], frames):
+    # A signal, the way to end a camera or a stream, is answered after the frame under way.
+    with StopSignals() as stop, contextlib.closing(results):
+        stop.defer()
+        for frame in stop.stop_on_signal(chain([first_frame], frames)):
             if frame.image is None:
                 warning(f"detect.py: {frame.error}")
                 num_failed += 1
@@ -132,23 +141,23 @@ def detect_objects(args: argparse.Namespace) -> None:
             (detections,) = predictor(frame.image)
             results.add(frame, detections)
             num_images += 1
-    except KeyboardInterrupt:  # the way to end a camera stream: keep what has been detected
-        info("stopped")
-    finally:
-        results.close()
+    if stop.pending:
+        info(f"stopped by {signal.Signals(stop.pending).name}")
     if args.save_json:
         with atomic_write(results_dir / "predictions.json") as file:
             file.write(json.dumps(results.predictions).encode())
-    images = f"{num_images} image{'' if num_images == 1 else 's'}"
     failed = f" ({num_failed} failed)" if num_failed else ""
     seconds = time.perf_counter() - start_time
+    images = plural(num_images, "image")
     info(f"processed {images} in {seconds:.1f} s{failed}; results written to {results_dir}")
+    if stop.pending not in (0, signal.SIGINT):
+        raise Interrupted(stop.pending, "")
 
 
 class Frame(NamedTuple):
     """An image, or a frame of a video."""
 
-    source: str  # the image or video file, or the camera index
+    source: str  # the image or video file, the URL without a password, or the camera index
     index: int | None  # in a video, from 0; None for an image
     image: Tensor | None  # (channels, h, w) uint8; None if it cannot be decoded
     fps: float = 0.0  # of a video
@@ -164,13 +173,18 @@ def iter_images(source: str, channels: int = 3) -> Iterator[Frame]:
     if source.isdecimal() and not Path(source).exists():
         yield from _iter_video(source, channels, is_only=True)
         return
+    if is_url(source):
+        yield from _iter_url(source, channels, is_only=True)
+        return
     listing = _list_source(source, channels)
     for error in listing.errors:
         yield Frame(source, None, None, error=error)
     for sentence, count in listing.notes.items():
         info(f"{sentence}: {count}")
     for file in listing.files:
-        if has_suffix(file, VIDEO_SUFFIXES):
+        if is_url(file):
+            yield from _iter_url(file, channels, is_only=False)
+        elif has_suffix(file, VIDEO_SUFFIXES):
             yield from _iter_video(file, channels, is_only=file == str(Path(source)))
         else:
             yield _read_frame(file, channels)
@@ -179,7 +193,8 @@ def iter_images(source: str, channels: int = 3) -> Iterator[Frame]:
 def _list_source(source: str, channels: int) -> Listing:
     """Return the images and videos of `source`. Raises UserError if there are none."""
     image_types = image_suffixes(channels)
-    listing = list_images(Path(source), suffixes=image_types | VIDEO_SUFFIXES)
+    suffixes = image_types | VIDEO_SUFFIXES
+    listing = list_images(Path(source), suffixes=suffixes, is_url=is_url)
     if listing is None and Path(source).is_file():
         images, videos = (" ".join(sorted(s)) for s in (image_types, VIDEO_SUFFIXES))
         raise UserError(
@@ -188,13 +203,12 @@ def _list_source(source: str, channels: int) -> Listing:
         )
     if listing is None:
         raise UserError(
-            f"--source {source}: not found (need an image, directory, glob, .txt list, video file "
-            "or camera index)"
+            f"--source {source}: not found (need an image, directory, glob, .txt list, video file, "
+            "camera index, or a URL that begins with http, https, rtsp or rtmp)"
         )
     if not listing.files:
         errors = listing.errors
-        count = f"{len(errors)} error{'s' if len(errors) > 1 else ''}"
-        first = f" (first of {count}: {errors[0]})" if errors else ""
+        first = f" (first of {plural(len(errors), 'error')}: {errors[0]})" if errors else ""
         raise UserError(f"--source {source}: contains no images and no videos{first}")
     return listing
 
@@ -204,16 +218,39 @@ def _iter_video(file: str, channels: int, is_only: bool) -> Iterator[Frame]:
 
     Raises UserError if it `is_only` and none of its frames can be read.
     """
-    index = None
+    index, name = None, without_password(file)
     try:
         if channels not in (1, 3):
-            raise UserError(f"{file}: a video has 3 channels, the model needs {channels}")
+            raise UserError(f"{name}: a video has 3 channels, the model needs {channels}")
         for index, (image, fps) in enumerate(read_video(file)):
-            yield Frame(file, index, image if channels == 3 else rgb_to_grayscale(image), fps)
+            yield Frame(name, index, image if channels == 3 else rgb_to_grayscale(image), fps)
     except UserError as error:
         if is_only and index is None:
             raise UserError(f"--source {error}") from None
-        yield Frame(file, None, None, error=str(error))
+        yield Frame(name, None, None, error=str(error))
+
+
+def _iter_url(url: str, channels: int, is_only: bool) -> Iterator[Frame]:
+    """Yield the image or the frames at a URL, and an error for what cannot be read.
+
+    Raises UserError if it `is_only` and nothing of it can be read.
+    """
+    name = without_password(url)
+    try:
+        content = fetch_image(url)
+    except UserError as error:
+        if is_only:
+            raise UserError(f"--source {error}") from None
+        yield Frame(name, None, None, error=str(error))
+        return
+    if content is None:
+        yield from _iter_video(url, channels, is_only)
+        return
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        frame = _read_frame(file.name, channels)
+    yield frame._replace(source=name, error=frame.error.replace(file.name, name))
 
 
 def _read_frame(file: str, channels: int) -> Frame:
@@ -250,7 +287,7 @@ class ResultWriter:
 
         output = draw_boxes(frame.image, detections, self.class_names)
         if frame.index is None:
-            suffix = Path(frame.source).suffix
+            suffix = Path(_file_name(frame.source)).suffix
             suffix = suffix if suffix.lower() in WRITTEN_SUFFIXES else ".jpg"
             path = self._new_path(frame.source, suffix)
             to_pil_image(output).save(path)
@@ -279,7 +316,7 @@ class ResultWriter:
 
     def _new_path(self, source: str, suffix: str) -> Path:
         """Return the path of a result. Raises UserError if it is that of `source` itself."""
-        path = self.directory / f"{unique_stem(source, self._used_stems)}{suffix}"
+        path = self.directory / f"{unique_stem(_file_name(source), self._used_stems)}{suffix}"
         if path.exists() and Path(source).exists() and path.samefile(source):
             raise UserError(
                 f"{source}: the result would overwrite it (choose another --project or --name)"
@@ -290,6 +327,11 @@ class ResultWriter:
         """Finish the video that is being written."""
         if self._video is not None:
             self._video.close()
+
+
+def _file_name(source: str) -> str:
+    """Return a file name, or path, from which that of a result is made."""
+    return url_name(source) if is_url(source) else source
 
 
 def write_labels(path: Path, detections: dict[str, Tensor], size: tuple[int, int]) -> None:

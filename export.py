@@ -93,7 +93,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def check_args(args: argparse.Namespace) -> None:
     """Raise UserError for arguments that exclude each other or need missing packages."""
     if args.nms and args.batch_size > 1:
-        raise UserError(f"--batch-size {args.batch_size}: --nms requires a batch size of 1")
+        raise UserError(
+            f"--batch-size {args.batch_size}: --nms requires a batch size of 1 "
+            "(use --batch-size 1, or export without --nms)"
+        )
     if args.dynamic and args.format == "torchscript":
         raise UserError(
             "--dynamic: not supported by torchscript, which is traced with fixed sizes (use "

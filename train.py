@@ -18,11 +18,10 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from data.augment import apply_color_matrix, mosaic_warning
 from data.config import channels_message, read_data_config
-from data.formats import Annotations, images_in_both_splits, read_train_val
+from data.formats import Annotations, images_in_both_splits, invalid_count, read_train_val
 from data.images import read_image
 from data.loaders import Loaders, build_loaders
 from data.locate import find_data_yaml
@@ -70,6 +69,7 @@ from utils.run_dir import RunDir, new_run_dir, run_dir_of
 from utils.schedulers import BatchWarmup
 from utils.seeds import seed_everything
 from utils.tensorboard import TensorBoardLogger
+from utils.track import Track
 from utils.val_loss import LossTotals, mean_losses
 
 ROOT = Path(__file__).resolve().parent
@@ -139,7 +139,7 @@ def build(
     warning(*images_in_both_splits(train_data, val_data))
     num_errors = len(train_data.errors) + len(val_data.errors)
     if args.strict_data and num_errors:
-        raise UserError(f"{args.data}: {num_errors} invalid images or annotations (--strict-data)")
+        raise UserError(f"{args.data}: {invalid_count(num_errors)} (--strict-data)")
     run.ground_truth = val_data.ground_truth()
     limit = run.ground_truth.detection_limit
     info(*limit_message(limit, "val"))
@@ -163,7 +163,8 @@ def build(
     if args.batch_size == "auto":
         fitting = dist.on_main(largest_batch, model, max_imgsz, device, run.dtype)
         args.batch_size = limit_batch(fitting, len(train_data), config.batch_size, dist.world_size)
-        info(f"--batch-size auto: {args.batch_size} (a GPU has memory for {fitting} images)")
+        images = plural(fitting, "image")
+        info(f"--batch-size auto: {args.batch_size} (a GPU has memory for {images})")
     if "batch_size" in overrides and args.batch_size > len(train_data):
         size = len(train_data)
         warning(f"--batch-size {args.batch_size}: larger than the training set; using {size}")
@@ -260,16 +261,10 @@ def train_one_epoch(run: Run, progress: Progress) -> None:
     for module in run.frozen_modules:
         module.eval()  # BatchNorm statistics are frozen, too
     window_loss = 0.0
-    bar = tqdm(
-        prefetch(run.loaders.train, run.device),
-        f"{epoch}/{run.args.epochs - 1}",
-        len(sampler),
-        initial=progress.batch,
-        unit="batch",
-        leave=False,
-        disable=None if run.dist.is_main else True,  # None: only on a terminal
-    )
-    for batch, (images, targets) in enumerate(bar, progress.batch):
+    batches = prefetch(run.loaders.train, run.device)
+    name = f"epoch {epoch}/{run.args.epochs - 1}"
+    track = Track(batches, name, len(sampler), "batch", progress.batch)
+    for batch, (images, targets) in enumerate(track, progress.batch):
         stage("batch", epoch=epoch, batch=batch)
         seed_everything(run.args.seed, epoch, batch, run.dist.rank)
         run.scheduler.step_batch(sampler.batch_size)
@@ -295,11 +290,11 @@ def train_one_epoch(run: Run, progress: Progress) -> None:
         reduced = run.dist.all_reduce_mean(torch.stack([*losses.values()]).detach())
         progress.means.update(**dict(zip(losses, reduced, strict=True)))
         window_loss = window_loss + reduced.sum()
-        if not bar.disable and batch % 10 == 0:
-            postfix = {name: f"{mean:.3f}" for name, mean in progress.means.values().items()}
-            postfix["lr"] = f"{run.scheduler.get_last_lr()[0]:.2e}"
-            postfix["mem"] = f"{peak_memory_gb(run.device):.1f}G"
-            bar.set_postfix(postfix, images=(batch + 1) * sampler.batch_size, refresh=False)
+        if track.is_due:
+            values = {name: f"{mean:.3f}" for name, mean in progress.means.values().items()}
+            values["lr"] = f"{run.scheduler.get_last_lr()[0]:.2e}"
+            values["mem"] = f"{peak_memory_gb(run.device):.1f}G"
+            track.show(**values, images=f"{(batch + 1) * sampler.batch_size}")
         if not is_update_step:
             continue
 
@@ -341,7 +336,8 @@ def validate(run: Run, progress: Progress) -> tuple[dict[str, float], dict[str, 
     """
     stage("validate", epoch=progress.epoch)
     run.dist.broadcast_buffers(run.ema.model)
-    batches = run.stop.stop_on_signal(run.loaders.val)
+    batches = Track(run.loaders.val, "validation", len(run.loaders.val), "batch")
+    batches = run.stop.stop_on_signal(batches)
     limit = run.ground_truth.detection_limit
     totals = LossTotals()
     detections = run_inference(run.ema.model, batches, run.device, run.dtype, limit, totals)
@@ -376,9 +372,9 @@ def main(argv: list[str] | None = None) -> None:
         class_names = run.train_data.class_names
         draws_plots = dist.is_main and not args.noplots
         info(
-            f"{args.model}, {len(class_names)} classes, {len(run.loaders.train_set)} + "
-            f"{len(run.val_data)} images at {args.imgsz} px, on {run.device}, "
-            f"amp {amp_name(run.dtype)}, world size {dist.world_size}, into {path}"
+            f"{args.model}, {plural(len(class_names), 'class', 'classes')}, "
+            f"{len(run.loaders.train_set)} + {len(run.val_data)} images at {args.imgsz} px, on "
+            f"{run.device}, amp {amp_name(run.dtype)}, world size {dist.world_size}, into {path}"
         )
         warning(*mosaic_warning(run.hyp, args.epochs))
         info(*channels_message(run.train_data.channels))
@@ -417,7 +413,8 @@ def main(argv: list[str] | None = None) -> None:
             progress.next_epoch()
             run.checkpointer.save(improved, epoch_ended=True)
             if progress.early_stopped:
-                info(f"early stopping: mAP50-95 has not improved for {args.patience} epochs")
+                epochs = plural(args.patience, "epoch")
+                info(f"early stopping: mAP50-95 has not improved for {epochs}")
             elif not is_last_epoch:
                 run.checkpointer.exit_if_interrupted()
 
@@ -425,6 +422,7 @@ def main(argv: list[str] | None = None) -> None:
             steps = plural(progress.skipped_steps, "optimizer step")
             warning(f"skipped {steps} with a non-finite loss or gradient")
         keep_going = KeepGoing()  # the run is saved; no error in a plot may end it
+        reports: list[str] = []
         if draws_plots:
             stage("results_plots")
             with keep_going.without(path / "results.png"):
@@ -450,6 +448,7 @@ def main(argv: list[str] | None = None) -> None:
                     read_image=partial(read_image, channels=run.val_data.channels),
                 )
                 write_report(path, summary, keep_going)
+                reports.append(f"report: {path / 'report.html'}")
         with keep_going.without("TensorBoard's images"):
             run.tensorboard.close(path, len(progress.history) - 1)
         progress.finished = keep_going.succeeded  # only a run with its plots is finished
@@ -461,9 +460,8 @@ def main(argv: list[str] | None = None) -> None:
         if not keep_going.succeeded:
             warning(f"{path}: training finished; --resume makes only what is missing")
         best = path / "weights" / "best.pt"
-        info(
-            f"best epoch {progress.best_epoch}, saved to {best}", format_table(progress.best_result)
-        )
+        saved = f"best epoch {progress.best_epoch}, saved to {best}"
+        info(saved, format_table(progress.best_result), *reports)
         dist.shutdown()
 
 

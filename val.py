@@ -40,6 +40,7 @@ from utils.memory import disable_malloc_trim
 from utils.metrics import combine, evaluate_classes, format_table
 from utils.plots import draw_confusion, draw_curves
 from utils.run_dir import new_dir
+from utils.track import Track
 
 ROOT = Path(__file__).resolve().parent
 
@@ -154,7 +155,7 @@ def evaluate_detector(args: argparse.Namespace) -> None:
     if data.class_names != model.class_names:
         raise UserError(
             f"{data_file}: has the classes {list(data.class_names)}, but {args.weights} was "
-            f"trained on {list(model.class_names)} (they must be the same)"
+            f"trained on {list(model.class_names)} (they must be the same, in the same order)"
         )
     if data.channels != model.channels:
         raise UserError(
@@ -176,6 +177,7 @@ def evaluate_detector(args: argparse.Namespace) -> None:
 
     timer = Timer(device)
     timed_model, timed_batches = TimedDetector(model, timer), time_batches(loader, timer)
+    timed_batches = Track(timed_batches, "validation", len(loader), "batch")
     detections = run_inference(timed_model, timed_batches, device, dtype, limit)
     classes = range(len(data.class_names))
     result, curves = combine([evaluate_classes(ground_truth, detections, classes)])

@@ -53,7 +53,7 @@ def _in_order(names: Mapping[Any, Any], key: str) -> list[Any]:
         if type(number) is not int:
             raise UserError(f"{key}: found the id {class_id!r} (need numbers from 0)")
         if number in by_id:
-            raise UserError(f"{key}: found the id {number} twice")
+            raise UserError(f"{key}: found the id {number} twice (need each number once)")
         by_id[number] = name
     if sorted(by_id) != list(range(len(by_id))):
         raise UserError(

@@ -116,6 +116,13 @@ class DataConfig(BaseModel):
         """
         return self._val_fraction
 
+    _file: str = PrivateAttr("data.yaml")
+
+    @property
+    def file(self) -> str:
+        """The path of the data.yaml, for messages."""
+        return self._file
+
     @property
     def notes(self) -> list[str]:
         """What was not taken as the file has it, each a sentence."""
@@ -184,7 +191,7 @@ def read_data_config(path: Path) -> DataConfig:
     if config.names is not None:
         names = class_names(config.names, f"{path}: names", directory)
     splits = {
-        split: _source_list(getattr(config, split), path)
+        split: _source_list(getattr(config, split), path, split)
         for split in SPLITS
         if getattr(config, split) is not None
     }
@@ -192,10 +199,14 @@ def read_data_config(path: Path) -> DataConfig:
     only_coco = all(isinstance(s, AnnotatedSource) and s.is_coco for s in all_sources)
     if names is None and (config.remap or not only_coco):
         raise UserError(
-            f"{path}: key 'names' is missing (only COCO json comes with its own class names)"
+            f"{path}: key 'names' is missing (need the class names in the order of their numbers, "
+            "as in names: [cat, dog]; only COCO json comes with its own)"
         )
     if names is not None and config.nc not in (None, len(names)):
-        raise UserError(f"{path}: nc: found {config.nc}, but names has {len(names)}")
+        raise UserError(
+            f"{path}: nc: found {config.nc}, but names has {len(names)} (correct one of them, or "
+            "leave nc out)"
+        )
     for old, new in config.remap.items():
         if old in names:
             raise UserError(
@@ -213,7 +224,8 @@ def read_data_config(path: Path) -> DataConfig:
         for split, sources in splits.items()
     }
     config = config.model_copy(update={"path": str(root), "names": names, **splits})
-    config._notes, config._val_fraction = notes, percent / 100
+    config._notes, config._file = notes, str(path)
+    config._val_fraction = percent / 100
     return config
 
 
@@ -271,21 +283,24 @@ def _locate(root: Path, text: str, notes: list[str]) -> str:
     return resolved
 
 
-def _source_list(value: Source | list[Source], path: Path) -> list[Source]:
-    """Return `value` as a list of sources: json paths as COCO sources, their `names` as lists."""
+def _source_list(value: Source | list[Source], path: Path, split: str) -> list[Source]:
+    """Return the `value` of the key `split` as a list of sources.
+
+    The paths of json files are COCO sources, the `names` of sources lists.
+    """
     sources: list[Source] = []
     for source in value if isinstance(value, list) else [value]:
         if isinstance(source, str) and not source.strip():
-            raise UserError(f"{path}: found an empty source (need a directory, list or glob)")
+            raise UserError(f"{path}: {split}: found {source!r} (need a directory, list or glob)")
         if isinstance(source, str) and source.lower().endswith(".json"):
             source = AnnotatedSource(annotations=source)
         if isinstance(source, AnnotatedSource) and source.names is not None:
             if source.annotations:
                 raise UserError(
-                    f"{path}: names of a source are for the YOLO layout only "
-                    f"({source.annotations} has its own)"
+                    f"{path}: {split}: names: found {source.names!r} for {source.annotations}, "
+                    "which has its own (allowed for the YOLO layout only; `remap` renames classes)"
                 )
-            names = class_names(source.names, f"{path}: names of {source.images}", path.parent)
+            names = class_names(source.names, f"{path}: {split}: names", path.parent)
             source = source.model_copy(update={"names": names})
         sources.append(source)
     return sources

@@ -21,7 +21,7 @@ from data.locate import find_data_yaml
 from data.shapes import make_builtin
 from utils.cli import Parser, run_cli
 from utils.errors import UserError
-from utils.log import info, warning
+from utils.log import info, plural, warning
 
 Source = str | dict[str, str]
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,10 +43,10 @@ def convert(format: str, source: Path, target: Path) -> list[str]:
     used_stems: set[str] = set()
     data_yaml: dict[str, object] = {"path": "."}
     for split, data in splits.items():
-        if format != "coco" and data.crowd.any():
+        if format == "yolo" and data.crowd.any():
             count = int(data.crowd.sum())
-            boxes = "crowd box" if count == 1 else "crowd boxes"
-            messages.append(f"{split}: skipped {count} {boxes}, which {format} does not support")
+            boxes = plural(count, "crowd box", "crowd boxes")
+            messages.append(f"{split}: skipped {boxes}, which {format} does not support")
         files = [unique_stem(file, used_stems) + Path(file).suffix for file in data.files.tolist()]
         data_yaml[split] = WRITERS[format](split, data, files, target)
     if config.channels != 3:
@@ -130,10 +130,11 @@ def _write_voc(split: str, data: Annotations, files: Sequence[str], target: Path
             ("width", "height", "depth"), (*data.sizes[i], data.channels), strict=True
         ):
             ElementTree.SubElement(size, key).text = str(value)
-        boxes, labels, crowd = _boxes(data, i)
-        for (x1, y1, x2, y2), label in zip(boxes[~crowd], labels[~crowd], strict=True):
+        for (x1, y1, x2, y2), label, crowd in zip(*_boxes(data, i), strict=True):
             obj = ElementTree.SubElement(root, "object")
             ElementTree.SubElement(obj, "name").text = data.class_names[label]
+            # As it is read: not trained on, no error in evaluation.
+            ElementTree.SubElement(obj, "difficult").text = str(int(crowd))
             bndbox = ElementTree.SubElement(obj, "bndbox")
             # VOC counts pixels from 1, and the last one belongs to the box.
             corners = {"xmin": x1 + 1, "ymin": y1 + 1, "xmax": x2, "ymax": y2}

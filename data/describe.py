@@ -34,12 +34,13 @@ def describe_split(split: str, data: Annotations) -> str:
     counts = np.diff(data.offsets)
     widths, heights = data.sizes.T
     image_index = np.repeat(np.arange(len(data)), counts)
-    images = f"{len(data)} images"
+    images = plural(len(data), "image")
     if data.channels != 3:
         images += f" of {plural(data.channels, 'channel')}"
     lines = [
         f"{split}: {images}, {int((counts == 0).sum())} of them without a box; "
-        f"{len(data.labels)} boxes, {int(data.crowd.sum())} of them crowds; {counts.min()} to "
+        f"{plural(len(data.labels), 'box', 'boxes')}, {int(data.crowd.sum())} of them crowds; "
+        f"{counts.min()} to "
         f"{counts.max()} per image, {counts.mean():.1f} on average",
         f"  image width {widths.min()} to {widths.max()} px (median {np.median(widths):.0f}), "
         f"height {heights.min()} to {heights.max()} px (median {np.median(heights):.0f})",
@@ -49,7 +50,9 @@ def describe_split(split: str, data: Annotations) -> str:
     for label, name in enumerate(names):
         of_class = data.labels == label
         num_boxes, num_images = int(of_class.sum()), len(np.unique(image_index[of_class]))
-        lines.append(f"  {pad(name, width)}  {num_boxes:7} boxes in {num_images:6} images")
+        boxes = "box" if num_boxes == 1 else "boxes"
+        images = "image" if num_images == 1 else "images"
+        lines.append(f"  {pad(name, width)}  {num_boxes:7} {boxes:5} in {num_images:6} {images}")
     box_sizes = (data.boxes[:, 2:] - data.boxes[:, :2]) * data.sizes[image_index]
     histogram = np.histogram(np.sqrt(box_sizes.prod(1)), HISTOGRAM_EDGES)[0]
     lines.append("  box size (square root of the area), in pixels of the original image:")

@@ -23,7 +23,6 @@ from PIL import (  # noqa: F401 - the plugins register formats
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as F
-from tqdm import tqdm
 
 from data.arrays import ARRAY_SUFFIX, array_size, read_array
 from data.file_kinds import kind_of
@@ -44,6 +43,7 @@ from utils.device import cpu_count
 from utils.errors import DISK_ERRORS, UserError
 from utils.memory import available_memory
 from utils.shared_memory import SharedArray, shared_zeros
+from utils.track import Track
 
 IMAGE_SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
@@ -348,7 +348,8 @@ class ImageStore:
         except OSError as error:
             if require_write and error.errno in DISK_ERRORS:
                 raise UserError(
-                    f"--cache disk: {path}: cannot be written: {error.strerror}"
+                    f"--cache disk: {path}: cannot be written: {error.strerror} (the files are "
+                    "made next to the images; --cache ram makes none)"
                 ) from None
         return image
 
@@ -356,5 +357,5 @@ class ImageStore:
 def _run_in_threads(fn: Callable[[int], object], indices: Sequence[int], num_threads: int) -> None:
     """Call `fn` with each of the `indices` of images, showing the progress."""
     results = map_in_threads(fn, indices, num_threads)
-    for _ in tqdm(results, "decoding", len(indices), unit="image", leave=False, disable=None):
+    for _ in Track(results, "decoding", len(indices), "image"):
         pass

@@ -3,7 +3,7 @@
 import glob
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -44,21 +44,27 @@ class Listing:
 
 
 def list_images(
-    path: Path, root: Path | None = None, suffixes: Collection[str] = IMAGE_SUFFIXES
+    path: Path,
+    root: Path | None = None,
+    suffixes: Collection[str] = IMAGE_SUFFIXES,
+    is_url: Callable[[str], bool] | None = None,
 ) -> Listing | None:
     """List the image files that `path` names: a directory, a .txt list, an image, or a glob.
 
     A directory is searched recursively, without hidden and system folders; links to folders are
     followed. A list has one path per line, relative to the list, to `root`, or to the list's parent
     directory. Files are those with one of the `suffixes`, sorted, those of a list in its order.
+    With `is_url`, the lines of a list for which it is true are taken as they are, and a list may
+    end in .streams.
     Returns None if `path` is none of these.
     """
     if "\0" in str(path):
         return None
     if path.is_dir():
         return _walk(str(path), suffixes)
-    if path.is_file() and path.suffix.lower() == ".txt":
-        return _read_list(path, root, suffixes)
+    list_suffixes = (".txt", ".streams") if is_url else (".txt",)
+    if path.is_file() and path.suffix.lower() in list_suffixes:
+        return _read_list(path, root, suffixes, is_url or (lambda _: False))
     if path.is_file() and has_suffix(path.name, suffixes):
         return Listing([str(path)])
     if not os.path.lexists(path) and glob.has_magic(str(path)):
@@ -150,7 +156,9 @@ def _glob(path: Path, suffixes: Collection[str]) -> Listing:
     return listing
 
 
-def _read_list(path: Path, root: Path | None, suffixes: Collection[str]) -> Listing:
+def _read_list(
+    path: Path, root: Path | None, suffixes: Collection[str], is_url: Callable[[str], bool]
+) -> Listing:
     """List the images that the lines of a file name, with an error for each line without one."""
     listing = Listing()
     try:
@@ -170,6 +178,9 @@ def _read_list(path: Path, root: Path | None, suffixes: Collection[str]) -> List
 
     for number, line in enumerate(lines, 1):
         if not line.strip():
+            continue
+        if is_url(line.strip()):
+            listing.files.append(line.strip())
             continue
         file = next(filter(exists, _candidates(line, places)), None)
         if file is None and not line.lstrip().startswith("#"):

@@ -17,7 +17,7 @@ def find_data_yaml(text: str, fallback_dir: Path) -> Path:
     """
     directory = Path(text)
     if not text or not directory.is_dir():
-        return find_file(text, fallback_dir)
+        return find_file(text, fallback_dir, "--data")
     candidates = [directory / name for name in DATA_FILES if (directory / name).is_file()]
     if not candidates:
         candidates = sorted(path for path in directory.glob("*.y*ml") if path.is_file())

@@ -11,6 +11,7 @@ from numpy.random.bit_generator import ISeedSequence
 from torch.utils.data import Sampler
 
 from utils.errors import UserError
+from utils.log import plural
 
 MOSAIC_SIZE = 4  # images in a mosaic, and indices in a key
 
@@ -59,8 +60,9 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
         self.start_batch = 0
         if self.batch_size < world_size:
             raise UserError(
-                f"--batch-size {batch_size}: {num_samples} images make batches of "
-                f"{self.batch_size} (need one for each of the {world_size} processes)"
+                f"--batch-size {batch_size}: {plural(num_samples, 'training image')} in batches of "
+                f"{self.batch_size} (need one in each batch for each of the {world_size} "
+                "processes: start fewer)"
             )
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Videos and cameras, frame by frame, with OpenCV: `pip install opencv-python-headless`.
+"""Videos, streams and cameras, frame by frame, with OpenCV: `pip install opencv-python-headless`.
 
 OpenCV is needed for nothing else, so it is imported only when a video is read or written.
 """
@@ -12,13 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data.urls import is_http, is_url, open_url, without_password
 from utils.errors import UserError
+from utils.log import plural
 
 VIDEO_SUFFIXES = {
     *(".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts"),
     *(".mts", ".m2ts", ".3gp", ".3g2", ".asf", ".ogv", ".vob", ".mxf"),
 }
 DEFAULT_FPS = 25.0  # of a camera that does not report its own
+MAX_FPS = 240.0  # what a stream reports above this is the clock of its time stamps
+STREAM_TIMEOUT = 10_000  # milliseconds that the server of a stream may be silent
+# A playlist that a server sends must not lead to a file of this machine.
+FFMPEG_OPTIONS = (
+    "rtsp_transport;tcp|"
+    "protocol_whitelist;http,https,httpproxy,tcp,tls,udp,rtp,rtsp,rtmp,rtmps,crypto"
+)
 
 
 def _import_cv2(source: str) -> ModuleType:
@@ -37,21 +46,21 @@ def _import_cv2(source: str) -> ModuleType:
 def read_video(source: str) -> Iterator[tuple[Tensor, float]]:
     """Yield the frames (3, h, w) uint8 RGB of a video, each with the frames per second.
 
-    `source` is a file, or the index of a camera, if there is no such file. Raises UserError if
-    OpenCV is not installed, cannot read a frame, or reads fewer frames than the file says it has:
-    this after the last frame.
+    `source` is a file, a URL, or the index of a camera, if there is no such file. Raises UserError
+    if OpenCV is not installed, cannot read a frame, or reads fewer frames than the file says it
+    has, or a stream ends, which does not say how many it has: this after the last frame.
     """
-    is_file = Path(source).is_file()
-    cv2 = _import_cv2(source)
-    capture = cv2.VideoCapture(source if is_file else int(source))
+    has_url = is_url(source)
+    name = without_password(source) if has_url else source
+    cv2 = _import_cv2(name)
+    capture = _open(cv2, source)
     try:
-        fps = capture.get(cv2.CAP_PROP_FPS) or DEFAULT_FPS
-        expected = capture.get(cv2.CAP_PROP_FRAME_COUNT) if is_file else 0
+        fps = capture.get(cv2.CAP_PROP_FPS)
+        fps = fps if 0 < fps <= MAX_FPS else DEFAULT_FPS
+        expected = capture.get(cv2.CAP_PROP_FRAME_COUNT)
         count, (success, frame) = 0, capture.read()
         if not success:
-            raise UserError(
-                f"{source}: no frame could be read (need a video or camera that OpenCV supports)"
-            )
+            raise UserError(f"{name}: no frame could be read ({_why_no_frame(source)})")
         while success:
             yield torch.from_numpy(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)).permute(2, 0, 1), fps
             count += 1
@@ -59,7 +68,38 @@ def read_video(source: str) -> Iterator[tuple[Tensor, float]]:
     finally:
         capture.release()
     if count < expected:
-        raise UserError(f"{source}: read {count} of the {expected:.0f} frames that it says it has")
+        raise UserError(f"{name}: read {count} of the {expected:.0f} frames that it says it has")
+    if has_url and expected <= 0:
+        raise UserError(f"{name}: the stream ended after {plural(count, 'frame')}")
+
+
+def _open(cv2: ModuleType, source: str) -> Any:
+    """Return OpenCV's reader of a file, a URL or a camera; what cannot be opened has no frames."""
+    if not is_url(source):
+        return cv2.VideoCapture(source if Path(source).is_file() else int(source))
+    timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, STREAM_TIMEOUT]
+    timeouts += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, STREAM_TIMEOUT]
+    key = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
+    if key in os.environ:  # a person's own choice goes before ours
+        return cv2.VideoCapture(source, cv2.CAP_FFMPEG, timeouts)
+    os.environ[key] = FFMPEG_OPTIONS
+    try:
+        return cv2.VideoCapture(source, cv2.CAP_FFMPEG, timeouts)
+    finally:
+        del os.environ[key]  # a local file is opened without it
+
+
+def _why_no_frame(source: str) -> str:
+    """Return why OpenCV reads nothing: a server's answer, if it is one that says why."""
+    if is_url(source) and is_http(source):
+        try:
+            open_url(source).close()
+        except UserError as error:
+            return str(error).partition(": cannot be read: ")[2]
+    if is_url(source):
+        seconds = STREAM_TIMEOUT // 1000
+        return f"need a stream that OpenCV supports, and an answer within {seconds} seconds"
+    return "need a video or camera that OpenCV supports"
 
 
 class VideoWriter:
@@ -77,7 +117,7 @@ class VideoWriter:
             height, width = image.shape[1:]
             self._writer = cv2.VideoWriter(str(self.path), codec, fps, (width, height))
             if not self._writer.isOpened():
-                raise UserError(f"{self.path}: cannot be written as a video")
+                raise UserError(f"{self.path}: cannot be written as a video (MPEG-4, by OpenCV)")
         self._writer.write(cv2.cvtColor(image.permute(1, 2, 0).numpy(), cv2.COLOR_RGB2BGR))
 
     def close(self) -> None:

@@ -75,7 +75,10 @@ def load(path: str | Path) -> Detector:
         model.data = str(checkpoint["args"]["data"])
         model.single_cls = bool(checkpoint["args"].get("single_cls"))
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError):
-        raise UserError(f"{path}: holds no detector that this version can build") from None
+        raise UserError(
+            f"{path}: holds no detector that this version can build "
+            "(need best.pt or last.pt of a run of this version)"
+        ) from None
     return model.eval()
 
 

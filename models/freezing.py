@@ -4,6 +4,7 @@ from torch import nn
 
 from models.detector import Detector
 from utils.errors import UserError
+from utils.log import plural
 
 
 def freeze(model: Detector, spec: str) -> list[nn.Module]:
@@ -21,7 +22,7 @@ def freeze(model: Detector, spec: str) -> list[nn.Module]:
     if not modules:
         allowed = f"backbone, or 1 to {len(layers)}" if layers else "nothing"
         raise UserError(
-            f"--freeze {spec}: the model has {len(layers)} layers before the head "
+            f"--freeze {spec}: the model has {plural(len(layers), 'layer')} before the head "
             f"(allowed: {allowed})"
         )
     for module in modules:

@@ -95,4 +95,7 @@ def _find_stride_nodes(
         }
         if set(STRIDES) <= set(last):
             return [last[stride][0] for stride in STRIDES], [last[stride][1] for stride in STRIDES]
-    raise UserError(f"--backbone {PREFIX}{name}: has no feature maps at strides 8, 16 and 32")
+    raise UserError(
+        f"--backbone {PREFIX}{name}: has no feature maps at strides 8, 16 and 32 (choose another "
+        f"one, such as {PREFIX}resnet18 or {PREFIX}mobilenet_v3_large)"
+    )

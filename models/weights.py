@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model_weights
 
@@ -53,7 +54,10 @@ def load_checkpoint_weights(model: nn.Module, path: Path) -> str:
     try:
         return load_matching_weights(model, checkpoint["ema"]["model"], f"--weights {path}")
     except (LookupError, TypeError, AttributeError, RuntimeError):
-        raise UserError(f"--weights {path}: holds no weights that this version can read") from None
+        raise UserError(
+            f"--weights {path}: holds no weights that this version can read (need best.pt or "
+            "last.pt of a run of this version)"
+        ) from None
 
 
 def load_torchvision_weights(module: nn.Module, name: str, flag: str) -> str:
@@ -104,4 +108,7 @@ def fetch_state_dict(weights: WeightsEnum, flag: str) -> dict[str, Tensor]:
         return weights.get_state_dict(progress=False, weights_only=True)
     except Exception as error:  # network, proxy and damaged files raise exceptions of many types
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{flag}: failed to load {weights.url}: {reason}") from None
+        raise UserError(
+            f"{flag}: failed to load {weights.url}: {reason} (without a network, put the file into "
+            f"{torch.hub.get_dir()}/checkpoints)"
+        ) from None

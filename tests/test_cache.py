@@ -42,7 +42,7 @@ def same(a, b):
 
 
 def test_cached_scan_keeps_errors(tiny, scans):
-    (tiny.parent / "labels" / "train" / "3.txt").write_text("7 0.5 0.5 0.2 0.2\n")
+    (tiny.parent / "labels" / "train" / "3.txt").write_text("7 .5 .5 .2 .2\n0 .5 .5 .2 .2\n")
     first, count = read(tiny), len(scans)
     assert count == 12 and len(first.errors) == 1
     assert same(read(tiny), first) and len(scans) == count

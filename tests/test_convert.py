@@ -1,5 +1,6 @@
 """Converted datasets: equal boxes to a hundredth of a pixel, and equal metrics of predictions."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -249,3 +250,28 @@ def test_describe_out_makes_its_directory(name, tiny):
     assert describe.main([str(tiny), "--out", str(path)]) == 0
     with Image.open(path) as image:
         assert image.format == ("PNG" if name.endswith("PNG") else "JPEG")
+
+
+def test_convert_keeps_crowds_where_the_format_has_them(tmp_path, capsys):
+    """COCO's iscrowd and VOC's difficult mean the same here; YOLO has neither."""
+    Image.new("RGB", (100, 50)).save(tmp_path / "a.png")
+    boxes = [[10, 10, 20, 20], [40, 10, 20, 20], [70, 10, 20, 20]]
+    annotations = [
+        {"id": k, "image_id": 1, "category_id": 1, "bbox": box, "iscrowd": k % 2}
+        for k, box in enumerate(boxes)
+    ]
+    content = {"images": [{"id": 1, "file_name": "a.png", "width": 100, "height": 50}]}
+    content |= {"categories": [{"id": 1, "name": "cat"}], "annotations": annotations}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    (tmp_path / "data.yaml").write_text("train: a.json\nval: a.json\n")
+    voc = run_convert("voc", tmp_path / "data.yaml", tmp_path / "voc")
+    coco = run_convert("coco", voc, tmp_path / "coco")
+    assert "does not support" not in capsys.readouterr().err
+    for source in (tmp_path / "data.yaml", voc, coco):
+        data = read_split(read_data_config(source), "train")
+        assert data.crowd.tolist() == [False, True, False]
+        np.testing.assert_allclose(pixels(data)[:, 0], [10, 40, 70], atol=0.01)
+    yolo = run_convert("yolo", voc, tmp_path / "yolo")
+    assert read_split(read_data_config(yolo), "train").crowd.tolist() == [False, False]
+    skipped = "train: skipped 1 crowd box, which yolo does not support\n"
+    assert skipped in capsys.readouterr().err

@@ -175,7 +175,10 @@ def test_names_that_are_none_are_one_sentence(text, message, tmp_path):
         ("train: images/train\nval:\nnames: [a]\n", "val: found nothing (need a directory"),
         ("train: ''\nval: images/val\nnames: [a]\n", "train: found nothing"),
         ("train: []\nval: images/val\nnames: [a]\n", "train: found nothing"),
-        ("train: ['']\nval: images/val\nnames: [a]\n", "found an empty source"),
+        (
+            "train: ['']\nval: images/val\nnames: [a]\n",
+            "train: found '' (need a directory",
+        ),
         ("train: images/train\n\tval: x\n", "line 2, column 1: "),
         (b"train: x\nnames: [gr\xf6\xdfe]\n", "line 2: not valid UTF-8"),
         ("train: 3\nval: x\nnames: [a]\n", "train: found 3 (need a path, or a block"),

@@ -1,7 +1,9 @@
 """detect.py as a user runs it: on images, directories, globs, lists and videos."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -158,14 +160,16 @@ def test_detect_video_without_opencv(trained_run, tmp_path, monkeypatch, capsys)
 
 def test_detect_ctrl_c_keeps_results(trained_run, tmp_path, monkeypatch, capsys):
     def interrupted(source: str, channels: int):
-        yield detect.Frame("0.png", None, torch.zeros(3, 64, 80, dtype=torch.uint8))
-        raise KeyboardInterrupt
+        for i in range(5):
+            if i == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield detect.Frame(f"{i}.png", None, torch.zeros(3, 64, 80, dtype=torch.uint8))
 
     monkeypatch.setattr(detect, "iter_images", interrupted)
     results = run_detect(trained_run, "0", tmp_path, "--save-json")
     out = capsys.readouterr().out
-    assert "stopped\n" in out and "processed 1 image in " in out
-    assert {p.name for p in results.iterdir()} == {"0.png", "predictions.json"}
+    assert "stopped by SIGINT\n" in out and "processed 2 images in " in out
+    assert {p.name for p in results.iterdir()} == {"0.png", "1.png", "predictions.json"}
 
 
 @pytest.mark.parametrize(

@@ -392,7 +392,7 @@ def test_read_split_unusual_decoder_exception_is_one_message(tiny):
         ),
         (
             "train: {annotations: a.json, names: [a]}\nval: images/val\nnames: [a, b]\n",
-            "names of a source",
+            "train: names: found .* for a.json, which has its own",
         ),
     ],
 )
@@ -450,9 +450,9 @@ def test_read_split_voc_image_set_and_its_alias(tmp_path):
 
 def test_annotations_messages_count_errors_with_the_right_plural(tiny):
     path = tiny.parent / "labels" / "train" / "3.txt"
-    path.write_text("9 .5 .5 .2 .2\n")
+    path.write_text("9 .5 .5 .2 .2\n0 .5 .5 .2 .2\n")
     assert split(tiny).messages("train")[1:] == ["train: skipped 1 invalid image or annotation"]
-    path.write_text("9 .5 .5 .2 .2\n" * 30)
+    path.write_text("9 .5 .5 .2 .2\n" * 30 + "0 .5 .5 .2 .2\n")
     messages = split(tiny).messages("train")
     assert len(messages) == 21
     assert messages[20] == "train: skipped 30 invalid images or annotations"

@@ -31,8 +31,7 @@ def test_closed_pipe_does_not_end_a_command(tmp_path):
     os.close(reader)
     done = describe(data, stdout=writer)
     os.close(writer)
-    assert done.returncode == 0
-    assert done.stderr == "stdout: cannot be written: Broken pipe (this does not end the run)\n"
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")  # noqa: PTH110

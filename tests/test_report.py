@@ -18,7 +18,7 @@ from utils.confusion import match_detections, per_image_f1
 from utils.ground_truth import GroundTruth
 from utils.hyp import Hyp
 from utils.metrics import evaluate
-from utils.plots import draw_confusion, draw_plan, draw_results, draw_schedule
+from utils.plots import draw_confusion, draw_plan, draw_predictions, draw_results, draw_schedule
 from utils.report import RunSummary, command_line, write_report
 
 BROWSER = (
@@ -161,6 +161,39 @@ def test_report_of_many_classes_needs_little_memory_and_disk_space(tmp_path):
     assert memory.peak < 300e6  # the matrix of one image alone would take 12 MB
     text = (tmp_path / "report.html").read_text()
     assert "a class with the number 1202" in text and len(text) < 2e6
+
+
+def test_images_without_a_detection_above_the_threshold_say_so(tmp_path):
+    boxes = np.tile([0.1, 0.1, 0.5, 0.5], (2, 1))
+    ground_truth = GroundTruth.from_fractions(
+        np.full((2, 2), 64), np.arange(3), boxes, np.zeros(2, int), np.zeros(2, bool), ["a"]
+    )
+    summary = RunSummary(
+        command="python train.py",
+        environment={},
+        hyp=Hyp(),
+        rows=[{"epoch": 0, "lr/0": 0.1}],
+        planned=[array("d", [0.1])],
+        batches_per_epoch=1,
+        result=evaluate(ground_truth, np.zeros((0, 7))),
+        ground_truth=ground_truth,
+        detections=torch.zeros(0, 7),
+        files=["a.png", "b.png"],
+        read_image=lambda file: torch.zeros(3, 64, 64, dtype=torch.uint8),
+    )
+    write_report(tmp_path, summary)
+    text = Page((tmp_path / "report.html").read_text()).text
+    assert "No image has a correct detection with a score above 0.25." in text
+    assert text.count("ground truth (top), no detection above 0.25 (bottom); F1 0.00") == 2
+
+    images, target = torch.zeros(2, 3, 320, 320), {"boxes": torch.zeros(0, 4)}
+    target["labels"] = torch.zeros(0, dtype=torch.long)
+    one = {"boxes": torch.tensor([[200.0, 200, 300, 300]]), "labels": torch.tensor([0])}
+    predictions = [one | {"scores": torch.tensor([score])} for score in (0.2, 0.9)]
+    draw_predictions(images, [target, target], predictions, ["a"], tmp_path / "val.png")
+    pixels = np.asarray(Image.open(tmp_path / "val.png").convert("L")).astype(int)
+    corners = [pixels[:40, x : x + 320].max() for x in (0, 330, 650, 970)]
+    assert [corner > 200 for corner in corners] == [False, True, False, False]
 
 
 def test_draw_confusion_skips_the_names_of_many_classes():

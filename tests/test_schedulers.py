@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import runpy
 import subprocess
 import sys
 import warnings
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import bitwise_equal
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter
@@ -176,6 +178,7 @@ fractions = st.floats(0.001, 1)
 lengths = st.one_of(st.integers(0, 60), st.floats(0, 60))
 
 
+@pytest.mark.filterwarnings("ignore:steps")
 @given(
     epochs=st.integers(1, 60),
     steps=st.lists(lengths, max_size=6),
@@ -711,3 +714,63 @@ def test_documented_lines_of_code_exist():
     code = {line.partition("  # ")[0].strip() for line in source.splitlines()}
     assert len(rows) > 20
     assert [row for row in rows if row not in code] == []
+
+
+def test_the_program_in_the_docs_runs_and_resumes(tmp_path, monkeypatch, capsys):
+    """It is taken from docs/schedulers.md, stopped after 5 epochs, and started again."""
+    text = (ROOT / "docs" / "schedulers.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "program.py").write_text(program)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    outputs = {}
+    for name, stop_after in (("whole", 0), ("parts", 5)):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        if stop_after:
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(torch, "save", stop_after_saves(stop_after))
+                runpy.run_path(str(tmp_path / "program.py"))
+        runpy.run_path(str(tmp_path / "program.py"))
+        outputs[name] = capsys.readouterr().out
+        assert (tmp_path / name / "lr.png").stat().st_size > 5000
+    assert outputs["parts"] == outputs["whole"]
+    whole, parts = (torch.load(tmp_path / name / "last.pt") for name in ("whole", "parts"))
+    assert bitwise_equal(whole, parts)
+
+    printed = [float(line.split()[-1]) for line in outputs["whole"].splitlines()]
+    assert len(printed) == 30
+    bounds = [2, 10, 20, 30]  # 33% and 66% of 30 epochs, to the nearest
+    for epoch in range(3, 30):
+        i = next(k for k in range(3) if epoch <= bounds[k + 1])
+        gap = bounds[i + 1] - bounds[i] + (i < 2)
+        cosine = (1 + math.cos(math.pi * (epoch - bounds[i]) / gap)) / 2 * 0.95 + 0.05
+        assert printed[epoch] == pytest.approx(0.05 * 0.7**i * cosine, abs=1e-6)
+
+
+def stop_after_saves(count: int):
+    """Return torch.save, which after that many calls raises KeyboardInterrupt."""
+    save, calls = torch.save, []
+
+    def save_and_stop(*args: object) -> None:
+        save(*args)
+        calls.append(args)
+        if len(calls) == count:
+            raise KeyboardInterrupt
+
+    return save_and_stop
+
+
+def test_steps_that_are_one_text_are_refused():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    with pytest.raises(ValueError, match=re.escape("steps: found '33%', need a list such as [30")):
+        CosineAnnealingWarmbootingLR(optimizer, 100, steps="33%")
+
+
+def test_steps_that_look_like_fractions_of_the_run_are_said():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    with pytest.warns(UserWarning, match=re.escape("steps: 0.33 is in the first epoch")):
+        CosineAnnealingWarmbootingLR(optimizer, 100, steps=[0.33, 50])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CosineAnnealingWarmbootingLR(optimizer, 1, steps=[0.33], batchs=100, per_batch=True)
+        CosineAnnealingWarmbootingLR(optimizer, 100, steps=["33%", 50.5])

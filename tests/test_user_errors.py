@@ -143,15 +143,16 @@ def data_yaml(content: str | bytes, *message: str) -> Case:
     return Case(write("data.yaml", content), (), message)
 
 
-def strict(edit: Callable[[Path], object], *message: str) -> Case:
-    """One invalid image or annotation, and --strict-data."""
-    summary = ("skipped 1 invalid image or annotation", "1 invalid", "--strict-data")
+def strict(edit: Callable[[Path], object], *message: str, count: int = 1) -> Case:
+    """`count` invalid images and annotations, and --strict-data."""
+    summary = (f"skipped {count} invalid image", f" {count} invalid", "--strict-data")
     return Case(edit, ("--strict-data",), (*message, *summary))
 
 
 def labels(content: str | bytes, *message: str) -> Case:
+    """A label file with an invalid line, whose image is skipped, too."""
     edit = write("labels/train/3.txt", content)
-    return strict(edit, "train: {}/labels/train/3.txt: ", *message)
+    return strict(edit, "train: {}/labels/train/3.txt: ", *message, count=2)
 
 
 def annotated(annotations: str) -> str:
@@ -175,8 +176,8 @@ def coco_with(key: str, entry: object, *message: str) -> Case:
     return coco(COCO | {key: [*COCO[key], entry]}, *message, strict_data=True)
 
 
-def voc(content: str, *message: str) -> Case:
-    """A valid VOC xml, and another one with `content`."""
+def voc(content: str, *message: str, count: int = 2) -> Case:
+    """A valid VOC xml, and another one with `content`; with its only object, it is skipped."""
 
     def edit(folder: Path) -> None:
         (folder / "xml").mkdir()
@@ -184,7 +185,7 @@ def voc(content: str, *message: str) -> Case:
         (folder / "xml" / "1.xml").write_text(content)
         (folder / "data.yaml").write_text(annotated("xml"))
 
-    return strict(edit, "{}/xml/1.xml: ", *message)
+    return strict(edit, "{}/xml/1.xml: ", *message, count=count)
 
 
 def resume(state: object, *message: str) -> Case:
@@ -252,7 +253,7 @@ CASES = {
     "hyp: file name too long": option("--hyp", "x" * 300, message="File name too long"),
     "hyp: binary": hyp(b"\x89PNG\xff", "not valid UTF-8"),
     "hyp: a list": hyp("- 1\n- 2\n", "found a list, need lines of 'key: value'"),
-    "hyp: a string": hyp("lr0", "found a str"),
+    "hyp: a string": hyp("lr0", "found text, need lines of 'key: value'"),
     "hyp: unknown key": hyp("zzz: 1\n", "unknown key 'zzz'", "known keys: ", "optimizer, lr0"),
     "hyp: misspelled key": hyp("momentun: 0.9\n", "unknown key 'momentun'", "mean 'momentum'?"),
     "hyp: misspelled key of a block": hyp(
@@ -338,11 +339,11 @@ CASES = {
         empty_files("labels/val"), (), ("val: no boxes found for the 5 images",)
     ),
     "data: no readable image": Case(
-        empty_files("images/val"), (), ("val: no images found", "first of 5 errors")
+        empty_files("images/val"), (), ("val: no valid images", "first of 5 errors")
     ),
     # Images and labels: with --strict-data the run does not begin.
     "labels: 4 fields": labels("0 .5 .5 .2\n", "line 1: found 4 fields (need 5"),
-    "labels: 6 fields": labels("0 .5 .5 .2 .2\n0 .5 .5 .2 .2 .9\n", "line 2: found 6 fields"),
+    "labels: 6 fields": labels("0 .5 .5 .2 .2 .9\n", "line 1: found 6 fields"),
     "labels: a letter": labels("0 .5 x .2 .2\n", "line 1: found '0 .5 x .2 .2'", "five numbers"),
     "labels: class -1": labels("-1 .5 .5 .2 .2\n", "line 1: found class -1 (allowed: 0 to 1)"),
     "labels: class 1.5": labels("1.5 .5 .5 .2 .2\n", "line 1: found class 1.5"),
@@ -359,7 +360,9 @@ CASES = {
     "labels: inf": labels("0 .5 .5 inf .2\n", "line 1: found the box"),
     "labels: binary": labels(b"\xff\xfe\x00", "cannot be read"),
     "labels: a directory": strict(
-        replace_by_dir("labels/train/3.txt"), "{}/labels/train/3.txt: cannot be read"
+        replace_by_dir("labels/train/3.txt"),
+        "{}/labels/train/3.txt: cannot be read",
+        count=2,
     ),
     "labels: no image": strict(
         write("labels/train/cat.txt", "0 .5 .5 .2 .2\n"),
@@ -416,7 +419,7 @@ CASES = {
         {"id": 2, "file_name": "cat.png", "width": 9, "height": 9},
         "train: {}/images/train/cat.png: cannot be read: No such file",
     ),
-    "voc: invalid XML": voc("<annotation>", "not a VOC xml"),
+    "voc: invalid XML": voc("<annotation>", "not a VOC xml", count=1),
     "voc: unknown class": voc(
         VOC_XML.format(name="z", xmax=40),
         "object 0: found the class 'z' (known: ['a', 'b']; use `remap`",
@@ -517,7 +520,7 @@ def test_train_invalid_input_in_a_new_process_is_one_line(tmp_path):
 
 
 def test_data_errors_are_counted_and_the_first_shown(tmp_path, capsys):
-    """30 invalid lines and an invalid image: 20 messages and a count; the run uses the rest."""
+    """30 invalid lines and two invalid images: 20 messages and a count; the run uses the rest."""
     data = write_tiny(tmp_path)
     labels_file = tmp_path / "labels" / "train" / "3.txt"
     labels_file.write_text("9 .5 .5 .2 .2\n" * 30)
@@ -528,8 +531,8 @@ def test_data_errors_are_counted_and_the_first_shown(tmp_path, capsys):
     lines = without_short_run_warnings(stderr).splitlines()
     assert len(lines) == 21 and all(line.startswith("train: ") for line in lines)
     assert lines[19].startswith(f"train: {labels_file}: line 20: found class 9 (allowed: 0 to 1)")
-    assert "skipped 31 invalid images or annotations" in lines[20]
-    assert "12 + 5 images" in stdout
+    assert "skipped 32 invalid images or annotations" in lines[20]
+    assert "11 + 5 images" in stdout
 
 
 def test_train_accepts_unusual_input(tmp_path, capsys):

@@ -156,7 +156,7 @@ def test_val_conf_and_iou_change_number_of_predictions(trained_run):
         ([], "--weights"),
         (["--weights", "no.pt"], "no.pt: cannot be read: No such file"),
         (["--weights", "BEST", "--conf", "1.5"], "--conf: found '1.5', need a number from 0 to 1"),
-        (["--weights", "BEST", "--split", "test"], "test: the data.yaml has no key 'test'"),
+        (["--weights", "BEST", "--split", "test"], "data.yaml: key 'test' is missing or empty"),
         (["--weights", "BEST", "--data", "shapes.yaml"], "has the classes ['disc', "),
         (["--weights", "EMPTY"], "holds no detector that this version can build"),
     ],
@@ -184,7 +184,7 @@ def test_val_names_both_class_lists_if_they_differ(trained_run, tmp_path, capsys
     assert val.main(["--weights", str(weights), "--data", str(data)]) == 2
     assert capsys.readouterr().err == (
         f"val.py: {data}: has the classes ['a', 'b'], but {weights} was trained on "
-        "['class0', 'class1'] (they must be the same)\n"
+        "['class0', 'class1'] (they must be the same, in the same order)\n"
     )
 
 

@@ -426,7 +426,7 @@ def test_voc_image_set_with_spaces_a_class_column_and_missing_xml(tmp_path):
         ({"annotations": "images"}, "images: no .xml file in this directory"),
         ({"image_set": "nowhere.txt"}, "nowhere.txt: cannot be read: No such file or directory"),
         ({"image_set": "empty.txt"}, "empty.txt: an empty list (need an image name per line)"),
-        ({"image_set": "binary.txt"}, "binary.txt: not UTF-8 text"),
+        ({"image_set": "binary.txt"}, "binary.txt: line 1: not valid UTF-8 (save it as UTF-8)"),
         ({"images": "nowhere"}, "its image is not found (looked in "),
     ],
 )

@@ -64,7 +64,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except Exception:  # corrupted bytes make the reader fail in any possible way
         state = None
     if not isinstance(state, dict) or "format" not in state:
-        raise UserError(f"{path}: not a checkpoint of this project, or corrupted")
+        raise UserError(
+            f"{path}: not a checkpoint of this project, or corrupted (need best.pt or last.pt of "
+            "a run of train.py)"
+        )
     if state["format"] != FORMAT:
         raise UserError(
             f"{path}: checkpoint format {state['format']}, but this version reads format {FORMAT} "
@@ -88,7 +91,10 @@ def restore(parts: Mapping[str, Part], checkpoint: Mapping[str, Any], path: Path
     if missing := sorted(parts.keys() - saved):
         raise UserError(f"{path}: no state for {', '.join(missing)} (--resume needs a last.pt)")
     if unknown := sorted(saved - parts.keys()):
-        raise UserError(f"{path}: state of {', '.join(unknown)}, which this version does not have")
+        raise UserError(
+            f"{path}: state of {', '.join(unknown)}, which this version does not have (use the "
+            "version that wrote it)"
+        )
     for name, part in parts.items():
         with checkpoint_errors(path, name):
             part.load_state_dict(checkpoint[name])
@@ -102,4 +108,7 @@ def checkpoint_errors(path: Path, part: str = "") -> Iterator[None]:
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         what = f"{path}: {part}" if part else str(path)
-        raise UserError(f"{what}: cannot be used by this version: {reason[:300]}") from None
+        raise UserError(
+            f"{what}: cannot be used by this version: {reason[:300]} (use the version that wrote "
+            "it)"
+        ) from None

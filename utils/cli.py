@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from utils import log
 from utils.errors import OtherProcessFailed, UserError, environment_error
 from utils.interrupt import Interrupted
 from utils.letterbox import MAX_IMGSZ, imgsz_bounds
-from utils.log import accept_any_text
 from utils.yolov5_flags import translate
 
 
@@ -39,15 +39,16 @@ def run_cli(command: str, main_fn: Callable[[], None]) -> int:
     """Run `main_fn` and return the exit status of `command`.
 
     0 on success, 128 + its number after a signal (Ctrl-C: 130), and 2, after one line on stderr,
-    for a UserError or an `environment_error`. For OtherProcessFailed it is 2 without a line.
+    for a UserError or an `environment_error`. For OtherProcessFailed it is 2 without a line. Output
+    that nobody reads, as in `| head`, changes none of this.
     """
-    accept_any_text()
+    log.accept_any_text()
     try:
         main_fn()
     except UserError as error:
         # From a DataLoader worker the message arrives after the worker's traceback.
         message = str(error).rstrip().rpartition("UserError: ")[2]
-        print(f"{command}: {message}", file=sys.stderr)
+        log.error(f"{command}: {message}")
         return 2
     except OtherProcessFailed:
         return 2
@@ -55,14 +56,16 @@ def run_cli(command: str, main_fn: Callable[[], None]) -> int:
         message = environment_error(error)
         if not message:
             raise
-        print(f"{command}: {message}", file=sys.stderr)
+        log.error(f"{command}: {message}")
         return 2
     except Interrupted as error:
         if error.message:
-            print(f"{command}: {error.message}", file=sys.stderr)
+            log.error(f"{command}: {error.message}")
         return 128 + error.number
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    finally:
+        log.flush()
     return 0
 
 
@@ -148,7 +151,9 @@ def freeze_spec(text: str) -> str:
 def dir_name(text: str) -> str:
     """Argument type: a directory name, or a relative path of nested ones without `.` and `..`."""
     if not all(part.strip(".") for part in text.split("/")) or "\0" in text:
-        raise argparse.ArgumentTypeError(f"found {text!r}, need a directory name")
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}, need a directory name without . and .. (--project is its parent)"
+        )
     return text
 
 

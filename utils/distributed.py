@@ -47,8 +47,8 @@ class DistributedContext:
         if world_size != "1":
             if "TORCHELASTIC_RUN_ID" not in os.environ:
                 raise UserError(
-                    f"WORLD_SIZE={world_size}: not set by torchrun "
-                    "(start several processes with torchrun)"
+                    f"WORLD_SIZE={world_size}: not set by torchrun (start several processes with "
+                    "torchrun, or unset this environment variable for one)"
                 )
             self.rank = int(os.environ["RANK"])
             self.world_size = int(world_size)

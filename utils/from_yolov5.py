@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from utils.cli import Parser, run_cli
 from utils.errors import UserError
 from utils.hyp import Hyp
+from utils.log import info
 from utils.yamlfile import read_yaml, validate
 
 Number = Annotated[
@@ -124,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
             description="Convert a hyp file of YOLOv5 and print the result.",
         )
         p.add_argument("file", type=Path, metavar="FILE", help="hyp file of YOLOv5")
-        print(from_yolov5(p.parse_args(argv).file), end="")
+        info(from_yolov5(p.parse_args(argv).file).rstrip("\n"))
 
     return run_cli("python -m utils.from_yolov5", convert)
 

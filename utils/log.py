@@ -6,19 +6,32 @@ The handler is called synchronously, with the stage as the record's message and 
 """
 
 import contextlib
+import errno
 import logging
 import os
 import sys
+import time
 from typing import Any, TextIO
 
 logger = logging.getLogger("train")
 _is_main = True
+_last_output = time.monotonic()  # when a line was printed
 
 
 def set_main(is_main: bool) -> None:
     """Choose whether this process prints; with several processes only rank 0 does."""
     global _is_main
     _is_main = is_main
+
+
+def is_main() -> bool:
+    """Return whether this process prints."""
+    return _is_main
+
+
+def seconds_since_output() -> float:
+    """Return for how long nothing has been printed."""
+    return time.monotonic() - _last_output
 
 
 def info(*lines: str) -> None:
@@ -35,14 +48,40 @@ def warning(*lines: str) -> None:
             _print(line, sys.stderr)
 
 
+def progress(line: str) -> None:
+    """Print a line on stderr, where a terminal would have a progress bar."""
+    if _is_main:
+        _print(line, sys.stderr)
+
+
+def error(line: str) -> None:
+    """Print on stderr, from any process, why a command ends."""
+    _print(line, sys.stderr)
+
+
 def _print(line: str, stream: TextIO) -> None:
     """Print a line. A log that cannot be written (a closed pipe, a full disk) never ends a run."""
+    global _last_output
+    _last_output = time.monotonic()
     try:
         print(line, file=stream, flush=True)
     except OSError as error:
-        _discard(stream)
-        if stream is sys.stdout:
-            warning(f"stdout: cannot be written: {error.strerror} (this does not end the run)")
+        _give_up(stream, error)
+
+
+def flush() -> None:
+    """Write what others have printed on stdout, such as argparse's help."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _give_up(sys.stdout, error)
+
+
+def _give_up(stream: TextIO, error: OSError) -> None:
+    """Discard what is printed from now on; say so if nobody has chosen it, as `| head` does."""
+    _discard(stream)
+    if stream is sys.stdout and error.errno != errno.EPIPE:
+        warning(f"stdout: cannot be written: {error.strerror} (this does not end the run)")
 
 
 def _discard(stream: TextIO) -> None:
@@ -66,9 +105,9 @@ def accept_any_text() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def plural(count: int, noun: str) -> str:
-    """Return "1 epoch" or "3 epochs"."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def plural(count: int, noun: str, nouns: str = "") -> str:
+    """Return "1 epoch" or "3 epochs"; `nouns` is the plural where it is not `noun` with an s."""
+    return f"{count} {noun}" if count == 1 else f"{count} {nouns or f'{noun}s'}"
 
 
 def stage(name: str, **details: Any) -> None:

@@ -231,7 +231,7 @@ def _run(argv: list[str] | None) -> None:
     names = [args.hyp, *args.compare]
     curves = []
     for name in names:
-        path = find_file(name, HYP_DIR)
+        path = find_file(name, HYP_DIR, "--hyp" if name == args.hyp else "--compare")
         hyp = load_hyp(path)
         optimizer = SimpleNamespace(param_groups=[{"lr": hyp.lr0}])
         scheduler, [curve], messages = build_checked_scheduler(
@@ -244,7 +244,8 @@ def _run(argv: list[str] | None) -> None:
         try:
             draw_plan(curves, args.batches, args.plot, names)
         except (OSError, ValueError) as error:  # ValueError: not a format of matplotlib
-            raise UserError(f"--plot {args.plot}: cannot be written: {error}") from None
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"--plot {args.plot}: cannot be written: {reason}") from None
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -146,20 +146,21 @@ def draw_predictions(
 ) -> None:
     """Write pairs to the JPEG `path`: an image with its ground truth, and with its predictions.
 
-    Each is captioned with which of them it is.
-
-    Predictions with a score of at most `conf` are skipped.
+    Each is captioned with which of them it is. Predictions with a score of at most `conf` are
+    skipped; the caption of an image without others says so.
     """
     confident = [{key: value[p["scores"] > conf] for key, value in p.items()} for p in predictions]
-    pairs = zip(
+    grid = []
+    for image, predicted, kept in zip(
         _draw_each(images, targets, class_names),
         _draw_each(images, confident, class_names),
+        confident[:MAX_IMAGES],
         strict=True,
-    )
-    captions = ("ground truth", f"predictions (confidence > {conf})")
-    _save_grid(
-        [_add_caption(*each) for pair in pairs for each in zip(pair, captions, strict=True)], path
-    )
+    ):
+        what = "predictions" if len(kept["boxes"]) else "no predictions"
+        grid.append(_add_caption(image, "ground truth"))
+        grid.append(_add_caption(predicted, f"{what} (confidence > {conf})"))
+    _save_grid(grid, path)
 
 
 def _add_caption(image: Tensor, text: str) -> Tensor:

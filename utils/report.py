@@ -121,7 +121,7 @@ def write_report(run_dir: Path, summary: RunSummary, keep_going: KeepGoing | Non
         f"Confusion matrix (confidence > {REPORT_CONF})": lambda: _png(
             lambda file: draw_confusion(matrix, class_names, file)
         ),
-        "Best images": lambda: gallery(best),
+        "Best images": lambda: _none_correct(f1, best) + gallery(best),
         "Worst images": lambda: gallery(worst),
         "Hyperparameters": lambda: _hyp_table(summary.hyp.model_dump()),
     }
@@ -208,6 +208,13 @@ def _png(draw: Callable[[io.BytesIO], None]) -> str:
     return f"<img src='{_data_uri(buffer, 'png')}' alt=''>"
 
 
+def _none_correct(f1: Mapping[int, float], image_ids: Sequence[int]) -> str:
+    """Return a sentence if none of the images has a correct detection, else ""."""
+    if any(f1[i] > 0 for i in image_ids):
+        return ""
+    return f"<p>No image has a correct detection with a score above {REPORT_CONF}.</p>"
+
+
 def _figure(
     summary: RunSummary,
     detections: np.ndarray,
@@ -230,11 +237,12 @@ def _figure(
         "scores": torch.tensor(rows[:, 5].tolist()),
     }
     name = html.escape(Path(path).name)
+    found = "detections" if len(rows) else f"no detection above {REPORT_CONF}"
     top, bottom = (_jpeg(image, target, class_names) for target in (ground_truth, predictions))
     return (
         f"<figure><img src='{top}' alt='ground truth of {name}'>"
         f"<img src='{bottom}' alt='detections in {name}'>"
-        f"<figcaption>{name}: ground truth (top), detections (bottom); F1 {f1:.2f}</figcaption>"
+        f"<figcaption>{name}: ground truth (top), {found} (bottom); F1 {f1:.2f}</figcaption>"
         "</figure>"
     )
 

@@ -56,7 +56,7 @@ def start_or_resume(
     """
     path = dist.on_main(checkpoint_to_resume, args)
     if path is None:
-        hyp_file = find_file(args.hyp, hyp_dir)
+        hyp_file = find_file(args.hyp, hyp_dir, "--hyp")
         return Start(args, load_hyp(hyp_file), hyp_file)
     checkpoint = load_checkpoint(path)
     with checkpoint_errors(path):
@@ -96,12 +96,12 @@ def resume_args(
     saved_args, run_dir, progress = checkpoint["args"], run_dir_of(path), checkpoint["progress"]
     args = dict(saved_args)
     for key, value in overrides.items():
-        flag = f"--{key.replace('_', '-')} {value}"
+        flag = f"--{key.replace('_', '-')}" + ("" if value is True else f" {value}")
         if key in LOCATION_ARGS:
             if overrides["resume"] != "auto":  # `auto` has found the run by them
                 _check_location(key, value, flag, run_dir)
         elif key == "hyp":
-            _check_same_hyp(find_file(value, hyp_dir), Hyp(**checkpoint["hyp"]), run_dir)
+            _check_same_hyp(find_file(value, hyp_dir, "--hyp"), Hyp(**checkpoint["hyp"]), run_dir)
         elif key == "epochs" and value > saved_args["epochs"] and progress["early_stopped"]:
             raise UserError(
                 f"{flag}: {run_dir} was early-stopped after {plural(progress['epoch'], 'epoch')} "
@@ -109,21 +109,39 @@ def resume_args(
             )
         elif key in RESUME_OVERRIDABLE or (key == "epochs" and value > saved_args["epochs"]):
             args[key] = value
-        elif not _same_value(key, value, saved_args[key]):
-            allowed = f"{saved_args[key]} or more" if key == "epochs" else f"{saved_args[key]}"
-            raise UserError(f"{flag}: conflicts with {run_dir}, which was started with {allowed}")
+        elif not _same_value(key, value, saved := saved_args[key]):
+            hint = f"need {saved} or more" if key == "epochs" else "leave it out"
+            raise UserError(
+                f"{flag}: conflicts with {run_dir}, which was started {_started_with(saved)} "
+                f"({hint}, or start a new run)"
+            )
     is_finished = progress["finished"] and args["epochs"] == saved_args["epochs"]
     if is_finished and overrides["resume"] != "auto":
-        raise UserError(f"{path}: this run finished after {plural(progress['epoch'], 'epoch')}")
+        hint = "start a new run" if progress["early_stopped"] else "a larger --epochs continues it"
+        raise UserError(
+            f"{path}: this run finished after {plural(progress['epoch'], 'epoch')} ({hint})"
+        )
     return args
+
+
+def _started_with(saved: Any) -> str:
+    """Return how a run was started that has the value `saved` of an argument."""
+    if saved is None or saved is False:
+        return "without it"
+    return "with it" if saved is True else f"with {saved}"
 
 
 def _check_location(key: str, value: str, flag: str, run_dir: Path) -> None:
     parts = Path(value).parts
-    if key == "name" and parts != run_dir.parts[-len(parts) :]:
-        raise UserError(f"{flag}: the run to resume is {run_dir}")
-    if key == "project" and not run_dir.resolve().is_relative_to(Path(value).resolve()):
-        raise UserError(f"{flag}: the run to resume is {run_dir}")
+    is_other_name = key == "name" and parts != run_dir.parts[-len(parts) :]
+    is_other_project = key == "project" and not run_dir.resolve().is_relative_to(
+        Path(value).resolve()
+    )
+    if is_other_name or is_other_project:
+        raise UserError(
+            f"{flag}: the run to resume is {run_dir} (leave the argument out, or resume another "
+            "run with --resume RUN)"
+        )
 
 
 def _same_value(key: str, value: Any, saved: Any) -> bool:
@@ -140,7 +158,7 @@ def _check_same_hyp(path: Path, saved: Hyp, run_dir: Path) -> None:
         if new[key] != value:
             raise UserError(
                 f"--hyp {path}: {key} {new[key]} conflicts with {run_dir}, "
-                f"which was started with {value}"
+                f"which was started with {value} (leave --hyp out, or start a new run)"
             )
 
 
@@ -151,7 +169,7 @@ def check_data_unchanged(saved: Mapping[str, str], current: Mapping[str, str], d
         if fingerprint != saved[split]:
             raise UserError(
                 f"{data}: {split} has {fingerprint}, but the run to resume was started with "
-                f"{saved[split]}"
+                f"{saved[split]} (bring the data back, or start a new run with --weights)"
             )
 
 

@@ -72,7 +72,10 @@ def latest_checkpoint(project: Path) -> Path:
     """Return the newest `weights/last.pt` below `project`. Raises UserError when there is none."""
     checkpoints = list(project.glob("**/weights/last.pt"))
     if not checkpoints:
-        raise UserError(f"--resume: no weights/last.pt found below {project}")
+        raise UserError(
+            f"--resume: no weights/last.pt found below {project} (name the run, --resume RUN, or "
+            "the --project that it is in)"
+        )
     return max(checkpoints, key=lambda path: path.stat().st_mtime_ns)
 
 

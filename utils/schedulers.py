@@ -407,7 +407,7 @@ class CosineAnnealingWarmbootingLR(BatchWarmup):
         batches_per_epoch: another name of `batchs`.
 
     Raises ValueError for steps that `restart_epoch` and an `lf` text that `parse_lf` refuses, and
-    for `per_batch` without `batchs`.
+    for `per_batch` without `batchs`. Warns of a step below 1, which may be meant as a fraction.
     """
 
     def __init__(
@@ -428,10 +428,19 @@ class CosineAnnealingWarmbootingLR(BatchWarmup):
         batchs = _batches_per_epoch(batchs, batches_per_epoch)
         if per_batch and not batchs:
             raise ValueError("per_batch needs batchs, the number of batches per epoch")
+        if isinstance(steps, str):  # whose characters would be taken for the steps
+            raise ValueError(f"steps: found {steps!r}, need a list such as [30, '66%']")
         super().__init__(optimizer, epochs, batchs, warmup_epoch)
         self.eta_min = eta_min
         self.restarts = list(steps)
         self.steps = self._boundaries()
+        fractions = [s for s in self.restarts if not isinstance(s, str) and 0 < s < 1]
+        if fractions and not per_batch:
+            warnings.warn(
+                f"steps: {fractions[0]} is in the first epoch (a fraction of the run is a text "
+                "such as '33%')",
+                stacklevel=2,
+            )
         self.step_scale = step_scale
         self.epoch_scale = epoch_scale
         self.changes_every_batch = per_batch

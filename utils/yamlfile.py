@@ -64,14 +64,17 @@ _Loader.add_implicit_resolver(
 )
 
 
-def find_file(path: str, fallback_dir: Path) -> Path:
-    """Return the file `path`, else `path` in `fallback_dir`. Raises UserError if neither is one."""
+def find_file(path: str, fallback_dir: Path, flag: str) -> Path:
+    """Return the file `path`, else `path` in `fallback_dir`. Raises UserError if neither is one.
+
+    `flag` is the argument that named it.
+    """
     fallback = fallback_dir / path
     for candidate in (Path(path), fallback):
         if candidate.is_file():
             return candidate
     if not path:
-        raise UserError("found '' for the name of a file")
+        raise UserError(f"{flag}: found '' (need the name of a file)")
     if Path(path).is_dir():
         raise UserError(f"{path}: is a directory (need a file)")
     hint = f" (also looked for {fallback})" if fallback != Path(path) else ""
@@ -100,7 +103,8 @@ def read_yaml(path: Path, model: type[Model]) -> Model:
     if content is None:
         content = {}
     if not isinstance(content, dict):
-        raise UserError(f"{path}: found a {type(content).__name__}, need lines of 'key: value'")
+        kind = {"str": "text", "list": "a list"}.get(type(content).__name__, "a single value")
+        raise UserError(f"{path}: found {kind}, need lines of 'key: value'")
     return validate(content, model, str(path))
 
 

@@ -15,7 +15,7 @@ from data.cache import Arrays, cached
 from data.config import SPLITS, AnnotatedSource, DataConfig, Source
 from data.formats.coco import read_coco, read_coco_ids
 from data.formats.labelme import is_labelme, read_labelme
-from data.formats.scan import Annotations, Scan, label_table, unknown_class
+from data.formats.scan import Annotations, Scan, invalid_count, label_table, unknown_class
 from data.formats.voc import read_voc
 from data.formats.yolo import read_yolo
 from data.images import image_suffixes
@@ -23,10 +23,12 @@ from data.listing import Listing, list_images
 from data.locate import similar
 from data.random_split import draw_images
 from utils.errors import UserError
+from utils.log import plural
 
 __all__ = [
     "Annotations",
     "images_in_both_splits",
+    "invalid_count",
     "original_ids",
     "read_all_splits",
     "read_split",
@@ -35,7 +37,7 @@ __all__ = [
 
 
 # Of a cache; to be raised when the fields of Annotations or what a reader takes from a file change.
-CACHE_FORMAT = 5
+CACHE_FORMAT = 6
 REPEATED = "images that are named again, by a list or another source, and used each time"
 
 
@@ -51,7 +53,8 @@ def read_train_val(
     if train.class_names != val.class_names:
         raise UserError(
             f"{path}: train has the classes {list(train.class_names)}, "
-            f"val has {list(val.class_names)} (they must be the same)"
+            f"val has {list(val.class_names)} (they must be the same, in one order: write "
+            "`names`, and map what a source calls them with `remap`)"
         )
     if single_cls:
         train, val = train.as_single_class(), val.as_single_class()
@@ -68,8 +71,8 @@ def images_in_both_splits(train: Annotations, val: Annotations) -> list[str]:
         return []
     verb = "is" if count == 1 else "are"
     return [
-        f"val: {count} of {len(val)} images {verb} in train, too; metrics on images that the model "
-        "was trained on say little"
+        f"val: {count} of {plural(len(val), 'image')} {verb} in train, too; metrics on images "
+        "that the model was trained on say little"
     ]
 
 
@@ -101,7 +104,10 @@ def read_split(config: DataConfig, split: str) -> Annotations:
     are crowds.
     """
     if getattr(config, split) is None:
-        raise UserError(f"{split}: the data.yaml has no key {split!r}, or nothing behind it")
+        raise UserError(
+            f"{config.file}: key {split!r} is missing or empty (need a directory of images, a .txt "
+            "list, a glob, or annotations)"
+        )
     if config.val_fraction and split != "test":
         return _drawn_split(config, split)
     return _read_sources(config, split)
@@ -146,9 +152,10 @@ def _read_sources(config: DataConfig, split: str) -> Annotations:
     )
     annotations = Annotations.from_arrays(arrays)
     if not len(annotations):
-        raise UserError(f"{split}: no images found in {root}{_first_message(annotations)}")
+        problem = "no valid images" if annotations.errors else "no images found"
+        raise UserError(f"{split}: {problem} in {root}{_first_message(annotations)}")
     if not len(annotations.boxes):
-        count = f"{len(annotations)} image{'s' if len(annotations) > 1 else ''}"
+        count = plural(len(annotations), "image")
         raise UserError(
             f"{split}: no boxes found for the {count} in {root}{_first_message(annotations)}"
         )
@@ -170,15 +177,15 @@ def _cache_key(config: DataConfig, sources: list[Source], listings: dict[str, Li
 
 def _first_message(annotations: Annotations) -> str:
     """Return what says most about why there is nothing: the first error, or else the notes."""
-    if annotations.errors or not annotations.notes:
+    if annotations.errors:
         return _first_error(annotations.errors)
-    return f" ({'; '.join(annotations.notes)})"
+    return f" ({'; '.join(annotations.notes) or 'their annotations are empty'})"
 
 
 def _first_error(errors: Sequence[str]) -> str:
     if not errors:
         return ""
-    return f" (first of {len(errors)} error{'s' if len(errors) > 1 else ''}: {errors[0]})"
+    return f" (first of {plural(len(errors), 'error')}: {errors[0]})"
 
 
 def _list_yolo_images(
@@ -201,8 +208,9 @@ def _list_yolo_images(
                 f"COCO .json{hint})"
             )
         if not listing.files:
-            first = _first_error(listing.errors)
-            raise UserError(f"{split}: no images found in {root / where}{first}")
+            suffixes = f" (read are {' '.join(sorted(IMAGE_SUFFIXES))})"
+            reason = _first_error(listing.errors) or suffixes
+            raise UserError(f"{split}: no images found in {root / where}{reason}")
         listings[where] = listing
     return listings
 

@@ -200,15 +200,18 @@ class CocoAnnotations:
             valid = np.flatnonzero((box_indices >= 0) & (box_labels >= 0) & is_valid)
             self.notes[CUT] += _count_cut(bboxes[valid], box_sizes[valid])
             crowd = np.frombuffer(self._crowd, np.int8)[rows]
+            scan.drop_boxes(box_indices[(box_indices >= 0) & (box_labels == -1) & is_valid])
             scan.add_boxes(box_indices[valid], box_labels[valid], boxes[valid], crowd[valid])
         num_crowds = sum(self._crowd) - self.notes[IGNORED]
         if num_crowds:
             self.notes[CROWDS] = num_crowds
         errors.sort()  # by the number of the annotation
-        scan.errors += [
-            (index, f"{self._path}: annotation {number}: {reason}; box skipped")
-            for number, index, reason in errors
-        ]
+        for number, index, reason in errors:
+            message = f"{self._path}: annotation {number}: {reason}; box skipped"
+            if index < len(scan.files):
+                scan.skip_labels(index, message)
+            else:
+                scan.errors.append((index, message))
 
     def _check_pixels(self) -> None:
         numbers = np.frombuffer(self._bboxes)

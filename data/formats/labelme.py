@@ -16,6 +16,7 @@ from data.formats.json_lists import read_json
 from data.formats.scan import Labels, Scan
 from data.images import ImageSize
 from utils.errors import UserError
+from utils.track import Track
 
 # Shapes that cover what is between their points, and the smallest number of these. "rotation" is
 # X-AnyLabeling's rectangle that is turned; a mask has the first and the last pixel of its box.
@@ -66,7 +67,7 @@ def read_labelme(scan: Scan, root: Path, source: AnnotatedSource, labels: Labels
         files += [Path(directory) / name for name in names if name.lower().endswith(".json")]
     finders: dict[Path, ImageFinder] = {}
     json_of: dict[str, Path] = {}
-    for path in sorted(files):
+    for path in Track(sorted(files), "reading json files", len(files), "file"):
         inputs.append(str(path))
         try:
             content = _read(path)
@@ -134,7 +135,7 @@ def _add_image(
         try:
             label, corners = _parse_shape(shape, (width, height), labels)
         except ValueError as error:
-            scan.errors.append((image_index, f"{path}: shape {number}: {error}; box skipped"))
+            scan.skip_labels(image_index, f"{path}: shape {number}: {error}; box skipped")
             continue
         if shape.get("shape_type", "polygon") != "rectangle":
             notes[NOTE] += 1

@@ -17,6 +17,7 @@ from data.images import ImageSize, image_size, image_suffixes
 from data.threads import map_in_threads
 from utils.ground_truth import GroundTruth
 from utils.log import plural
+from utils.track import Track
 
 Labels = dict[str, int | None]  # class name in a source -> label, None for a class to skip
 Box = tuple[float, float, float, float]  # xyxy as fractions of the image's width and height
@@ -62,10 +63,10 @@ class Annotations:
         digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6)
         for numbers in (self.sizes, self.offsets, self.boxes, self.labels, self.crowd):
             digest.update(np.ascontiguousarray(numbers))
-        images = f"{len(self)} images"
+        images = plural(len(self), "image")
         if self.channels != 3:
             images += f" of {plural(self.channels, 'channel')}"
-        return f"{images} with {len(self.labels)} boxes ({digest.hexdigest()})"
+        return f"{images} with {plural(len(self.labels), 'box', 'boxes')} ({digest.hexdigest()})"
 
     def take(self, images: np.ndarray) -> "Annotations":
         """Return those of the images for which `images` (n,) bool is True, with their boxes."""
@@ -119,10 +120,13 @@ class Annotations:
         """
         lines = [*self.notes, *self.errors[:limit]]
         if self.errors:
-            count = len(self.errors)
-            skipped = "image or annotation" if count == 1 else "images or annotations"
-            lines.append(f"skipped {count} invalid {skipped}")
+            lines.append(f"skipped {invalid_count(len(self.errors))}")
         return [f"{split}: {message}" for message in lines]
+
+
+def invalid_count(count: int) -> str:
+    """Return "1 invalid image or annotation", or the like for another count."""
+    return plural(count, "invalid image or annotation", "invalid images or annotations")
 
 
 def label_table(names: Sequence[str], remap: dict[str, str | None]) -> Labels:
@@ -142,10 +146,10 @@ def unknown_class(name: str, labels: Labels) -> str:
 class Scan:
     """Collects the images, boxes and errors of a split as flat arrays, without an object per box.
 
-    A reader calls `add_image`, then `add_box` with the index that it returned, and appends (image
-    index, message) to `errors` for everything that it skips. What it does not read as it stands,
-    without skipping it, it counts in `notes` by a sentence that says what was done. `files` are the
-    images so far; they are read with `channels`.
+    A reader calls `add_image`, then `add_box` or `skip_labels` with the index that it returned, and
+    appends (image index, message) to `errors` for everything else that it skips. What it does not
+    read as it stands, without skipping it, it counts in `notes` by a sentence that says what was
+    done. `files` are the images so far; they are read with `channels`.
     """
 
     def __init__(self, channels: int = 3) -> None:
@@ -159,6 +163,8 @@ class Scan:
         self._boxes = array("f")  # four numbers each
         self._labels = array("q")
         self._crowd = array("b")
+        self._with_invalid: set[int] = set()  # images with a label that is invalid
+        self._with_dropped: set[int] = set()  # images with a valid one of a class to skip
 
     @property
     def suffixes(self) -> set[str]:
@@ -187,11 +193,25 @@ class Scan:
     ) -> None:
         """Add a box (xyxy, fractions of the image size) to an image; a label of None skips it."""
         if label is None:
+            self._with_dropped.add(image_index)
             return
         self._image_indices.append(image_index)
         self._labels.append(label)
         self._boxes.extend(box)
         self._crowd.append(crowd)
+
+    def skip_labels(self, image_index: int, message: str) -> None:
+        """Add an error for one or more labels of an image that are invalid.
+
+        An image without a valid label is skipped, too: it has objects, and as an image without
+        them it would teach a model not to detect them.
+        """
+        self.errors.append((image_index, message))
+        self._with_invalid.add(image_index)
+
+    def drop_boxes(self, image_indices: np.ndarray) -> None:
+        """Record that images have a valid box of a class to skip, as `add_box` does for None."""
+        self._with_dropped.update(np.unique(image_indices).tolist())
 
     def add_boxes(
         self, image_indices: np.ndarray, labels: np.ndarray, boxes: np.ndarray, crowd: np.ndarray
@@ -208,6 +228,7 @@ class Scan:
         Reads the header of every image, and skips images that cannot be used.
         """
         sizes, orientations = self._read_sizes()
+        self._skip_images_without_valid_labels(sizes)
         usable = sizes[:, 0] > 0
         image_indices = np.frombuffer(self._image_indices, np.int64)
         order = image_indices.argsort(kind="stable")
@@ -220,8 +241,8 @@ class Scan:
             for i, count in zip(
                 *np.unique(image_indices[repeats], return_counts=True), strict=True
             ):
-                duplicates = "duplicate box" if count == 1 else "duplicate boxes"
-                message = f"{self.files[i]}: {count} {duplicates}; skipped"
+                duplicates = plural(count, "duplicate box", "duplicate boxes")
+                message = f"{self.files[i]}: {duplicates}; skipped"
                 self.errors.append((int(i), message))
             image_indices, labels, crowd, boxes = (
                 np.delete(array, repeats, 0) for array in (image_indices, labels, crowd, boxes)
@@ -244,13 +265,24 @@ class Scan:
             "notes": np.array(notes, dtype=str),
         }
 
+    def _skip_images_without_valid_labels(self, sizes: np.ndarray) -> None:
+        """Set the size (n, 2) of the images all of whose labels are invalid to 0, with an error."""
+        invalid = np.array([*(self._with_invalid - self._with_dropped)], np.int64)
+        for i in np.setdiff1d(invalid, np.frombuffer(self._image_indices, np.int64)).tolist():
+            if sizes[i, 0] > 0:  # otherwise it is skipped already
+                self.errors.append(
+                    (i, f"{self.files[i]}: none of its labels is valid; image skipped")
+                )
+                sizes[i] = 0
+
     def _read_sizes(self) -> tuple[np.ndarray, np.ndarray]:
         """Return width and height (n, 2) int32 of every image, 0 and an error if it is unusable,
         and the EXIF orientation (n,) that its boxes need, 1 if they are right as they are."""
         count = len(self.files)
         sizes, orientations = np.zeros((count, 2), np.int32), np.ones(count, np.int8)
         # Threads, because on a network file system most of this is waiting.
-        for i, size in enumerate(map_in_threads(self.image_size, self.files, 8)):
+        headers = map_in_threads(self.image_size, self.files, 8)
+        for i, size in enumerate(Track(headers, "reading image headers", count, "image")):
             if isinstance(size, str):
                 self.errors.append((i, size))
             else:

@@ -21,6 +21,7 @@ from data.images import IMAGE_SUFFIXES
 from data.listing import has_suffix
 from utils.errors import UserError
 from utils.textfile import decode_text, split_lines
+from utils.track import Track
 
 OTHER_NAME = "xml files whose `filename` is another image, taken with the image that has their name"
 BY_FILENAME = "xml files whose name no image has, taken with the image of their `filename`"
@@ -51,7 +52,7 @@ def read_voc(scan: Scan, root: Path, source: AnnotatedSource, labels: Labels) ->
     if source.image_set is not None:
         inputs.append(str(root / source.image_set))
         names = _read_image_set(scan, root / source.image_set, xml_files, images, notes)
-    for name in names:
+    for name in Track(names, "reading xml files", len(names), "file"):
         if name not in xml_files:  # CVAT writes none for an image without objects
             notes[NO_XML] += 1
             scan.add_image(images.without_xml(name))
@@ -71,8 +72,7 @@ def read_voc(scan: Scan, root: Path, source: AnnotatedSource, labels: Labels) ->
             try:
                 scan.add_box(image_index, labels[obj.name], obj.clip(*size), obj.is_difficult)
             except ValueError as error:
-                message = f"{path}: object {number}: {error}; box skipped"
-                scan.errors.append((image_index, message))
+                scan.skip_labels(image_index, f"{path}: object {number}: {error}; box skipped")
             else:
                 _count(obj, size, notes)
     if source.image_set is None:
@@ -126,7 +126,8 @@ def _read_image_set(
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text: {error}") from None
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}: line {line}: not valid UTF-8 (save it as UTF-8)") from None
     if not any(line.strip() for line in lines):
         raise UserError(f"{path}: an empty list (need an image name per line)")
     names = []
@@ -270,7 +271,7 @@ def _parse_objects(
             if obj.name not in labels:
                 raise ValueError(unknown_class(obj.name, labels))
         except ValueError as error:
-            scan.errors.append((image_index, f"{path}: object {number}: {error}; box skipped"))
+            scan.skip_labels(image_index, f"{path}: object {number}: {error}; box skipped")
         else:
             objects[number] = obj
     return objects

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from data.formats.label_files import LabelFiles
 from data.formats.scan import Box, Scan
 from utils.textfile import decode_text
+from utils.track import Track
 
 ROUNDING = 1e-3  # what a coordinate may be beyond 0..1; that of a tool that rounds to 3 digits
 IN_PIXELS = 2.0  # from this on, a number is not a fraction
@@ -44,7 +45,7 @@ def read_yolo(
     """
     label_files, inputs, num_missing, num_shared = LabelFiles(), [*images], 0, 0
     image_of: dict[str, str] = {}  # by label file
-    for image in images:
+    for image in Track(images, "reading labels", len(images), "image"):
         image_index = scan.add_image(image)
         path = label_files.find(image)
         if path is None:
@@ -58,13 +59,13 @@ def read_yolo(
                 # What is not UTF-8 is in a comment: numbers are ASCII.
                 lines = decode_text(file.read(), "backslashreplace").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            scan.errors.append((image_index, f"{path}: cannot be read: {error}; labels skipped"))
+            scan.skip_labels(image_index, f"{path}: cannot be read: {error}; labels skipped")
             continue
         for number, line in enumerate(lines, 1):
             try:
                 parsed = _parse_line(line, len(labels), kpt_shape, scan.notes)
             except ValueError as error:
-                scan.errors.append((image_index, f"{path}: line {number}: {error}; box skipped"))
+                scan.skip_labels(image_index, f"{path}: line {number}: {error}; box skipped")
             else:
                 if parsed is not None:
                     scan.add_box(image_index, labels[parsed[0]], parsed[1])
