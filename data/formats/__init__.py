@@ -208,7 +208,7 @@ def _list_yolo_images(
                 f"COCO .json{hint})"
             )
         if not listing.files:
-            suffixes = f" (read are {' '.join(sorted(IMAGE_SUFFIXES))})"
+            suffixes = f" (read are {' '.join(sorted(image_suffixes(channels)))})"
             reason = _first_error(listing.errors) or suffixes
             raise UserError(f"{split}: no images found in {root / where}{reason}")
         listings[where] = listing
