@@ -193,7 +193,9 @@ def _check_class_weights(value: Any) -> list[float] | dict[str, float] | None:
             f"found {SHORT.repr(value)}, need a list with a number for each class, or class names "
             "with numbers (above 0, up to 1000)"
         )
-    return value
+    if isinstance(value, dict):
+        return {name: float(weight) for name, weight in value.items()}
+    return [*map(float, value)]
 
 
 class LossWeights(_Strict):
