@@ -86,9 +86,10 @@ def test_class_weights_of_a_torchvision_detector_are_refused():
 
 @pytest.mark.filterwarnings("error")
 def test_class_weights_are_plain_data_and_not_in_the_weights(tmp_path):
-    hyp = load_hyp(write_hyp(tmp_path, "class_weights: [0.5, 2]\n"))
-    assert json.loads(json.dumps(hyp.model_dump())) == hyp.model_dump()
-    assert Hyp(**hyp.model_dump()) == hyp
+    for text in ("{class1: 3}", "[0.5, 2]"):
+        hyp = load_hyp(write_hyp(tmp_path, f"class_weights: {text}\n"))
+        assert json.loads(json.dumps(hyp.model_dump())) == hyp.model_dump()
+        assert Hyp(**hyp.model_dump()) == hyp
     model = build_model("yolo-n", 2)
     keys = model.state_dict().keys()
     model.set_class_weights(hyp.class_weights)
