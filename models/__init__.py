@@ -46,8 +46,10 @@ def load(path: str | Path) -> Detector:
     """Load the detector in a checkpoint, `best.pt` or `last.pt`, with its EMA weights.
 
     It is on the CPU, in evaluation mode, and has `class_names`, `imgsz`, the (largest) image size
-    in pixels that it was trained at, and `data`, the data.yaml of its training. After `.train()` it
-    returns unweighted losses; the weights are those of the hyp file: `box`, `cls` and `dfl`.
+    in pixels that it was trained at, and `data`, the data.yaml of its training. It gives as many
+    detections of an image as counted in validation, if that is more than it gives by default. After
+    `.train()` it returns unweighted losses; the weights are those of the hyp file: `box`, `cls` and
+    `dfl`.
     Raises UserError if the file is not found, corrupted, or not a checkpoint of this project.
     """
     checkpoint = load_checkpoint(Path(path))
@@ -57,6 +59,7 @@ def load(path: str | Path) -> Detector:
         model.class_names = tuple(checkpoint["class_names"])
         model.imgsz = imgsz_bounds(checkpoint["args"]["imgsz"], model.stride)[1]
         model.data = str(checkpoint["args"]["data"])
+        model.allow_detections(checkpoint.get("detection_limit", 0))
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError):
         raise UserError(f"{path}: holds no detector that this version can build") from None
     return model.eval()
