@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import clip_boxes_to_image
 
 from models import load
 from models.detector import Detector
@@ -165,6 +166,10 @@ def export(args: argparse.Namespace) -> None:
     dtype = torch.float16 if args.half else torch.float32
     images = torch.rand(batch_size, model.channels, height, width, dtype=dtype)
     expected = export_model(images)
+    predictions = None
+    if args.nms:
+        (boxes,), (scores,) = model.predict(images)
+        predictions = clip_boxes_to_image(boxes, (height, width)), scores
 
     # The target is replaced only after the new file has been read back and compared.
     with tempfile.TemporaryDirectory(dir=target.parent) as directory, warnings.catch_warnings():
@@ -179,7 +184,7 @@ def export(args: argparse.Namespace) -> None:
             )
             write = to_onnx if args.format == "onnx" else to_torch_export
             runner = write(program, images, metadata, path)
-        difference = max_abs_diff(expected, runner(images))
+        difference = max_abs_diff(expected, runner(images), predictions)
         path.replace(target)
     megabytes = target.stat().st_size / 1e6
     info(f"{target}: {megabytes:.1f} MB; max difference from PyTorch on random input: {difference}")
@@ -251,14 +256,20 @@ def requirements(format: str, nms: bool, path: Path) -> str:
     return f"{call} of PyTorch {torch.__version__.partition('+')[0]} or later{nms_op}"
 
 
-def max_abs_diff(expected: Sequence[Tensor], outputs: Sequence[Tensor]) -> str:
+def max_abs_diff(
+    expected: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    predictions: Sequence[Tensor] | None = None,
+) -> str:
     """Describe the largest differences between boxes and scores.
 
     Detections after NMS are compared as sets, because rounding decides about their order, and
-    whether a score is above --conf. Raises RuntimeError if anything else has another shape.
+    whether a score is above --conf. `predictions` are all boxes (A, 4) and scores (A, num_classes)
+    in the image: an untrained model has so many scores that are nearly equal that the file may
+    select quite other ones of them. Raises RuntimeError if anything else has another shape.
     """
     if expected[0].ndim == 2:  # boxes (k, 4)
-        return _compare_detections(expected, outputs)
+        return _compare_detections(expected, outputs, predictions)
     expected_shapes = [tuple(tensor.shape) for tensor in expected]
     output_shapes = [tuple(tensor.shape) for tensor in outputs]
     if output_shapes != expected_shapes:
@@ -271,7 +282,11 @@ def max_abs_diff(expected: Sequence[Tensor], outputs: Sequence[Tensor]) -> str:
     return f"{boxes:.2g} px for boxes {expected_shapes[0]}, {scores:.2g} for scores"
 
 
-def _compare_detections(expected: Sequence[Tensor], outputs: Sequence[Tensor]) -> str:
+def _compare_detections(
+    expected: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    predictions: Sequence[Tensor] | None,
+) -> str:
     """Describe the largest differences between detections: boxes (k, 4), scores (k,), labels (k,).
 
     Each is paired with the closest one of its class, no more than `MATCH_PX` apart.
@@ -282,21 +297,43 @@ def _compare_detections(expected: Sequence[Tensor], outputs: Sequence[Tensor]) -
     distances = torch.cdist(boxes.float(), other_boxes.float(), p=torch.inf)
     distances[labels[:, None] != other_labels] = torch.inf
     box_diff = score_diff = 0.0
-    pairs = 0
+    pairs, unpaired = 0, torch.ones(len(other_boxes), dtype=torch.bool)
     while distances.numel() and float(distances.min()) <= MATCH_PX:
         i, j = divmod(int(distances.argmin()), len(other_boxes))
         box_diff = max(box_diff, float(distances[i, j]))
         score_diff = max(score_diff, float((scores[i] - other_scores[j]).float().abs()))
         distances[i], distances[:, j] = torch.inf, torch.inf
+        unpaired[j] = False
         pairs += 1
     text = f"{box_diff:.2g} px for boxes, {score_diff:.2g} for scores of {pairs} detections"
+    if not pairs:
+        text = "no detection is in both"
     ours, theirs = len(boxes) - pairs, len(other_boxes) - pairs
     if ours or theirs:
         text += (
             f"; {ours} more in PyTorch and {theirs} more in the file (rounding can decide about "
-            "scores close to --conf and boxes close to --iou)"
+            "scores close to --conf and boxes close to --iou, and which of nearly equal scores are "
+            "the highest)"
         )
+    if theirs and predictions is not None:
+        text += _compare_with_predictions([output[unpaired] for output in outputs], predictions)
     return text
+
+
+def _compare_with_predictions(detections: Sequence[Tensor], predictions: Sequence[Tensor]) -> str:
+    """Say how many of the file's detections PyTorch predicts, too, before it selects by score."""
+    boxes, scores, labels = detections
+    all_boxes, all_scores = (tensor.float() for tensor in predictions)
+    distance, nearest = torch.cdist(boxes.float(), all_boxes, p=torch.inf).min(1)
+    score_diff = (all_scores[nearest, labels] - scores.float()).abs()
+    close = distance <= MATCH_PX
+    if not close.any():
+        return "; PyTorch predicts none of those in the file"
+    return (
+        f"; before NMS, PyTorch predicts {int(close.sum())} of the {len(boxes)} more in the file: "
+        f"{float(distance[close].max()):.2g} px for boxes, {float(score_diff[close].max()):.2g} "
+        "for scores"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

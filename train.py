@@ -226,6 +226,7 @@ def build(
         "model_config": model.config,
         "data_fingerprint": fingerprint,
         "environment": run.environment,
+        "detection_limit": limit,
     }
     run.checkpointer = Checkpointer(
         run.run_dir, header, run.parts, dist, stop, args.save_every, args.save_period

@@ -270,7 +270,8 @@ def detections(*rows: tuple[float, float, int]) -> list[Tensor]:
 
 
 MORE = (
-    " more in the file (rounding can decide about scores close to --conf and boxes close to --iou)"
+    " more in the file (rounding can decide about scores close to --conf and boxes close to --iou, "
+    "and which of nearly equal scores are the highest)"
 )
 
 
@@ -290,18 +291,30 @@ MORE = (
         (
             [(0, 0.5, 0)],
             [(0, 0.5, 1), (90, 0.5, 0)],
-            f"0 px for boxes, 0 for scores of 0 detections; 1 more in PyTorch and 2{MORE}",
+            f"no detection is in both; 1 more in PyTorch and 2{MORE}",
         ),
         ([], [], "not measured, because nothing is detected in it at this --conf"),
         (
             [],
             [(0, 0.5, 0)],
-            f"0 px for boxes, 0 for scores of 0 detections; 0 more in PyTorch and 1{MORE}",
+            f"no detection is in both; 0 more in PyTorch and 1{MORE}",
         ),
     ],
 )
 def test_detections_are_compared_as_sets(ours, file, text):
     assert export.max_abs_diff(detections(*ours), detections(*file)) == text
+
+
+def test_detections_that_only_the_file_has_are_looked_for_before_nms():
+    """As of an untrained model, whose scores are nearly equal."""
+    boxes = torch.tensor([[0, 5, 10, 15], [200, 5, 210, 15], [90, 5, 100, 15.0]])
+    scores = torch.tensor([[0.5, 0.1], [0.1, 0.25], [0.5, 0.1]])
+    ours, file = detections((0, 0.5, 0)), detections((200, 0.375, 1), (90.5, 0.5, 0))
+    text = export.max_abs_diff(ours, file, (boxes, scores))
+    expected = "before NMS, PyTorch predicts 2 of the 2 more in the file: 0.5 px for boxes, 0.12"
+    assert text == f"no detection is in both; 1 more in PyTorch and 2{MORE}; {expected} for scores"
+    text = export.max_abs_diff(ours, file, (boxes[:1], scores[:1]))
+    assert text.endswith("; PyTorch predicts none of those in the file")
 
 
 def test_detections_without_area_are_compared():

@@ -1,5 +1,6 @@
 """utils/report.py, utils/plots.py and the F1 of an image (utils/confusion.py)."""
 
+import base64
 import re
 import shutil
 import subprocess
@@ -78,6 +79,17 @@ def test_report_is_self_contained_and_complete(trained_run):
         r" --device cpu",
         page.text,
     )
+
+
+def test_pictures_of_small_images_are_large_enough_for_their_labels(trained_run):
+    """The images have 80 x 64 pixels."""
+    text = (trained_run / "exp" / "report.html").read_text()
+    jpegs = re.findall(r"data:image/jpeg;base64,([^']+)", text)
+    sizes = {Image.open(BytesIO(base64.b64decode(data))).size for data in jpegs}
+    assert sizes == {(480, 384)}
+    width, height = Image.open(trained_run / "exp" / "val_batch.jpg").size
+    # Two rows of four pictures, each 5 times as large and below a caption.
+    assert width == 4 * 322 + 2 and 2 * 322 + 30 < height < 2 * 322 + 60
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium")

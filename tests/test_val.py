@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import read_results
+from conftest import read_results, run_train, write_tiny
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -285,6 +285,29 @@ def test_run_inference_copies_the_detections_of_a_batch_at_once():
     with DeviceReads() as reads:
         run_inference(model, [batch, batch], torch.device("cpu"), dtype=torch.float32)
     assert reads.count == 2
+
+
+def test_a_model_validated_on_400_objects_in_an_image_gives_as_many_detections(tmp_path, capsys):
+    """In validation, and in detect.py and an export, which load it from the checkpoint."""
+    data = write_tiny(tmp_path / "tiny", val=1)
+    grid = [(x, y) for x in range(20) for y in range(20)]
+    lines = [f"0 {(x + 0.5) / 20} {(y + 0.5) / 20} 0.04 0.04\n" for x, y in grid]
+    (tmp_path / "tiny" / "labels" / "val" / "0.txt").write_text("".join(lines))
+    assert run_train(data=data, epochs=1, noplots=True, project=tmp_path / "runs") == 0
+    assert "so the 400 best detections of each image are evaluated" in capsys.readouterr().out
+    for name in ("best.pt", "last.pt"):
+        model = load(tmp_path / "runs" / "exp" / "weights" / name)
+        assert (model.detections_per_img, model.topk_candidates) == (400, 4000)
+    model.set_thresholds(0, 1)  # all are kept
+    assert len(model(torch.zeros(1, 3, 96, 96))[0]["boxes"]) == 189 * 2  # of 2 classes
+    assert len(model(torch.zeros(1, 3, 128, 128))[0]["boxes"]) == 400
+
+
+def test_a_checkpoint_without_a_limit_has_that_of_the_model(trained_run, tmp_path):
+    state = torch.load(best_weights(trained_run), weights_only=True)
+    del state["detection_limit"]
+    torch.save(state, tmp_path / "old.pt")
+    assert load(tmp_path / "old.pt").detections_per_img == 300
 
 
 def test_val_ctrl_c_exits_130_without_output(trained_run, tmp_path, monkeypatch, capsys):

@@ -20,6 +20,7 @@ FORMAT = 4  # to be raised when the layout changes
 HEADER = (
     "format", "args", "hyp", "class_names", "model_config", "data_fingerprint", "environment",
 )  # fmt: skip
+NEW_HEADER = ("detection_limit",)  # what older checkpoints lack
 
 
 class Part(Protocol):
@@ -87,7 +88,7 @@ def restore(parts: Mapping[str, Part], checkpoint: Mapping[str, Any], path: Path
     Raises UserError that names a part without a state, a state without a part, or the part whose
     state does not fit.
     """
-    saved = checkpoint.keys() - set(HEADER)
+    saved = checkpoint.keys() - {*HEADER, *NEW_HEADER}
     if missing := sorted(parts.keys() - saved):
         raise UserError(f"{path}: no state for {', '.join(missing)} (--resume needs a last.pt)")
     if unknown := sorted(saved - parts.keys()):

@@ -12,11 +12,11 @@ from typing import Any
 import yaml
 
 from utils.atomic import atomic_write
-from utils.checkpoint import HEADER, save_checkpoint
+from utils.checkpoint import HEADER, NEW_HEADER, save_checkpoint
 from utils.errors import UserError
 from utils.log import warning
 
-BEST_KEYS = (*HEADER, "ema", "progress")  # of a checkpoint: what best.pt holds
+BEST_KEYS = (*HEADER, *NEW_HEADER, "ema", "progress")  # of a checkpoint: what best.pt holds
 
 
 def new_dir(project: Path, name: str, exist_ok: bool) -> Path:
