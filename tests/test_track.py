@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT, run_train, without_short_run_warnings, write_tiny
 
 from utils import log, track
+from utils.cli import run_cli
 
 
 @pytest.fixture
@@ -53,6 +54,13 @@ def test_an_item_that_takes_longer_has_a_line_with_its_values(clock, capsys):
         "validation: batch 0/2, box 1.250",
         "validation: batch 1/2, 0.00556 per second, 03:00 left, box 1.250",
     ]
+
+
+def test_a_command_in_a_long_lived_process_begins_a_minute(clock, capsys):
+    """A notebook printed nothing for an hour, then runs a command."""
+    clock.now = 3600.0
+    assert run_cli("train.py", lambda: [*track.Track(range(3), "reading labels", 3, "image")]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_other_processes_are_silent(clock, capsys, monkeypatch):

@@ -43,6 +43,7 @@ def run_cli(command: str, main_fn: Callable[[], None]) -> int:
     that nobody reads, as in `| head`, changes none of this.
     """
     log.accept_any_text()
+    log.start_clock()
     try:
         main_fn()
     except UserError as error:

@@ -30,8 +30,14 @@ def is_main() -> bool:
 
 
 def seconds_since_output() -> float:
-    """Return for how long nothing has been printed."""
+    """Return for how long nothing has been printed, at most since `start_clock`."""
     return time.monotonic() - _last_output
+
+
+def start_clock() -> None:
+    """Begin a command: in a long-lived process the last output may be of another one, hours ago."""
+    global _last_output
+    _last_output = time.monotonic()
 
 
 def info(*lines: str) -> None:
