@@ -71,9 +71,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument(
         "--iou",
         type=unit_interval,
-        default=0.45,
         metavar="IOU",
-        help="IoU threshold for NMS (%(default)s)",
+        help="IoU threshold for NMS (0.45; a model of transformers: no NMS)",
     )
     p.add_argument(
         "--classes",
@@ -119,7 +118,7 @@ def detect_objects(args: argparse.Namespace) -> None:
     device = select_device(args.device)
     disable_malloc_trim()
     model = load(args.weights).to(device, memory_format=torch.channels_last)
-    model.set_thresholds(args.conf, args.iou)
+    model.set_thresholds(args.conf, model.default_iou if args.iou is None else args.iou)
     imgsz = args.imgsz or model.imgsz
     check_imgsz(imgsz, model.min_size)
     class_ids = select_classes(args.classes, model.class_names)

@@ -147,6 +147,7 @@ def build(
     model = run.model = build_model(
         args.model, len(train_data.class_names), args.backbone, train_data.channels
     )
+    model.class_names = train_data.class_names
     model.allow_detections(limit)
     args.epochs = args.epochs or config.epochs
     args.batch_size = args.batch_size or config.batch_size
@@ -202,7 +203,7 @@ def build(
 
     stop.defer()  # from here on a signal is answered after the batch under way, with a checkpoint
     stage("run_dir")
-    run.environment = numerics_environment(device, run.dtype, dist.world_size)
+    run.environment = numerics_environment(device, run.dtype, dist.world_size) | model.versions
     if start.checkpoint is not None:
         restore(run.parts, start.checkpoint, start.path)
         run.scheduler.extend(args.epochs)
