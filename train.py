@@ -144,8 +144,13 @@ def build(
     info(*limit_message(limit, "val"))
 
     stage("model")
+    saved_config = start.checkpoint["model_config"] if start.checkpoint is not None else {}
     model = run.model = build_model(
-        args.model, len(train_data.class_names), args.backbone, train_data.channels
+        args.model,
+        len(train_data.class_names),
+        args.backbone,
+        train_data.channels,
+        saved_config.get("architecture"),
     )
     model.class_names = train_data.class_names
     model.allow_detections(limit)

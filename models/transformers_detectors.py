@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,15 @@ MODEL_TYPES = (
     "conditional_detr", "d_fine", "dab-detr", "deformable_detr", "deimv2", "detr", "lw_detr",
     "rf_detr", "rt_detr", "rt_detr_v2", "yolos",
 )  # fmt: skip
+
+# The kinds of losses of the model types whose losses transformers returns with their weights. What
+# it returns differs from batch to batch: without boxes there are none of the denoising queries.
+LOSS_KINDS = {
+    "d_fine": ("vfl", "bbox", "giou", "fgl", "ddf"),
+    "deimv2": ("mal", "bbox", "giou", "fgl", "ddf"),
+    "rt_detr": ("vfl", "bbox", "giou"),
+    "rt_detr_v2": ("vfl", "bbox", "giou"),
+}
 
 # In a config.json these could load code or other weights, or are set here.
 DROPPED_KEYS = (
@@ -130,8 +140,7 @@ class TransformersDetector(Detector):
     def losses(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
         """Return transformers' losses, already weighted, the sum of each kind over all layers.
 
-        Their sum is transformers' own loss. Detectors whose weights are outside of the losses that
-        transformers returns have one, `loss`.
+        The kinds are those of `LOSS_KINDS`, or one, `loss`. Their sum is transformers' own loss.
         """
         height, width = images.shape[-2:]
         scale = torch.tensor([width, height, width, height], device=images.device)
@@ -147,15 +156,24 @@ class TransformersDetector(Detector):
             for target in targets
         ]
         exact = torch.are_deterministic_algorithms_enabled() and images.is_cuda
-        with DeterministicSampling() if exact else nullcontext():
-            outputs = self.detector(self._normalize(images), labels=labels)
-        losses: dict[str, Tensor] = {}
-        if "cardinality_error" in outputs.loss_dict:  # not a loss; the others are not weighted
-            losses["loss"] = outputs.loss
+        kinds = LOSS_KINDS.get(self.detector.config.model_type)
+        try:
+            with DeterministicSampling() if exact else nullcontext():
+                outputs = self.detector(self._normalize(images), labels=labels)
+        except ValueError as error:
+            if "(corner) format" not in str(error):
+                raise
+            # transformers' check of the predicted boxes; it fails on NaN. The training loop skips
+            # such a step, on all processes.
+            nan = sum(p.sum() for p in self.parameters() if p.requires_grad) * torch.nan
+            return dict.fromkeys(kinds or ("loss",), nan)
+        if kinds is None:
+            losses = {"loss": outputs.loss}
         else:
+            losses = dict.fromkeys(kinds, outputs.loss.new_zeros(()))
             for name, value in outputs.loss_dict.items():
                 kind = name.removeprefix("loss_").partition("_")[0]
-                losses[kind] = losses[kind] + value if kind in losses else value
+                losses[kind] = losses[kind] + value
         # A batch without boxes does not use the classes' embedding for denoising, and DDP would
         # wait for its gradient.
         embedding = getattr(getattr(self.detector, "model", None), "denoising_class_embed", None)
@@ -265,8 +283,9 @@ def import_transformers(name: str) -> Any:
         import transformers
     except ImportError:
         raise UserError(f"{need} {install}") from None
-    if tuple(map(int, transformers.__version__.split(".")[:2])) < MIN_VERSION:
-        raise UserError(f"{need}, but {transformers.__version__} is installed {install}")
+    found = version("transformers")
+    if tuple(map(int, found.split(".")[:2])) < MIN_VERSION:
+        raise UserError(f"{need}, but {found} is installed {install}")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return transformers
@@ -361,7 +380,7 @@ def _build(source: str, config: Mapping[str, Any], num_classes: int) -> nn.Modul
         return AutoModelForObjectDetection.from_config(
             full, dtype=torch.float32, trust_remote_code=False
         )
-    except (ImportError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except Exception as error:  # a wrong value of a configuration fails in many ways
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"--model {source}: cannot be built: {reason[:200]}") from None
 
