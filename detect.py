@@ -27,7 +27,7 @@ from data.images import checked_image, image_suffixes, unique_stem
 from data.listing import Listing, has_suffix, list_images
 from data.urls import fetch_image, is_url, url_name, without_password
 from data.video import VIDEO_SUFFIXES, VideoWriter, read_video
-from predictor import CONF, IOU, load
+from predictor import CONF, load
 from utils.atomic import atomic_write
 from utils.cli import Parser, dir_name, int_range, run_cli, unit_interval
 from utils.errors import UserError
@@ -76,9 +76,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument(
         "--iou",
         type=unit_interval,
-        default=IOU,
         metavar="IOU",
-        help="IoU threshold for NMS (%(default)s)",
+        help="IoU threshold for NMS (0.45; a model of transformers: no NMS)",
     )
     p.add_argument(
         "--classes",

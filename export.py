@@ -83,9 +83,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument(
         "--iou",
         type=unit_interval,
-        default=0.45,
         metavar="IOU",
-        help="with --nms: IoU threshold for NMS (%(default)s)",
+        help="with --nms: IoU threshold for NMS (0.45; a model of transformers: no NMS)",
     )
     p.add_argument("--half", action="store_true", help="weights and images in float16")
     return p.parse_args(argv)
@@ -142,7 +141,11 @@ def export(args: argparse.Namespace) -> None:
         raise UserError(
             f"{args.weights}: export.py does not support {model.config['name']} (use torch.onnx)"
         )
-    model.set_thresholds(args.conf, args.iou)
+    if args.dynamic and not model.dynamic_export:
+        raise UserError(
+            f"--dynamic: not supported by {model.config['name']} (export a file for each size)"
+        )
+    model.set_thresholds(args.conf, model.default_iou if args.iou is None else args.iou)
     sizes = args.imgsz or [model.imgsz]
     check_imgsz(min(sizes), model.min_size)
     height, width = (round_up(size, model.stride) for size in (sizes[0], sizes[-1]))

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from models import MODELS, backbone_name, model_name
+from models import MODELS, SHORTHANDS, backbone_name, model_name
 from utils.amp import AMP
 from utils.cli import (
     Parser,
@@ -39,13 +39,15 @@ def build_parser() -> Parser:
         default="yolo-n",
         type=model_name,
         metavar="NAME",
-        help=f"{', '.join(MODELS)}, or torchvision/NAME (%(default)s)",
+        help=f"{', '.join(MODELS)}, torchvision/NAME, {', '.join(SHORTHANDS)}, or "
+        "transformers/NAME with a hub id or folder (%(default)s)",
     )
     add(
         "--weights",
         type=weights_path,
         metavar="FILE",
-        help="initialize from a checkpoint, or DEFAULT for torchvision's pretrained weights",
+        help="initialize from a checkpoint, or DEFAULT for the published weights of a model of "
+        "torchvision or transformers",
     )
     add(
         "--backbone",

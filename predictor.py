@@ -17,7 +17,7 @@ from utils.device import select_device
 from utils.errors import UserError
 from utils.letterbox import check_imgsz, letterbox_size
 
-CONF, IOU = 0.25, 0.45  # the default thresholds of detect.py
+CONF = 0.25  # the default threshold of detect.py
 ImageInput = str | Path | Image.Image | np.ndarray | Tensor
 IMAGE_KINDS = "a path, a PIL image, an (h, w, C) uint8 array, a (C, h, w) tensor, or a list of them"
 
@@ -30,7 +30,7 @@ class Predictor:
             gradients, call it.
         names: the class names; the name of label k is `names[k]`.
         imgsz: pixels of the longer side of the images that the model gets.
-        conf, iou: lowest score of a detection, and the IoU threshold of NMS.
+        conf, iou: lowest score of a detection, and the IoU threshold of NMS (None: no NMS).
         classes: names or indices of the only classes to detect; None for all.
         device: where the model is.
     """
@@ -43,25 +43,26 @@ class Predictor:
         model: Detector,
         device: str = "auto",
         conf: float = CONF,
-        iou: float = IOU,
+        iou: float | None = None,
         imgsz: int | None = None,
         classes: Iterable[str | int] | None = None,
     ) -> None:
         """Move `model`, as `models.load` returns it, to `device`.
 
-        imgsz: by default as trained. Raises UserError if the device is not available, a threshold
+        imgsz: by default as trained. iou: by default the model's, 0.45, or None for a model that
+        needs no NMS. Raises UserError if the device is not available, a threshold
         is not in 0..1, `imgsz` is below what the model can take, or a class is unknown.
         """
         for name, value in {"conf": conf, "iou": iou}.items():
-            if not 0 <= value <= 1:
+            if value is not None and not 0 <= value <= 1:
                 raise UserError(f"{name}: found {value}, need a number from 0 to 1")
         self.device = select_device(device)
         self.model = model.to(self.device, memory_format=torch.channels_last)
         self.names = model.class_names
         self.imgsz = imgsz or model.imgsz
         check_imgsz(self.imgsz, model.min_size)
-        self.conf, self.iou = conf, iou
-        model.set_thresholds(conf, iou)
+        self.conf, self.iou = conf, model.default_iou if iou is None else iou
+        model.set_thresholds(self.conf, self.iou)
         self.classes = None if classes is None else [*classes]
         select_classes(self.classes, self.names)
 
@@ -103,7 +104,7 @@ def load(
     path: str | Path,
     device: str = "auto",
     conf: float = CONF,
-    iou: float = IOU,
+    iou: float | None = None,
     imgsz: int | None = None,
     classes: Iterable[str | int] | None = None,
 ) -> Predictor:

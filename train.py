@@ -145,9 +145,15 @@ def build(
     info(*limit_message(limit, "val"))
 
     stage("model")
+    saved_config = start.checkpoint["model_config"] if start.checkpoint is not None else {}
     model = run.model = build_model(
-        args.model, len(train_data.class_names), args.backbone, train_data.channels
+        args.model,
+        len(train_data.class_names),
+        args.backbone,
+        train_data.channels,
+        saved_config.get("architecture"),
     )
+    model.class_names = train_data.class_names
     model.allow_detections(limit)
     if hyp.class_weights is not None:
         class_weights = hyp.weights_of_classes(train_data.class_names, start.hyp_file)
@@ -207,7 +213,7 @@ def build(
 
     stop.defer()  # from here on a signal is answered after the batch under way, with a checkpoint
     stage("run_dir")
-    run.environment = numerics_environment(device, run.dtype, dist.world_size)
+    run.environment = numerics_environment(device, run.dtype, dist.world_size) | model.versions
     if start.checkpoint is not None:
         restore(run.parts, start.checkpoint, start.path)
         run.scheduler.extend(args.epochs)

@@ -95,7 +95,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--iou",
         type=unit_interval,
         metavar="IOU",
-        help="IoU threshold for NMS (the model's; 0.7 for the YOLO models)",
+        help="IoU threshold for NMS (the model's: 0.7 for the YOLO models, none for those of "
+        "transformers)",
     )
     p.add_argument(
         "--save-json",

@@ -4,17 +4,21 @@ import inspect
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from models.detector import Detector
 from models.torchvision_backbones import backbone_names
 from models.torchvision_detectors import TorchvisionDetector, detector_names
+from models.transformers_detectors import PREFIX as TRANSFORMERS
+from models.transformers_detectors import SHORTHANDS, TransformersDetector, hub_id
 from models.weights import PREFIX
 from models.yolo import YOLO
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 from utils.letterbox import imgsz_bounds
 
-# What `--model` builds, besides torchvision/NAME: a name, and what to call with `num_classes`.
+# What `--model` builds, besides detectors of torchvision and transformers: a name, and what to call
+# with `num_classes`.
 MODELS: dict[str, Callable[..., Detector]] = {
     "yolo-n": partial(YOLO, "n"),
     "yolo-s": partial(YOLO, "s"),
@@ -25,15 +29,21 @@ MODELS: dict[str, Callable[..., Detector]] = {
 
 
 def build_model(
-    name: str, num_classes: int, backbone: str | None = None, channels: int = 3
+    name: str,
+    num_classes: int,
+    backbone: str | None = None,
+    channels: int = 3,
+    architecture: dict[str, Any] | None = None,
 ) -> Detector:
     """Build the detector `name` with random weights, for `num_classes` >= 1 classes.
 
-    name: a key of `MODELS`, or torchvision/ and the name of a detector in torchvision.
+    name: a key of `MODELS` or `SHORTHANDS`, torchvision/ and the name of a detector in torchvision,
+    or transformers/ and a hub id or folder.
     backbone: torchvision/ and the name of a classifier in torchvision, to use as the backbone.
     channels: of the images; 3 are RGB.
+    architecture: what a model of transformers is built from, as in its `config`; None: ask the hub.
     Raises ValueError for an unknown name, UserError if the backbone or the number of channels does
-    not fit the model.
+    not fit the model, or a model of transformers cannot be read.
     """
     constructor = _constructor(name)
     if constructor is None:
@@ -43,6 +53,8 @@ def build_model(
         options["backbone"] = backbone
     if channels != 3:
         options["channels"] = channels
+    if architecture:
+        options["architecture"] = architecture
     for option, value in options.items():
         if option not in inspect.signature(constructor).parameters:
             raise UserError(_unfit_option(name, option, value))
@@ -54,6 +66,8 @@ def build_model(
         "backbone": backbone,
         "channels": channels,
     }
+    if model.architecture is not None:
+        model.config["architecture"] = model.architecture
     return model
 
 
@@ -103,11 +117,14 @@ def _constructor(name: str) -> Callable[..., Detector] | None:
     """Return what builds the detector `name` when called with `num_classes`, None if unknown."""
     if name in detector_names():
         return partial(TorchvisionDetector, name.removeprefix(PREFIX))
+    if name not in MODELS and (source := hub_id(name)):
+        return partial(TransformersDetector, source)
     return MODELS.get(name)
 
 
 def _unknown_model(name: str) -> str:
-    names = detector_names() if name.startswith(PREFIX) else (*MODELS, f"{PREFIX}NAME")
+    names = (*MODELS, *SHORTHANDS, f"{PREFIX}NAME", f"{TRANSFORMERS}NAME")
+    names = detector_names() if name.startswith(PREFIX) else names
     return f"--model {name}: unknown model (choose from {', '.join(names)})"
 
 

@@ -3,7 +3,7 @@
 A new family is one file with a subclass of `Detector` and one line in `models.MODELS`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +46,11 @@ class Detector(nn.Module):
         backbone_modules, freezable_layers  what --freeze can freeze
         compile_network  what --compile compiles
         capture_network  what --cuda-graphs records
+        default_iou  the IoU threshold of NMS in detect.py and in export.py with --nms; None: no NMS
+        dynamic_export  whether export.py can write it for images of any size
+        architecture  plain data from elsewhere that it is built from; given to the constructor, by
+            this name, when it is rebuilt
+        versions  of libraries that the last bits of its results depend on
         param_groups  which parameters the optimizer treats how
         set_class_weights  if its class loss can be weighted
         load_pretrained, load_pretrained_backbone  if there are published weights
@@ -55,19 +60,24 @@ class Detector(nn.Module):
         config  by `build_model`, which rebuilds the same architecture as `build_model(**config)`;
             plain data, stored in every checkpoint
         channels  by `build_model`: of an image
-        class_names, imgsz, data, single_cls  by `models.load`: the classes, image size, data.yaml
-            and --single-cls of the run
+        class_names  by train.py and `models.load`
+        imgsz, data, single_cls  by `models.load`: the image size, data.yaml and --single-cls of the
+            run
     """
 
     stride = 32
     min_size = 32
     exportable = True
+    dynamic_export = True
     score_thresh = 0.001
-    nms_thresh = 0.7
+    nms_thresh: float | None = 0.7
+    default_iou: float | None = 0.45
     detections_per_img = 300
     topk_candidates = 1000
 
     channels = 3
+    architecture: dict[str, Any] | None = None
+    versions: Mapping[str, str] = {}
     config: dict[str, Any]
     class_names: tuple[str, ...]
     imgsz: int
@@ -147,7 +157,7 @@ class Detector(nn.Module):
         Returns for each image `boxes` (k, 4), xyxy in pixels within the image, `scores` (k,) in
         0..1, descending, and `labels` (k,): at most `detections_per_img`, scored above
         `score_thresh`, from the `topk_candidates` best, after non-maximum suppression within each
-        class at IoU `nms_thresh`.
+        class at IoU `nms_thresh` (None: without it).
         """
         num_classes = scores.shape[-1]
         detections = []
@@ -158,7 +168,9 @@ class Detector(nn.Module):
             index = index[top_scores > self.score_thresh]
             score, label = candidates[index], index % num_classes
             box = clip_boxes_to_image(image_boxes[index // num_classes], size)
-            keep = nms(box, score, label, self.nms_thresh)[: self.detections_per_img]
+            keep = slice(self.detections_per_img)
+            if self.nms_thresh is not None:
+                keep = nms(box, score, label, self.nms_thresh)[keep]
             detections.append({"boxes": box[keep], "scores": score[keep], "labels": label[keep]})
         return detections
 
@@ -234,7 +246,8 @@ class Detector(nn.Module):
         Raises UserError if there are none, or they cannot be downloaded.
         """
         raise UserError(
-            "--weights DEFAULT: requires --model torchvision/NAME (or give a checkpoint)"
+            "--weights DEFAULT: requires --model torchvision/NAME or transformers/NAME (such as "
+            "dfine-n), or give a checkpoint"
         )
 
     def load_pretrained_backbone(self) -> str:

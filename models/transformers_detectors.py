@@ -1,0 +1,466 @@
+"""Detectors of Hugging Face transformers, trained and used like ours: `--model dfine-n`.
+
+transformers is imported inside functions: it takes seconds, and most runs don't need it.
+"""
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import box_convert
+
+from models.detector import Detector, Targets
+from models.deterministic_sampling import DeterministicSampling
+from models.weights import load_matching_weights
+from utils.errors import UserError
+from utils.letterbox import GRAY
+
+PREFIX = "transformers/"
+# Before this version the last layer's loss of D-FINE and RT-DETR was computed over the denoising
+# queries, too (https://github.com/huggingface/transformers/pull/48528).
+MIN_VERSION = (5, 18)
+
+# Names for `--model`, and what they are called on huggingface.co.
+SHORTHANDS = {
+    "dfine-n": "ustc-community/dfine-nano-coco",
+    "dfine-s": "ustc-community/dfine-small-coco",
+    "dfine-m": "ustc-community/dfine-medium-coco",
+    "dfine-l": "ustc-community/dfine-large-coco",
+    "dfine-x": "ustc-community/dfine-xlarge-coco",
+    "rtdetrv2-r18": "PekingU/rtdetr_v2_r18vd",
+    "rtdetrv2-r34": "PekingU/rtdetr_v2_r34vd",
+    "rtdetrv2-r50": "PekingU/rtdetr_v2_r50vd",
+    "rtdetrv2-r101": "PekingU/rtdetr_v2_r101vd",
+}
+
+# Those of transformers' model types whose loss is computed from boxes of objects.
+MODEL_TYPES = (
+    "conditional_detr", "d_fine", "dab-detr", "deformable_detr", "deimv2", "detr", "lw_detr",
+    "rf_detr", "rt_detr", "rt_detr_v2", "yolos",
+)  # fmt: skip
+
+# The kinds of losses of the model types whose losses transformers returns with their weights. What
+# it returns differs from batch to batch: without boxes there are none of the denoising queries.
+LOSS_KINDS = {
+    "d_fine": ("vfl", "bbox", "giou", "fgl", "ddf"),
+    "deimv2": ("mal", "bbox", "giou", "fgl", "ddf"),
+    "rt_detr": ("vfl", "bbox", "giou"),
+    "rt_detr_v2": ("vfl", "bbox", "giou"),
+}
+
+# In a config.json these could load code or other weights, or are set here.
+DROPPED_KEYS = (
+    "auto_map", "attn_implementation", "_attn_implementation", "_attn_implementation_internal",
+    "experts_implementation", "quantization_config", "_name_or_path", "dtype", "torch_dtype",
+    "transformers_version",
+)  # fmt: skip
+
+# What predicts boxes. In bfloat16, coordinates near 640 would be multiples of 4 pixels.
+FLOAT32_MODULES = ("decoder", "enc_output", "enc_score_head", "enc_bbox_head", "bbox_predictor")
+FLOAT32_LISTS = ("decoder_input_proj", "bbox_embed")  # the anchors have the first one's dtype
+
+
+def hub_id(name: str) -> str | None:
+    """Return the hub id or folder that a `--model` argument stands for, None if it is another's."""
+    name = name.removeprefix(PREFIX) if name.startswith(PREFIX) else SHORTHANDS.get(name, "")
+    return SHORTHANDS.get(name, name) or None
+
+
+class TransformersDetector(Detector):
+    """transformers' detector `source`, a hub id or a folder, with random weights.
+
+    `architecture` is what `read_architecture` returns, read from `source` if it is None. The names
+    of the losses are transformers' own, and the hyp file has no weights for them. A detector
+    predicts a set of boxes: detections are the best of them, without NMS unless `set_thresholds`
+    gives an IoU threshold.
+    Raises UserError if transformers is missing or too old, or `source` cannot be read or built.
+    """
+
+    nms_thresh = None
+    default_iou = None
+    dynamic_export = False
+
+    def __init__(
+        self, source: str, num_classes: int, architecture: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.source = source
+        transformers = import_transformers(source)
+        self.versions = {"transformers": transformers.__version__}
+        if architecture is None:
+            architecture = read_architecture(source)
+        self.architecture = dict(architecture)
+        self.detector = _build(source, self.architecture["config"], num_classes)
+        config = self.detector.config
+        for name, parameter in self.detector.named_parameters():
+            if name.endswith("mask_token"):  # of DINOv2's own training: it never has a gradient
+                parameter.requires_grad_(False)
+        _keep_boxes_in_float32(self.detector)
+        if self.architecture["mean"] is not None:
+            for name in ("mean", "std"):
+                values = torch.tensor(self.architecture[name])[:, None, None]
+                self.register_buffer(name, values, persistent=False)
+        self.stride = _stride(config)
+        self._map_strides = _map_strides(config)
+        self.topk_candidates = self.detections_per_img = (
+            config.num_queries if hasattr(config, "num_queries") else config.num_detection_tokens
+        )
+        self.min_size = self.stride
+        while not self._has_enough_cells(self.min_size, self.min_size):
+            self.min_size += self.stride
+
+    def _has_enough_cells(self, height: int, width: int) -> bool:
+        """Return whether feature maps of an image have as many cells as queries are chosen from."""
+        if not self._map_strides:
+            return True
+        cells = sum((height // stride) * (width // stride) for stride in self._map_strides)
+        return cells >= self.detector.config.num_queries
+
+    def prepare(self, images: Tensor | Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Return a batch and sizes as `Detector` does; a batch of few cells is padded further."""
+        batch, sizes = super().prepare(images)
+        height, width = old = batch.shape[-2:]
+        while not self._has_enough_cells(height, width):
+            if height < width:
+                height += self.stride
+            else:
+                width += self.stride
+        if (height, width) != old:
+            batch = F.pad(batch, (0, width - old[1], 0, height - old[0]), value=GRAY / 255)
+            batch = batch.contiguous(memory_format=torch.channels_last)
+        return batch, sizes
+
+    def losses(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """Return transformers' losses, already weighted, the sum of each kind over all layers.
+
+        The kinds are those of `LOSS_KINDS`, or one, `loss`. Their sum is transformers' own loss.
+        """
+        height, width = images.shape[-2:]
+        scale = torch.tensor([width, height, width, height], device=images.device)
+        labels = [
+            {
+                "class_labels": target["labels"].to(images.device, non_blocking=True),
+                "boxes": box_convert(
+                    target["boxes"].to(images.device, non_blocking=True).float() / scale,
+                    "xyxy",
+                    "cxcywh",
+                ),
+            }
+            for target in targets
+        ]
+        exact = torch.are_deterministic_algorithms_enabled() and images.is_cuda
+        kinds = LOSS_KINDS.get(self.detector.config.model_type)
+        try:
+            with DeterministicSampling() if exact else nullcontext():
+                outputs = self.detector(self._normalize(images), labels=labels)
+        except ValueError as error:
+            if "(corner) format" not in str(error):
+                raise
+            # transformers' check of the predicted boxes; it fails on NaN. The training loop skips
+            # such a step, on all processes.
+            nan = sum(p.sum() for p in self.parameters() if p.requires_grad) * torch.nan
+            return dict.fromkeys(kinds or ("loss",), nan)
+        if kinds is None:
+            losses = {"loss": outputs.loss}
+        else:
+            losses = dict.fromkeys(kinds, outputs.loss.new_zeros(()))
+            for name, value in outputs.loss_dict.items():
+                kind = name.removeprefix("loss_").partition("_")[0]
+                losses[kind] = losses[kind] + value
+        # A batch without boxes does not use the classes' embedding for denoising, and DDP would
+        # wait for its gradient.
+        embedding = getattr(getattr(self.detector, "model", None), "denoising_class_embed", None)
+        if embedding is not None:
+            first = next(iter(losses))
+            losses[first] = losses[first] + 0.0 * embedding.weight.sum()
+        return losses
+
+    def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the box (B, queries, 4) and the scores (B, queries, num_classes) of each query."""
+        height, width = images.shape[-2:]
+        outputs = self.detector(self._normalize(images))
+        logits = outputs.logits.float()
+        if logits.shape[-1] == self.detector.config.num_labels:
+            scores = logits.sigmoid()
+        else:  # the last class is "no object", and a query stands for the best of the others
+            scores = logits.softmax(-1)[..., :-1]
+            scores = scores * (scores == scores.amax(-1, keepdim=True))
+        scale = torch.tensor([width, height, width, height], device=images.device)
+        return box_convert(outputs.pred_boxes.float(), "cxcywh", "xyxy") * scale, scores
+
+    def _normalize(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std if hasattr(self, "mean") else images
+
+    def allow_detections(self, count: int) -> None:
+        """Let an image have up to `count` detections, if that is more than now.
+
+        Each is a class of a query; how many queries there are is given by the weights.
+        """
+        self.detections_per_img = max(self.detections_per_img, count)
+        self.topk_candidates = max(self.topk_candidates, count)
+
+    def backbone_modules(self) -> list[nn.Module]:
+        """Return the backbone."""
+        inner = getattr(self.detector, "model", self.detector)
+        backbone = getattr(inner, "backbone", getattr(inner, "vit", None))
+        return [] if backbone is None else [backbone]
+
+    def freezable_layers(self) -> list[nn.Module]:
+        """Return the backbone's stem and stages, as `Detector` does."""
+        layers = self.backbone_modules()
+        while len(layers) == 1 and len([*layers[0].children()]):
+            layers = [*layers[0].children()]
+        stages = getattr(layers[-1], "stages", None) if layers else None
+        return layers if stages is None else [*layers[:-1], *stages]
+
+    def param_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return the parameters as `Detector` does, but none for Muon.
+
+        These detectors are published with AdamW's recipes; Muon would change the trained weights
+        of the backbone far more in a step than those of the decoder.
+        """
+        groups = super().param_groups()
+        matrices = {*groups["matrices"], *groups["weights"]}
+        return groups | {
+            "matrices": [],
+            "weights": [p for p in self.parameters() if p in matrices],
+        }
+
+    def prepare_export(self) -> None:
+        """Leave out transformers' checks of shapes, which ONNX has no operator for."""
+        os.environ["TRANSFORMERS_DISABLE_TORCH_CHECK"] = "1"
+
+    def load_pretrained(self) -> str:
+        """Load the published weights, with the rows of classes that have the same name here.
+
+        `class_names` must be set. A row is what a tensor holds for one class.
+        """
+        donor = _load_donor(self.source)
+        saved = donor.state_dict()
+        names = {_plain_name(label): int(k) for k, label in donor.config.id2label.items()}
+        rows = {
+            k: names[_plain_name(name)]
+            for k, name in enumerate(self.class_names)
+            if _plain_name(name) in names
+        }
+        class_tensors = self._class_tensors() & saved.keys()
+        donors = {name: saved.pop(name) for name in class_tensors}
+        message = load_matching_weights(self, _with_prefix(saved), "--weights DEFAULT")
+        state = self.detector.state_dict()  # shares its memory with the detector
+        here, there = self.detector.config.num_labels, donor.config.num_labels
+        with torch.no_grad():
+            for name, values in donors.items():
+                own = state[name]
+                own[[*rows]] = values[[*rows.values()]].to(own.dtype)
+                own[here:] = values[there:].to(own.dtype)  # of "no object", where there is a row
+        message += f" from {self.source}"
+        if rows:
+            kept = ", ".join(self.class_names[k] for k in rows)
+            return f"{message}; those of {len(rows)} of {here} classes are kept, by name: {kept}"
+        return f"{message}; none of the {here} classes is one of its {there}"
+
+    def _class_tensors(self) -> set[str]:
+        """Return the names of the tensors of the state that have a row for each class."""
+        with torch.random.fork_rng(devices=[]):
+            config = self.architecture["config"]
+            larger = _build(self.source, config, self.detector.config.num_labels + 1).state_dict()
+        return {k for k, v in self.detector.state_dict().items() if v.shape != larger[k].shape}
+
+
+def import_transformers(name: str) -> Any:
+    """Return the module transformers. Raises UserError if a package is missing or too old."""
+    need = f"--model {name}: requires transformers >= {MIN_VERSION[0]}.{MIN_VERSION[1]} and scipy"
+    install = f"(pip install 'transformers>={MIN_VERSION[0]}.{MIN_VERSION[1]}' scipy)"
+    try:
+        import scipy  # noqa: F401 - transformers' losses need it
+        import transformers
+    except ImportError:
+        raise UserError(f"{need} {install}") from None
+    found = version("transformers")
+    if tuple(map(int, found.split(".")[:2])) < MIN_VERSION:
+        raise UserError(f"{need}, but {found} is installed {install}")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+def read_architecture(source: str) -> dict[str, Any]:
+    """Return what a hub id or folder says of its detector, as plain data.
+
+    `config`: transformers' configuration without its classes. `mean` and `std`: what images in
+    0..1 are normalized by, or None. Raises UserError if it cannot be read, or is not a detector of
+    `MODEL_TYPES` for images of 3 channels.
+    """
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    config = _read_config(source)
+    for key in ("id2label", "label2id"):
+        config.pop(key, None)
+    processor, _ = _fetch(
+        f"--model {source}", lambda: ImageProcessingMixin.get_image_processor_dict(source)
+    )
+    normalizes = processor.get("do_normalize", False)
+    return {
+        "config": config,
+        "mean": [*map(float, processor["image_mean"])] if normalizes else None,
+        "std": [*map(float, processor["image_std"])] if normalizes else None,
+    }
+
+
+def _read_config(source: str) -> dict[str, Any]:
+    """Return config.json of a hub id or folder; raises UserError as `read_architecture` does."""
+    from transformers import PreTrainedConfig
+
+    if source[0] in "/.~" and not Path(source).is_dir():
+        raise UserError(f"--model {source}: is not a directory")
+    config, _ = _fetch(f"--model {source}", lambda: PreTrainedConfig.get_config_dict(source))
+    found = config.get("model_type")
+    if found not in MODEL_TYPES:
+        raise UserError(
+            f"--model {source}: model_type {found} cannot be trained here (allowed: "
+            f"{', '.join(MODEL_TYPES)})"
+        )
+    config = _drop_keys(config)
+    for part in (config, config.get("backbone_config") or {}):
+        if part.get("num_channels", 3) != 3:
+            channels = part["num_channels"]
+            raise UserError(f"--model {source}: takes images of {channels} channels, not of 3")
+    return config
+
+
+def _drop_keys(value: Any) -> Any:
+    """Return a configuration without the `DROPPED_KEYS` on every level."""
+    if isinstance(value, dict):
+        return {k: _drop_keys(v) for k, v in value.items() if k not in DROPPED_KEYS}
+    return value
+
+
+def _fetch(flag: str, read: Callable[[], Any]) -> Any:
+    """Return what `read` reads from the hub, its cache or a folder.
+
+    Raises UserError, which starts with `flag`, the argument that asked for it, if that fails.
+    """
+    try:
+        return read()
+    except Exception as error:  # network, proxy and damaged files raise exceptions of many types
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{flag}: cannot be read: {reason}") from None
+
+
+def _build(source: str, config: Mapping[str, Any], num_classes: int) -> nn.Module:
+    """Build the detector of a configuration with random weights; nothing is read from the hub."""
+    from transformers import AutoConfig, AutoModelForObjectDetection
+
+    changes = {
+        # Of the sigmoids at the start, as in the papers. transformers' default, 1 / (classes + 1),
+        # makes the first losses for a few classes many times larger.
+        "initializer_bias_prior_prob": 0.01,
+        # Frozen, a batch norm without trained weights does nothing.
+        "freeze_backbone_batch_norms": False,
+        # The configurations of some detectors leave the losses of the other layers out, with which
+        # they were trained; transformers' code for YOLOS fails with them.
+        "auxiliary_loss": config["model_type"] != "yolos",
+        # Images may have any size.
+        "anchor_image_size": None,
+        "eval_size": None,
+        "use_pretrained_backbone": False,
+    }
+    try:
+        full = AutoConfig.for_model(**config, num_labels=num_classes)
+        for key, value in changes.items():
+            if hasattr(full, key):
+                setattr(full, key, value)
+        return AutoModelForObjectDetection.from_config(
+            full, dtype=torch.float32, trust_remote_code=False
+        )
+    except Exception as error:  # a wrong value of a configuration fails in many ways
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"--model {source}: cannot be built: {reason[:200]}") from None
+
+
+def _load_donor(source: str) -> nn.Module:
+    """Return the detector of a hub id or folder with its weights.
+
+    Not read from the file directly, because transformers renames tensors of older files to what its
+    modules are called now.
+    """
+    from transformers import AutoConfig, AutoModelForObjectDetection
+
+    config = AutoConfig.for_model(**_read_config(source))
+    return _fetch(
+        f"--weights DEFAULT: {source}",
+        lambda: AutoModelForObjectDetection.from_pretrained(
+            source,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+        ),
+    )
+
+
+def _with_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"detector.{name}": value for name, value in state.items()}
+
+
+def _plain_name(name: str) -> str:
+    return str(name).lower().replace("_", " ").replace("-", " ").strip()
+
+
+def _stride(config: Any) -> int:
+    """Return what height and width must be a multiple of."""
+    backbone = getattr(config, "backbone_config", None)
+    windows = getattr(backbone, "num_windows_side", getattr(backbone, "num_windows", None))
+    return 32 if windows is None else windows * backbone.patch_size
+
+
+def _map_strides(config: Any) -> list[int]:
+    """Return the strides of the feature maps whose cells queries are chosen from, [] if none."""
+    if strides := getattr(config, "feat_strides", None):
+        return [*strides]
+    if factors := getattr(config, "projector_scale_factors", None):
+        return [math.ceil(config.backbone_config.patch_size / factor) for factor in factors]
+    return []
+
+
+def _keep_boxes_in_float32(detector: nn.Module) -> None:
+    """Compute boxes in float32 under autocast.
+
+    By hooks, because a deep copy of a module whose `forward` is replaced would still call the
+    original.
+    """
+    for name, module in detector.named_modules():
+        *parents, last = name.split(".")
+        if last in FLOAT32_MODULES or (parents and parents[-1] in FLOAT32_LISTS):
+            module.register_forward_pre_hook(_leave_autocast, with_kwargs=True)
+            module.register_forward_hook(_enter_autocast, always_call=True)
+
+
+def _leave_autocast(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Forward pre-hook: turn autocast off, with all floating-point inputs in float32."""
+    device = next((p.device.type for p in module.parameters()), None)
+    device = args[0].device.type if device is None else device
+    module.autocast_device = device if torch.is_autocast_enabled(device) else None
+    if module.autocast_device is None:
+        return None
+    torch.set_autocast_enabled(device, False)
+    return tuple(map(_float, args)), {name: _float(value) for name, value in kwargs.items()}
+
+
+def _enter_autocast(module: nn.Module, args: Any, output: Any) -> None:
+    """Forward hook: turn autocast on again if it was."""
+    if module.autocast_device is not None:
+        torch.set_autocast_enabled(module.autocast_device, True)
+
+
+def _float(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
