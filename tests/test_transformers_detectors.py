@@ -257,7 +257,7 @@ def test_training_exact_resume_validation_and_detection(dfine_folder, tiny, tmp_
         metrics = json.loads((tmp_path / "val" / "exp" / "metrics.json").read_text())["all"]
         rows = read_results(tmp_path / "whole")
         row = max(rows, key=lambda row: float(row["metrics/mAP50-95"]))
-        expected = {key: float(row[f"metrics/{key}"]) for key in metrics}
+        expected = {key: float(row[f"metrics/{key}"]) for key in METRICS}
         assert metrics == pytest.approx(expected, abs=1e-4)
         wide = tmp_path / "wide.png"  # padded to as many cells as the detector has queries
         write_image(wide, width=96, height=20)
