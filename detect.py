@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torchvision.ops import box_convert
-from torchvision.transforms.v2.functional import to_pil_image
+from torchvision.transforms.v2.functional import rgb_to_grayscale, to_pil_image
 
 from data.augment import resize
-from data.images import IMAGE_SUFFIXES, image_size, read_image, unique_stem
+from data.images import image_size, image_suffixes, read_image, unique_stem
 from data.listing import Listing, has_suffix, list_images
 from data.video import VIDEO_SUFFIXES, VideoWriter, read_video
 from models import load
@@ -123,7 +123,7 @@ def detect_objects(args: argparse.Namespace) -> None:
     imgsz = args.imgsz or model.imgsz
     check_imgsz(imgsz, model.min_size)
     class_ids = select_classes(args.classes, model.class_names)
-    frames = iter_images(args.source)
+    frames = iter_images(args.source, model.channels)
     first_frame = next(frames)  # raises for an invalid source before a directory is created
 
     results_dir = new_dir(Path(args.project), args.name, args.exist_ok)
@@ -156,37 +156,38 @@ class Frame(NamedTuple):
 
     source: str  # the image or video file, or the camera index
     index: int | None  # in a video, from 0; None for an image
-    image: Tensor | None  # (3, h, w) uint8; None if it cannot be decoded
+    image: Tensor | None  # (channels, h, w) uint8; None if it cannot be decoded
     fps: float = 0.0  # of a video
     error: str = ""  # why `image` is None
 
 
-def iter_images(source: str) -> Iterator[Frame]:
-    """Yield every image of a `--source`, and every frame of its videos.
+def iter_images(source: str, channels: int = 3) -> Iterator[Frame]:
+    """Yield every image of a `--source`, and every frame of its videos, with `channels`.
 
     What cannot be read is a frame with an error. Raises UserError if the source is not found,
     contains no images and videos, or is a single video that cannot be read.
     """
     if source.isdecimal() and not Path(source).exists():
-        yield from _iter_video(source, is_only=True)
+        yield from _iter_video(source, channels, is_only=True)
         return
-    listing = _list_source(source)
+    listing = _list_source(source, channels)
     for error in listing.errors:
         yield Frame(source, None, None, error=error)
     for sentence, count in listing.notes.items():
         info(f"{sentence}: {count}")
     for file in listing.files:
         if has_suffix(file, VIDEO_SUFFIXES):
-            yield from _iter_video(file, is_only=file == str(Path(source)))
+            yield from _iter_video(file, channels, is_only=file == str(Path(source)))
         else:
-            yield _read_frame(file)
+            yield _read_frame(file, channels)
 
 
-def _list_source(source: str) -> Listing:
+def _list_source(source: str, channels: int) -> Listing:
     """Return the images and videos of `source`. Raises UserError if there are none."""
-    listing = list_images(Path(source), suffixes=IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+    image_types = image_suffixes(channels)
+    listing = list_images(Path(source), suffixes=image_types | VIDEO_SUFFIXES)
     if listing is None and Path(source).is_file():
-        images, videos = (" ".join(sorted(s)) for s in (IMAGE_SUFFIXES, VIDEO_SUFFIXES))
+        images, videos = (" ".join(sorted(s)) for s in (image_types, VIDEO_SUFFIXES))
         raise UserError(
             f"--source {source}: not a format that is read (images: {images}; videos: {videos}; "
             "lists: .txt)"
@@ -204,27 +205,29 @@ def _list_source(source: str) -> Listing:
     return listing
 
 
-def _iter_video(file: str, is_only: bool) -> Iterator[Frame]:
+def _iter_video(file: str, channels: int, is_only: bool) -> Iterator[Frame]:
     """Yield the frames of a video, and an error if it stops before its end.
 
     Raises UserError if it `is_only` and none of its frames can be read.
     """
     index = None
     try:
+        if channels not in (1, 3):
+            raise UserError(f"{file}: a video has 3 channels, the model needs {channels}")
         for index, (image, fps) in enumerate(read_video(file)):
-            yield Frame(file, index, image, fps)
+            yield Frame(file, index, image if channels == 3 else rgb_to_grayscale(image), fps)
     except UserError as error:
         if is_only and index is None:
             raise UserError(f"--source {error}") from None
         yield Frame(file, None, None, error=str(error))
 
 
-def _read_frame(file: str) -> Frame:
-    size = image_size(file)
+def _read_frame(file: str, channels: int) -> Frame:
+    size = image_size(file, channels)
     if isinstance(size, str):  # an error message
         return Frame(file, None, None, error=size)
     try:
-        return Frame(file, None, read_image(file))
+        return Frame(file, None, read_image(file, channels))
     except UserError as error:
         return Frame(file, None, None, error=str(error))
 
@@ -237,7 +240,7 @@ def predict(
     device: torch.device,
     class_ids: set[int] | None = None,
 ) -> dict[str, Tensor]:
-    """Return the detections in an image (3, h, w) uint8, of `class_ids` or of all classes.
+    """Return the detections in an image (C, h, w) uint8, of `class_ids` or of all classes.
 
     The image is resized as in validation. `boxes` (k, 4), xyxy in pixels of `image`, `scores` (k,)
     and `labels` (k,) are float32 and int64 on the CPU.

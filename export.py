@@ -150,6 +150,7 @@ def export(args: argparse.Namespace) -> None:
     metadata = {
         "names": json.dumps(model.class_names),
         "stride": str(model.stride),
+        "channels": str(model.channels),
         "imgsz": json.dumps([height, width]),
     }
     export_model = (ExportModelWithNMS if args.nms else ExportModel)(model).eval()
@@ -158,7 +159,7 @@ def export(args: argparse.Namespace) -> None:
     # Exporters specialize on dimensions of size 1.
     batch_size = 2 if args.dynamic and not args.nms else args.batch_size
     dtype = torch.float16 if args.half else torch.float32
-    images = torch.rand(batch_size, 3, height, width, dtype=dtype)
+    images = torch.rand(batch_size, model.channels, height, width, dtype=dtype)
     expected = export_model(images)
 
     # The target is replaced only after the new file has been read back and compared.

@@ -13,6 +13,7 @@ import argparse
 import math
 import sys
 from array import array
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from data.augment import apply_color_matrix, mosaic_warning
-from data.config import read_data_config
+from data.config import channels_message, read_data_config
 from data.formats import Annotations, images_in_both_splits, read_train_val
 from data.images import read_image
 from data.loaders import Loaders, build_loaders
@@ -143,7 +144,9 @@ def build(
     info(*limit_message(limit, "val"))
 
     stage("model")
-    model = run.model = build_model(args.model, len(train_data.class_names), args.backbone)
+    model = run.model = build_model(
+        args.model, len(train_data.class_names), args.backbone, train_data.channels
+    )
     model.allow_detections(limit)
     args.epochs = args.epochs or config.epochs
     args.batch_size = args.batch_size or config.batch_size
@@ -368,6 +371,7 @@ def main(argv: list[str] | None = None) -> None:
             f"amp {amp_name(run.dtype)}, world size {dist.world_size}, into {path}"
         )
         warning(*mosaic_warning(run.hyp, args.epochs))
+        info(*channels_message(run.train_data.channels))
         if dist.is_main:
             run.run_dir.write_yaml(hyp=run.hyp.model_dump(), args=vars(args))
         if draws_plots:
@@ -433,7 +437,7 @@ def main(argv: list[str] | None = None) -> None:
                     ground_truth=run.ground_truth,
                     detections=progress.best_detections,
                     files=run.val_data.files,
-                    read_image=read_image,
+                    read_image=partial(read_image, channels=run.val_data.channels),
                 )
                 write_report(path, summary, keep_going)
         with keep_going.without("TensorBoard's images"):

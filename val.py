@@ -35,7 +35,7 @@ from utils.ground_truth import limit_message
 from utils.inference import run_inference
 from utils.keep_going import KeepGoing
 from utils.letterbox import check_imgsz, imgsz_bounds, imgsz_warning
-from utils.log import info, warning
+from utils.log import info, plural, warning
 from utils.memory import disable_malloc_trim
 from utils.metrics import combine, evaluate_classes, format_table
 from utils.plots import draw_confusion, draw_curves
@@ -152,6 +152,11 @@ def evaluate_detector(args: argparse.Namespace) -> None:
         raise UserError(
             f"{data_file}: has the classes {list(data.class_names)}, but {args.weights} was "
             f"trained on {list(model.class_names)} (they must be the same)"
+        )
+    if data.channels != model.channels:
+        raise UserError(
+            f"{data_file}: has channels: {data.channels}, but {args.weights} was trained on images "
+            f"of {plural(model.channels, 'channel')} (they must be the same)"
         )
     warning(*imgsz_warning(args.imgsz or model.imgsz, model.stride), *data.messages(args.split))
     ground_truth = data.ground_truth()

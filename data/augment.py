@@ -31,7 +31,7 @@ MIN_VISIBLE = 0.1  # a box is dropped if less than this fraction of its area is 
 class Sample(NamedTuple):
     """An image and its boxes."""
 
-    image: Tensor  # (3, h, w) uint8
+    image: Tensor  # (channels, h, w) uint8
     boxes: np.ndarray  # (n, 4) float32, xyxy in pixels of the image
     labels: np.ndarray  # (n,) int64
 
@@ -143,8 +143,9 @@ class Canvas:
     The memory layout is channels-last, as decoders write and convolutions read it.
     """
 
-    def __init__(self, height: int, width: int) -> None:
-        self.image = torch.full((height, width, 3), GRAY, dtype=torch.uint8).permute(2, 0, 1)
+    def __init__(self, height: int, width: int, channels: int = 3) -> None:
+        pixels = torch.full((height, width, channels), GRAY, dtype=torch.uint8)
+        self.image = pixels.permute(2, 0, 1)
         self._boxes = [np.zeros((0, 4), np.float32)]
         self._labels = [np.zeros(0, np.int64)]
 
@@ -182,7 +183,7 @@ class Canvas:
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """Resize an image (3, h, w) uint8, bilinear with antialiasing."""
+    """Resize an image (channels, h, w) uint8, bilinear with antialiasing."""
     if image.shape[1:] == (height, width):
         return image
     # Contiguous and channels-last: interpolating a view takes twice as long.
@@ -220,10 +221,10 @@ def random_scale_translate(
     Its longer side becomes `imgsz` times a random factor, and its center is shifted from the
     center of the canvas.
     """
-    height, width = sample.image.shape[-2:]
+    channels, height, width = sample.image.shape
     scale = imgsz / max(height, width) * rng.uniform(1 - hyp.scale, 1 + hyp.scale)
     x, y = rng.uniform(0.5 - hyp.translate, 0.5 + hyp.translate, 2) * imgsz
-    canvas = Canvas(imgsz, imgsz)
+    canvas = Canvas(imgsz, imgsz, channels)
     left, top = x - scale * width / 2, y - scale * height / 2
     canvas.paste(sample, scale, left, top, (0, 0, imgsz, imgsz))
     return canvas.result()
@@ -237,7 +238,7 @@ def mosaic(samples: Sequence[Sample], imgsz: int, hyp: Hyp, rng: np.random.Gener
     zoom = rng.uniform(1 - hyp.scale, 1 + hyp.scale)
     reach = min(0.5 * zoom + hyp.translate, 0.5)
     x, y = (round(value) for value in rng.uniform(0.5 - reach, 0.5 + reach, 2) * imgsz)
-    canvas = Canvas(imgsz, imgsz)
+    canvas = Canvas(imgsz, imgsz, len(samples[0].image))
     quarters = ((0, 0, x, y), (x, 0, imgsz, y), (0, y, x, imgsz), (x, y, imgsz, imgsz))
     for quarter, sample in zip(quarters, samples, strict=True):
         height, width = sample.image.shape[-2:]
@@ -248,8 +249,11 @@ def mosaic(samples: Sequence[Sample], imgsz: int, hyp: Hyp, rng: np.random.Gener
     return canvas.result()
 
 
-def color_matrix(hyp: Hyp, rng: np.random.Generator) -> np.ndarray:
+def color_matrix(hyp: Hyp, rng: np.random.Generator, channels: int = 3) -> np.ndarray:
     """Return a random change of brightness, saturation and hue as one matrix (3, 3) float32.
+
+    Images of another number of channels have no color: the matrix (channels, channels) changes the
+    brightness only, of all channels alike.
 
     All three are linear in RGB. Saturation blends with the gray of the same luma (the weights of
     ITU-R BT.601, as in torchvision). Hue is a rotation around the gray axis (Rodrigues' formula),
@@ -258,6 +262,8 @@ def color_matrix(hyp: Hyp, rng: np.random.Generator) -> np.ndarray:
     brightness, saturation = (
         rng.uniform(1 - strength, 1 + strength) for strength in (hyp.brightness, hyp.saturation)
     )
+    if channels != 3:
+        return (brightness * np.eye(channels)).astype(np.float32)
     angle = 2 * math.pi * rng.uniform(-hyp.hue, hyp.hue)
     cos, sin = math.cos(angle), math.sin(angle)
     rotation = cos * IDENTITY + sin * GRAY_AXIS_CROSS + (1 - cos) / 3
@@ -266,9 +272,9 @@ def color_matrix(hyp: Hyp, rng: np.random.Generator) -> np.ndarray:
 
 
 def apply_color_matrix(images: Tensor, matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Multiply the pixels of each image by its matrix (3, 3).
+    """Multiply the pixels of each image by its matrix (C, C), C being the number of channels.
 
-    `images` (B, 3, h, w) uint8 become `dtype` in 0..1. Done after the copy to the training
+    `images` (B, C, h, w) uint8 become `dtype` in 0..1. Done after the copy to the training
     device, for the whole batch, where it takes next to no time.
     """
     matrix = torch.stack([*matrices]).to(images.device, non_blocking=True) / 255

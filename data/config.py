@@ -21,6 +21,7 @@ from utils.letterbox import MAX_IMGSZ
 from utils.yamlfile import read_yaml
 
 SPLITS = ("train", "val", "test")
+MAX_CHANNELS = 256
 NOT_DATA_YAML = {".json", ".txt", ".data", ".xml", ".csv", ".zip"}  # suffixes
 
 
@@ -90,6 +91,9 @@ class DataConfig(BaseModel):
     remap: dict[str, str | None] = Field(
         {}, description="class name in a source -> class name here, or null to skip the class"
     )
+    channels: int = Field(
+        3, ge=1, le=MAX_CHANNELS, description="channels of the images; 3: all are read as RGB"
+    )
     make: Literal["shapes"] | None = Field(
         None, description="draw the built-in dataset into `path` if it does not exist"
     )
@@ -115,6 +119,16 @@ class DataConfig(BaseModel):
             if not (is_empty or isinstance(source, str | dict | AnnotatedSource)):
                 raise ValueError(f"found {source!r} (need a path, or a block with annotations)")
         return None if is_empty else value
+
+
+def channels_message(channels: int) -> list[str]:
+    """Return a list with a message on how training treats other than 3 channels, else []."""
+    if channels == 3:
+        return []
+    return [
+        f"channels: {channels}: hue and saturation have no effect, and brightness scales all "
+        "channels alike"
+    ]
 
 
 def read_data_config(path: Path) -> DataConfig:

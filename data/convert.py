@@ -49,6 +49,8 @@ def convert(format: str, source: Path, target: Path) -> list[str]:
             messages.append(f"{split}: skipped {count} {boxes}, which {format} does not support")
         files = [unique_stem(file, used_stems) + Path(file).suffix for file in data.files.tolist()]
         data_yaml[split] = WRITERS[format](split, data, files, target)
+    if config.channels != 3:
+        data_yaml["channels"] = config.channels
     data_yaml["names"] = list(splits["train"].class_names)
     (target / "data.yaml").write_text(
         yaml.safe_dump(data_yaml, sort_keys=False, allow_unicode=True), encoding="utf-8"
@@ -124,7 +126,9 @@ def _write_voc(split: str, data: Annotations, files: Sequence[str], target: Path
         root = ElementTree.Element("annotation")
         ElementTree.SubElement(root, "filename").text = name
         size = ElementTree.SubElement(root, "size")
-        for key, value in zip(("width", "height", "depth"), (*data.sizes[i], 3), strict=True):
+        for key, value in zip(
+            ("width", "height", "depth"), (*data.sizes[i], data.channels), strict=True
+        ):
             ElementTree.SubElement(size, key).text = str(value)
         boxes, labels, crowd = _boxes(data, i)
         for (x1, y1, x2, y2), label in zip(boxes[~crowd], labels[~crowd], strict=True):

@@ -29,7 +29,10 @@ IMAGE_CACHE_BYTES = 1_000_000_000  # decoded training images of a process and it
 class _AnnotatedImages(Dataset):
     def __init__(self, annotations: Annotations, cache_bytes: int, cache: str | None) -> None:
         on_disk = cache == "disk"
-        self.images = ImageStore(annotations.files, annotations.sizes, cache_bytes, on_disk)
+        self.channels = annotations.channels
+        self.images = ImageStore(
+            annotations.files, annotations.sizes, cache_bytes, on_disk, self.channels
+        )
         self._offsets = SharedArray(annotations.offsets)
         self._boxes = SharedArray(annotations.boxes)
         self._labels = SharedArray(annotations.labels)
@@ -48,12 +51,13 @@ class _AnnotatedImages(Dataset):
 
 
 class TrainSet(_AnnotatedImages):
-    """Augmented samples (3, imgsz, imgsz) uint8 by key, or lists of keys, of `EpochBatchSampler`.
+    """Augmented samples (C, imgsz, imgsz) uint8 by key, or lists of keys, of `EpochBatchSampler`.
 
-    A target has `boxes` (n, 4) xyxy in pixels, `labels` (n,) and `color` (3, 3), the matrix for
-    `augment.apply_color_matrix`. `transforms` are those of `augment.train_transforms`; from epoch
-    `mosaic_until` on there are no mosaics. `cache` is "ram" or "disk" to keep all decoded images
-    there, or None to keep the first `IMAGE_CACHE_BYTES` of them in memory.
+    C is the number of channels. A target has `boxes` (n, 4) xyxy in pixels, `labels` (n,) and
+    `color` (C, C), the matrix for `augment.apply_color_matrix`. `transforms` are those of
+    `augment.train_transforms`; from epoch `mosaic_until` on there are no mosaics. `cache` is "ram"
+    or "disk" to keep all decoded images there, or None to keep the first `IMAGE_CACHE_BYTES` of
+    them in memory.
     """
 
     def __init__(
@@ -84,7 +88,7 @@ class TrainSet(_AnnotatedImages):
         context = SampleContext(key.epoch, key.imgsz, _Neighbors(key.indices[1:], load))
         for transform in self.transforms:
             sample = transform(sample, self._rng(key, transform.name), context)
-        color = augment.color_matrix(self.hyp, self._rng(key, "color"))
+        color = augment.color_matrix(self.hyp, self._rng(key, "color"), self.channels)
         target = {"boxes": sample.boxes, "labels": sample.labels, "color": color}
         return sample.image, {name: torch.from_numpy(array) for name, array in target.items()}
 
@@ -136,7 +140,7 @@ class ValSet(_AnnotatedImages):
         fitted = letterbox_size(height, width, self.imgsz)
         new_height, new_width = map(min, fitted, self.shape)
         scale = np.float32([new_width / width, new_height / height])
-        sample = augment.Canvas(*self.shape).image
+        sample = augment.Canvas(*self.shape, self.channels).image
         sample[:, :new_height, :new_width] = augment.resize(image, new_height, new_width)
         target = {
             "boxes": boxes * np.tile(scale, 2),
@@ -166,7 +170,7 @@ def _unpickle_targets(targets: list[dict[str, np.ndarray]]) -> Targets:
 
 
 def collate(samples: list[tuple[Tensor, Target]]) -> tuple[Tensor, Targets]:
-    """Batch samples of one size: images (B, 3, h, w) uint8, channels-last, and their targets."""
+    """Batch samples of one size: images (B, C, h, w) uint8, channels-last, and their targets."""
     images, targets = zip(*samples, strict=True)
     pixels = [image.permute(1, 2, 0) for image in images]
     batch = torch.stack(pixels, out=empty_batch((len(pixels), *pixels[0].shape)))

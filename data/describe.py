@@ -17,7 +17,7 @@ from data.locate import find_data_yaml
 from data.shapes import make_builtin
 from utils.cli import Parser, run_cli
 from utils.errors import UserError
-from utils.log import info, warning
+from utils.log import info, plural, warning
 from utils.plots import draw_batch
 from utils.text import display_width, one_line, pad
 
@@ -34,8 +34,11 @@ def describe_split(split: str, data: Annotations) -> str:
     counts = np.diff(data.offsets)
     widths, heights = data.sizes.T
     image_index = np.repeat(np.arange(len(data)), counts)
+    images = f"{len(data)} images"
+    if data.channels != 3:
+        images += f" of {plural(data.channels, 'channel')}"
     lines = [
-        f"{split}: {len(data)} images, {int((counts == 0).sum())} of them without a box; "
+        f"{split}: {images}, {int((counts == 0).sum())} of them without a box; "
         f"{len(data.labels)} boxes, {int(data.crowd.sum())} of them crowds; {counts.min()} to "
         f"{counts.max()} per image, {counts.mean():.1f} on average",
         f"  image width {widths.min()} to {widths.max()} px (median {np.median(widths):.0f}), "

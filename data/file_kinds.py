@@ -1,5 +1,6 @@
 """What an unreadable image file begins with: says more than that it cannot be read."""
 
+_TIFF = "a TIFF with bands or values that are not supported (see Channels in docs/data.md)"
 # (offset, bytes there, what the file is)
 _KINDS = (
     (0, b"version https://git-lfs", "a Git LFS pointer (run `git lfs pull`)"),
@@ -21,10 +22,10 @@ _KINDS = (
     (0, b"\x89PNG", "a PNG whose header is damaged or not supported"),
     (0, b"GIF8", "a GIF whose header is damaged"),
     (8, b"WEBP", "a WebP whose header is damaged"),
-    (0, b"II*\x00", "a TIFF with bands or values that are not supported"),
-    (0, b"MM\x00*", "a TIFF with bands or values that are not supported"),
-    (0, b"II+\x00", "a TIFF with bands or values that are not supported"),
-    (0, b"MM\x00+", "a TIFF with bands or values that are not supported"),
+    (0, b"II*\x00", _TIFF),
+    (0, b"MM\x00*", _TIFF),
+    (0, b"II+\x00", _TIFF),
+    (0, b"MM\x00+", _TIFF),
     (4, b"ftypavi", "an AVIF image that is damaged or not supported by this Pillow"),
     (8, b"AVI ", "a video"),
     (0, b"\x1a\x45\xdf\xa3", "a video"),

@@ -25,14 +25,18 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
+from data.arrays import ARRAY_SUFFIX, array_size, read_array
 from data.file_kinds import kind_of
 from data.pixels import (
+    COLOR_NOTE,
     DARK_NOTE,
     PLAIN_MODES,
     TRANSPOSES,
+    becomes_gray,
+    check_channels,
     exif_orientation,
     is_dark,
-    to_rgb,
+    to_bands,
 )
 from data.threads import map_in_threads
 from utils.atomic import atomic_write
@@ -53,12 +57,22 @@ with suppress(ImportError):  # for HEIC, if it is installed
     pillow_heif.register_heif_opener()
     FORMATS += ("HEIF",)
 SWAPPED_ORIENTATIONS = (5, 6, 7, 8)  # of EXIF: values that swap width and height
-# Dimensions of (3, h, w) -> orientations that flip them, after the swap.
+# Dimensions of (channels, h, w) -> orientations that flip them, after the swap.
 FLIPS = {-1: (2, 3, 6, 7), -2: (3, 4, 7, 8)}
+JPEG_READ_MODES = {1: ImageReadMode.GRAY, 3: ImageReadMode.RGB}  # by number of channels
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 # Pillow's warnings name no file. What matters in them becomes an error of `image_size`.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
+
+
+def image_suffixes(channels: int) -> set[str]:
+    """Return the suffixes of images of `channels` channels.
+
+    Arrays (.npy) are among those of a directory only if there are not 3: tools write caches of RGB
+    images as .npy files next to them. A file that is named by itself is read anyway.
+    """
+    return IMAGE_SUFFIXES if channels == 3 else IMAGE_SUFFIXES | {ARRAY_SUFFIX}
 
 
 def unique_stem(file: str, used_stems: set[str]) -> str:
@@ -88,14 +102,17 @@ class ImageSize(NamedTuple):
     note: str = ""
 
 
-def image_size(file: str) -> ImageSize | str:
-    """Return the size of the image, or a message if the file is invalid.
+def image_size(file: str, channels: int = 3) -> ImageSize | str:
+    """Return the size of the image, or a message if it is invalid or cannot have `channels`.
 
     Of a JPEG only the header and the end are read, of a PNG also the checksums of the pixels: an
     image too large for any memory is recognized without decoding it. Other formats have neither,
     so their files are decoded, and those to which a phone has appended a video.
     """
     try:
+        if _is_array(file):
+            width, height, is_dark_array = array_size(file, channels)
+            return ImageSize(width, height, note=DARK_NOTE if is_dark_array else "")
         with Path(file).open("rb") as raw, Image.open(raw, formats=FORMATS) as image:
             width, height = image.size
             orientation, note = exif_orientation(image), ""
@@ -103,14 +120,23 @@ def image_size(file: str) -> ImageSize | str:
                 _check_png(raw)
             elif image.format not in ("JPEG", "MPO") or not _has_jpeg_end(raw):
                 image.load()
+            check_channels(image, channels)
+            if becomes_gray(image, channels):
+                note = COLOR_NOTE
             if image.mode not in PLAIN_MODES:
-                note = DARK_NOTE if is_dark(image) else ""
-                to_rgb(image)
+                note = DARK_NOTE if is_dark(image) else note
+                to_bands(image, channels)
+            elif image.format == "TIFF" and channels != 3:  # it may have more pages
+                to_bands(image, channels)
     except Exception as error:  # corrupted bytes raise exceptions of any type in a decoder
         return f"{_error_message(file, error, 'read')}; skipped"
     if orientation in SWAPPED_ORIENTATIONS:
         return ImageSize(height, width, orientation, note)
     return ImageSize(width, height, note=note)
+
+
+def _is_array(file: str) -> bool:
+    return file[-4:].lower() == ARRAY_SUFFIX
 
 
 def _has_jpeg_end(raw: BinaryIO) -> bool:
@@ -149,46 +175,50 @@ def _error_message(file: str, error: Exception, verb: str) -> str:
     return f"{file}: cannot be {verb}: {reason or type(error).__name__}"
 
 
-def read_image(path: str) -> Tensor:
-    """Decode an image to (3, h, w) uint8 RGB.
+def read_image(path: str, channels: int = 3) -> Tensor:
+    """Decode an image to (channels, h, w) uint8; 3 channels are RGB.
 
     The EXIF rotation is applied, and of an animation or several pages the first is taken; see
-    `to_rgb` for colors. Raises UserError if the file cannot be decoded.
+    `to_rgb` for colors, `to_bands` for other channels, and `data.arrays` for .npy files. Raises
+    UserError if the file cannot be decoded, or cannot have `channels`.
     """
     try:
-        return _decode(path)
+        if _is_array(path):
+            return torch.from_numpy(read_array(path, channels)).permute(2, 0, 1)
+        return _decode(path, channels)
     except MemoryError:
         raise
     except Exception as error:  # corrupted bytes raise exceptions of any type in a decoder
         raise UserError(_error_message(path, error, "decoded")) from None
 
 
-def _decode(path: str) -> Tensor:
+def _decode(path: str, channels: int) -> Tensor:
     """Decode JPEGs with torchvision, which is faster, and all other formats with Pillow.
 
     On corrupted files of other formats torchvision's decoders can crash the process.
     """
     with Path(path).open("rb") as file:
-        if file.read(2) == JPEG_START:
+        if channels in JPEG_READ_MODES and file.read(2) == JPEG_START:
             file.seek(0)
             with suppress(RuntimeError):  # a color space that torchvision does not support
-                return _decode_jpeg(bytearray(file.read()))
+                return _decode_jpeg(bytearray(file.read()), JPEG_READ_MODES[channels])
         file.seek(0)
         with Image.open(file, formats=FORMATS) as original:
             orientation = exif_orientation(original)
-            image = to_rgb(original)
+            bands = to_bands(original, channels)
             if orientation > 1:
-                image = image.transpose(TRANSPOSES[orientation])
-            return F.pil_to_tensor(image)
+                bands = [image.transpose(TRANSPOSES[orientation]) for image in bands]
+            tensors = [F.pil_to_tensor(image) for image in bands]
+            return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
-def _decode_jpeg(content: bytearray) -> Tensor:
-    """Decode a JPEG. Raises RuntimeError if torchvision cannot.
+def _decode_jpeg(content: bytearray, mode: ImageReadMode) -> Tensor:
+    """Decode a JPEG, for RGB or GRAY. Raises RuntimeError if torchvision cannot.
 
     Its orientation is the one that `image_size` finds: torchvision and Pillow do not read the same
     in a damaged EXIF block.
     """
-    image = decode_image(torch.frombuffer(content, dtype=torch.uint8), ImageReadMode.RGB)
+    image = decode_image(torch.frombuffer(content, dtype=torch.uint8), mode)
     if b"Exif\0\0" not in content:
         return image
     with Image.open(BytesIO(content), formats=FORMATS) as header:
@@ -200,12 +230,12 @@ def _decode_jpeg(content: bytearray) -> Tensor:
 
 
 class ImageStore:
-    """Decoded images by index in `files`, each (3, h, w) uint8.
+    """Decoded images by index in `files`, each (channels, h, w) uint8.
 
     `sizes` (n, 2) are their widths and heights. The first images, up to `cache_bytes` in all, stay
     in memory once they are decoded, for this process and its DataLoader workers together. With
-    `on_disk`, images are also saved as `FILE.npy` next to their files (h * w * 3 bytes each), valid
-    as long as the image file's modification time does not change.
+    `on_disk`, images are also saved as `FILE.npy` next to their files (a byte for each channel of a
+    pixel), valid as long as the image file's modification time does not change.
     """
 
     def __init__(
@@ -214,14 +244,15 @@ class ImageStore:
         sizes: np.ndarray,
         cache_bytes: int = 0,
         on_disk: bool = False,
+        channels: int = 3,
     ) -> None:
         self.files, self.sizes = files, SharedArray(sizes)
-        self.on_disk = on_disk
+        self.on_disk, self.channels = on_disk, channels
         self._allocate(cache_bytes)
 
     def _allocate(self, cache_bytes: int) -> None:
         # Every image has a place of its own, so that workers need not agree on one.
-        ends = np.cumsum(self.sizes.array.astype(np.int64).prod(1) * 3)
+        ends = np.cumsum(self.sizes.array.astype(np.int64).prod(1) * self.channels)
         ends = ends[ends <= cache_bytes]
         self._bounds = SharedArray(np.concatenate(([0], ends)))
         self._pixels = shared_zeros(int(self._bounds.array[-1]))
@@ -236,7 +267,7 @@ class ImageStore:
         if place is not None and self._is_cached[index]:
             return place
         file = self.files[index]
-        image = self._load_npy(file) if self.on_disk else read_image(file)
+        image = self._load_npy(file) if self.on_disk else read_image(file, self.channels)
         # The shape differs if the file is another one now than when it was scanned.
         if place is not None and place.shape == image.shape:
             # Two workers that decode the same image write the same bytes. The mark comes last.
@@ -250,7 +281,7 @@ class ImageStore:
             return None
         first, last = self._bounds.array[index : index + 2]
         width, height = self.sizes.array[index]
-        return self._pixels[first:last].view(height, width, 3).permute(2, 0, 1)
+        return self._pixels[first:last].view(height, width, self.channels).permute(2, 0, 1)
 
     def preload(self, num_processes: int = 1) -> None:
         """Decode every image now, into memory that DataLoader workers share.
@@ -258,7 +289,7 @@ class ImageStore:
         Raises UserError if this machine does not have the memory for `num_processes` stores, or an
         image cannot be decoded.
         """
-        cache_bytes = int(self.sizes.array.astype(np.int64).prod(1).sum()) * 3
+        cache_bytes = int(self.sizes.array.astype(np.int64).prod(1).sum()) * self.channels
         required, available = cache_bytes * num_processes, available_memory()
         if required > available:
             raise UserError(
@@ -285,10 +316,12 @@ class ImageStore:
         try:
             mtime = os.stat(file).st_mtime_ns  # noqa: PTH116 - faster than Path
             if path.stat().st_mtime_ns == mtime:
-                return torch.from_numpy(np.load(path, allow_pickle=False)).permute(2, 0, 1)
+                image = torch.from_numpy(np.load(path, allow_pickle=False)).permute(2, 0, 1)
+                if len(image) == self.channels:  # not those of another data.yaml
+                    return image
         except (OSError, ValueError, EOFError, RuntimeError, TypeError):
             pass  # missing or corrupted; if the image is, too, decoding it says what is wrong
-        image = read_image(file)
+        image = read_image(file, self.channels)
         try:
             with atomic_write(path, durable=False) as output:
                 np.save(output, image.permute(1, 2, 0).contiguous().numpy())

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from data.arrays import ARRAY_SUFFIX
 from data.images import IMAGE_SUFFIXES
 from utils.textfile import decode_text, split_lines
 
@@ -66,8 +67,15 @@ def list_images(
 
 
 def has_suffix(name: str, suffixes: Collection[str] = IMAGE_SUFFIXES) -> bool:
-    """Return whether the file name ends in one of the `suffixes`, in any case."""
-    return _suffix(name) in suffixes
+    """Return whether the file name ends in one of the `suffixes`, in any case.
+
+    x.png.npy does not: it is what `--cache disk` writes next to x.png.
+    """
+    return _suffix(name) in suffixes and not _is_cache(name, suffixes)
+
+
+def _is_cache(name: str, suffixes: Collection[str]) -> bool:
+    return name.endswith(ARRAY_SUFFIX) and _suffix(name[: -len(ARRAY_SUFFIX)]) in suffixes
 
 
 def _suffix(name: str) -> str:
@@ -98,6 +106,8 @@ def _walk(top: str, suffixes: Collection[str]) -> Listing:
             suffix = _suffix(entry.name)
             is_file = suffix in suffixes and not entry.is_dir(follow_symlinks=False)
             is_dir = not is_file and _is_dir(entry)
+            if is_file and _is_cache(entry.name, suffixes):
+                continue
             if (is_file or is_dir) and _is_hidden(entry.name):
                 listing.notes[HIDDEN.format(top)] += 1
             elif is_file:

@@ -29,7 +29,7 @@ class Loaders(NamedTuple):
     val: DataLoader
 
     def next_train_batch(self, dtype: torch.dtype) -> tuple[Tensor, list[dict[str, Tensor]]]:
-        """Return the next training batch as the model gets it, images (B, 3, h, w) in `dtype`."""
+        """Return the next training batch as the model gets it, images (B, C, h, w) in `dtype`."""
         samples = self.train_set.__getitems__(next(iter(self.sampler)))
         images, targets = collate(samples)
         return apply_color_matrix(images, [t["color"] for t in targets], dtype), targets
@@ -57,7 +57,8 @@ def build_loaders(
     if workers:
         start_forkserver()
     process_batch_size = math.ceil(args.batch_size / dist.world_size)
-    check_shared_memory(process_batch_size * 3 * imgsz[1] ** 2, workers, dist.local_world_size)
+    sample_bytes = train_data.channels * imgsz[1] ** 2
+    check_shared_memory(process_batch_size * sample_bytes, workers, dist.local_world_size)
     mosaic_until = args.epochs - hyp.close_mosaic
     train_set = TrainSet(train_data, hyp, args.seed, mosaic_until, args.cache)
     val_set = ValSet(val_data, imgsz[1], stride, args.cache)

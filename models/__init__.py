@@ -24,21 +24,36 @@ MODELS: dict[str, Callable[..., Detector]] = {
 }
 
 
-def build_model(name: str, num_classes: int, backbone: str | None = None) -> Detector:
+def build_model(
+    name: str, num_classes: int, backbone: str | None = None, channels: int = 3
+) -> Detector:
     """Build the detector `name` with random weights, for `num_classes` >= 1 classes.
 
     name: a key of `MODELS`, or torchvision/ and the name of a detector in torchvision.
     backbone: torchvision/ and the name of a classifier in torchvision, to use as the backbone.
-    Raises ValueError for an unknown name, UserError if the backbone does not fit the model.
+    channels: of the images; 3 are RGB.
+    Raises ValueError for an unknown name, UserError if the backbone or the number of channels does
+    not fit the model.
     """
     constructor = _constructor(name)
     if constructor is None:
         raise ValueError(_unknown_model(name))
-    if backbone and not _takes_backbone(constructor):
-        models = ", ".join(key for key in MODELS if _takes_backbone(MODELS[key]))
-        raise UserError(f"--backbone {backbone}: {name} has its own backbone (allowed: {models})")
-    model = constructor(num_classes, **({"backbone": backbone} if backbone else {}))
-    model.config = {"name": name, "num_classes": num_classes, "backbone": backbone}
+    options: dict[str, object] = {}
+    if backbone:
+        options["backbone"] = backbone
+    if channels != 3:
+        options["channels"] = channels
+    for option, value in options.items():
+        if option not in inspect.signature(constructor).parameters:
+            raise UserError(_unfit_option(name, option, value))
+    model = constructor(num_classes, **options)
+    model.channels = channels
+    model.config = {
+        "name": name,
+        "num_classes": num_classes,
+        "backbone": backbone,
+        "channels": channels,
+    }
     return model
 
 
@@ -89,5 +104,8 @@ def _unknown_model(name: str) -> str:
     return f"--model {name}: unknown model (choose from {', '.join(names)})"
 
 
-def _takes_backbone(constructor: Callable[..., Detector]) -> bool:
-    return "backbone" in inspect.signature(constructor).parameters
+def _unfit_option(name: str, option: str, value: object) -> str:
+    models = ", ".join(k for k in MODELS if option in inspect.signature(MODELS[k]).parameters)
+    if option == "channels":
+        return f"--model {name}: takes images of 3 channels, not of {value} (allowed: {models})"
+    return f"--backbone {value}: {name} has its own backbone (allowed: {models})"

@@ -27,7 +27,7 @@ def check_batch_of_one(
     target = {"boxes": box, "labels": torch.zeros(1, dtype=torch.long)}
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
-            probe(torch.rand(1, 3, imgsz, imgsz), [target])
+            probe(torch.rand(1, model.channels, imgsz, imgsz), [target])
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise

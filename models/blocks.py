@@ -55,6 +55,14 @@ class Bottleneck(nn.Module):
         return x + y if self.shortcut else y
 
 
+def set_in_channels(module: nn.Module, channels: int) -> None:
+    """Let the first convolution of `module` take `channels` channels, with random weights."""
+    conv = next(layer for layer in module.modules() if isinstance(layer, nn.Conv2d))
+    shape = conv.out_channels, channels, *conv.kernel_size
+    conv.in_channels, conv.weight = channels, nn.Parameter(conv.weight.new_empty(shape))
+    conv.reset_parameters()
+
+
 class CSPStage(nn.Module):
     """Cross-stage-partial stage: half of the channels pass through `depth` bottlenecks.
 

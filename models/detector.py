@@ -25,14 +25,15 @@ class Detector(nn.Module):
     In training mode `model(images, targets)` returns a dict of losses, in evaluation mode
     `model(images)` returns one dict of `boxes`, `scores` and `labels` for each image.
 
-    A family must implement two methods. Their images are a float batch (B, 3, H, W) in 0..1, with
-    H and W multiples of `stride`:
+    A family must implement two methods. Their images are a float batch (B, C, H, W) in 0..1, with
+    C `channels` (3: RGB) and with H and W multiples of `stride`:
         losses(images, targets)  the unweighted losses by name, scalars. The training loop
             multiplies each by its weight in the hyp file (1 if it has none) and minimizes the sum.
         predict(images)  boxes (B, A, 4), xyxy in pixels, and scores (B, A, num_classes) in 0..1:
             every prediction, before any threshold. Exported models return this too.
 
-    Its constructor takes `num_classes` and, if a backbone can be chosen, `backbone: str | None`.
+    Its constructor takes `num_classes`, if a backbone can be chosen, `backbone: str | None`, and if
+    images may have other channels than RGB, `channels: int`.
 
     A family may override:
         stride  what H and W must be a multiple of
@@ -51,6 +52,7 @@ class Detector(nn.Module):
     Set from outside, not by the family:
         config  by `build_model`, which rebuilds the same architecture as `build_model(**config)`;
             plain data, stored in every checkpoint
+        channels  by `build_model`: of an image
         class_names, imgsz, data  by `models.load`: the classes, image size and data.yaml of the run
     """
 
@@ -62,6 +64,7 @@ class Detector(nn.Module):
     detections_per_img = 300
     topk_candidates = 1000
 
+    channels = 3
     config: dict[str, Any]
     class_names: tuple[str, ...]
     imgsz: int
@@ -80,7 +83,7 @@ class Detector(nn.Module):
     ) -> dict[str, Tensor] | Detections:
         """Return the losses in training mode, the detections in evaluation mode.
 
-        images: (B, 3, H, W), or B images (3, h, w) of any sizes; uint8 in 0..255 or float in 0..1.
+        images: (B, C, H, W), or B images (C, h, w) of any sizes; uint8 in 0..255 or float in 0..1.
         targets, in training mode only: for each image `boxes` (n, 4), xyxy in pixels, and `labels`
         (n,), int64 from 0; n may be 0, and the tensors may be on the CPU.
         Losses are as `losses` returns them, detections as `postprocess` does.

@@ -12,7 +12,7 @@ from models.detector import Detector
 class ExportModel(nn.Module):
     """The predictions of a batch, without post-processing, as `Detector.predict` returns them.
 
-    (B, 3, H, W) in 0..1, with H and W multiples of the model's stride, to `boxes` (B, A, 4), xyxy
+    (B, C, H, W) in 0..1, with H and W multiples of the model's stride, to `boxes` (B, A, 4), xyxy
     in pixels, and `scores` (B, A, num_classes) in 0..1.
     """
 
@@ -28,7 +28,7 @@ class ExportModel(nn.Module):
 class ExportModelWithNMS(ExportModel):
     """The detections in one image, with the model's thresholds.
 
-    (1, 3, H, W) in 0..1, with H and W multiples of the model's stride, to `boxes` (k, 4), xyxy in
+    (1, C, H, W) in 0..1, with H and W multiples of the model's stride, to `boxes` (k, 4), xyxy in
     pixels, `scores` (k,), descending, and `labels` (k,).
     """
 

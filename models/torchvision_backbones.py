@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from models.blocks import ConvNormAct
+from models.blocks import ConvNormAct, set_in_channels
 from models.weights import PREFIX, load_torchvision_weights
 from utils.errors import UserError
 
@@ -25,24 +25,29 @@ def backbone_names() -> tuple[str, ...]:
 class TorchvisionBackbone(nn.Module):
     """The features of torchvision's classifier `name` (without the prefix), with random weights.
 
-    Images (B, 3, H, W) in 0..1, with H and W multiples of 32, to feature maps at strides 8, 16 and
-    32; a 1x1 convolution gives the i-th map `channels[i]` channels.
+    Images (B, in_channels, H, W) in 0..1, with H and W multiples of 32, to feature maps at strides
+    8, 16 and 32; a 1x1 convolution gives the i-th map `channels[i]` channels.
     Raises UserError for a classifier without such maps, for example a vision transformer.
     """
 
-    def __init__(self, name: str, channels: Sequence[int]) -> None:
+    def __init__(self, name: str, channels: Sequence[int], in_channels: int = 3) -> None:
         super().__init__()
         self.name, self.channels = name, tuple(channels)
         classifier = models.get_model(name, weights=None)
-        nodes, in_channels = _find_stride_nodes(classifier, name)
+        if in_channels != 3:
+            set_in_channels(classifier, in_channels)
+        nodes, map_channels = _find_stride_nodes(classifier, name, in_channels)
         self.features = create_feature_extractor(
             classifier, dict(zip(nodes, map(str, STRIDES), strict=True))
         )
         self.projections = nn.ModuleList(
-            ConvNormAct(c_in, c_out) for c_in, c_out in zip(in_channels, channels, strict=True)
+            ConvNormAct(c_in, c_out) for c_in, c_out in zip(map_channels, channels, strict=True)
         )
-        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(STD)[:, None, None], persistent=False)
+        mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
+        if in_channels != 3:  # no ImageNet has them: all are normalized alike
+            mean, std = mean.mean(0, keepdim=True), std.mean(0, keepdim=True)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         features = self.features((x - self.mean) / self.std)
@@ -59,7 +64,9 @@ class TorchvisionBackbone(nn.Module):
         return load_torchvision_weights(self.features, self.name, "--pretrained")
 
 
-def _find_stride_nodes(classifier: nn.Module, name: str) -> tuple[list[str], list[int]]:
+def _find_stride_nodes(
+    classifier: nn.Module, name: str, in_channels: int
+) -> tuple[list[str], list[int]]:
     """Return the last graph node at each of the strides 8, 16 and 32, and its channels.
 
     Only the ends of the classifier's parts count, which are its children, or those of its
@@ -71,7 +78,7 @@ def _find_stride_nodes(classifier: nn.Module, name: str) -> tuple[list[str], lis
             classifier, get_graph_node_names(classifier)[1], suppress_diff_warning=True
         ).eval()
         with torch.no_grad():
-            outputs = extractor(torch.zeros(1, 3, size, size))
+            outputs = extractor(torch.zeros(1, in_channels, size, size))
     except (RuntimeError, AssertionError):  # it takes images of one size only
         outputs = {}
     for depth in (1, 2):  # of the parts' names: "layer1", or "features.1"

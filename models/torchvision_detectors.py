@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.models import detection, get_model, list_models
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from models.blocks import set_in_channels
 from models.detector import Detections, Detector, Targets
 from models.weights import PREFIX, load_torchvision_weights
 
@@ -40,7 +41,7 @@ class TorchvisionDetector(Detector):
 
     exportable = False
 
-    def __init__(self, name: str, num_classes: int) -> None:
+    def __init__(self, name: str, num_classes: int, channels: int = 3) -> None:
         super().__init__()
         self.name = name
         self.detector = get_model(
@@ -55,6 +56,11 @@ class TorchvisionDetector(Detector):
                 original.image_std,
                 size_divisible=original.size_divisible,
             )
+        if channels != 3:  # all are normalized alike
+            set_in_channels(self.detector.backbone, channels)
+            transform = self.detector.transform
+            transform.image_mean = [sum(transform.image_mean) / len(transform.image_mean)]
+            transform.image_std = [sum(transform.image_std) / len(transform.image_std)]
         _keep_boxes_in_float32(self.detector)
         self.set_thresholds(score=self.score_thresh)
 

@@ -9,6 +9,7 @@ from torchvision.models import WeightsEnum, get_model_weights
 from models.detector import Detector
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
+from utils.log import plural
 
 PREFIX = "torchvision/"  # of the models and backbones that torchvision provides
 
@@ -76,6 +77,13 @@ def load_matching_weights(module: nn.Module, saved: Mapping[str, Tensor], flag: 
     message = f"{flag}: loaded {loaded:,} of the model's {total:,} parameters"
     if missing := len(sizes.keys() - matching.keys()):
         message += f" ({missing} of {len(sizes)} tensors do not fit)"
+    convs = (f"{k}.weight" for k, layer in module.named_modules() if isinstance(layer, nn.Conv2d))
+    first = next(convs, "")
+    if first in saved and saved[first].shape[1] != (channels := current[first].shape[1]):
+        message += (
+            f"; the first convolution stays random: it is for {plural(channels, 'channel')}, that "
+            f"of the weights for {saved[first].shape[1]}"
+        )
     return message
 
 

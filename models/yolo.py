@@ -49,16 +49,16 @@ SIZES = {
 
 
 class Backbone(nn.Module):
-    """Map images (B, 3, H, W) to feature maps at strides 8, 16 and 32, with `channels` channels."""
+    """Map images (B, C, H, W) to feature maps at strides 8, 16 and 32, with `channels` channels."""
 
-    def __init__(self, size: Size) -> None:
+    def __init__(self, size: Size, in_channels: int = 3) -> None:
         super().__init__()
         c = size.widths()
         d = [max(1, round(depth * size.depth)) for depth in (3, 6, 6, 3)]
         # Directly to stride 4, with plain convolutions instead of a CSP stage there: at this
         # resolution batch norms and activations dominate the cost.
         self.stem = nn.Sequential(
-            ConvNormAct(3, c[0], 6, 4), *(ConvNormAct(c[0], c[0], 3) for _ in range(d[0]))
+            ConvNormAct(in_channels, c[0], 6, 4), *(ConvNormAct(c[0], c[0], 3) for _ in range(d[0]))
         )
         self.stage8 = nn.Sequential(
             ConvNormAct(c[0], c[1], 3, 2), CSPStage(c[1], c[1], d[1], shortcut=True)
@@ -119,18 +119,25 @@ class _Logits(nn.Module):
 class YOLO(Detector):
     """The detector in one of the `SIZES`, for `num_classes` >= 1 classes.
 
+    channels: of the images.
     backbone: torchvision/ and the name of a classifier in torchvision, instead of our own backbone.
     Raises KeyError for an unknown size, UserError for a classifier without suitable feature maps.
     """
 
-    def __init__(self, size: str = "n", num_classes: int = 80, backbone: str | None = None) -> None:
+    def __init__(
+        self,
+        size: str = "n",
+        num_classes: int = 80,
+        backbone: str | None = None,
+        channels: int = 3,
+    ) -> None:
         super().__init__()
         scale = SIZES[size]
         if backbone:
             name = backbone.removeprefix(PREFIX)
-            self.backbone = TorchvisionBackbone(name, scale.widths()[1:])
+            self.backbone = TorchvisionBackbone(name, scale.widths()[1:], channels)
         else:
-            self.backbone = Backbone(scale)
+            self.backbone = Backbone(scale, channels)
         self.neck = Neck(self.backbone.channels, max(1, round(3 * scale.depth)))
         self.head = Head(self.backbone.channels, (8, 16, 32), num_classes)
         self.loss_sums = loss_sums

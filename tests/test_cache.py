@@ -19,9 +19,9 @@ def scans(monkeypatch):
     monkeypatch.setattr(data.cache, "MIN_SCAN_SECONDS", -1.0)
     files, image_size = [], data.formats.scan.image_size
 
-    def recording_image_size(file):
+    def recording_image_size(file, channels):
         files.append(file)
-        return image_size(file)
+        return image_size(file, channels)
 
     monkeypatch.setattr(data.formats.scan, "image_size", recording_image_size)
     return files

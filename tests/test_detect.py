@@ -157,7 +157,7 @@ def test_detect_video_without_opencv(trained_run, tmp_path, monkeypatch, capsys)
 
 
 def test_detect_ctrl_c_keeps_results(trained_run, tmp_path, monkeypatch, capsys):
-    def interrupted(source: str):
+    def interrupted(source: str, channels: int):
         yield detect.Frame("0.png", None, torch.zeros(3, 64, 80, dtype=torch.uint8))
         raise KeyboardInterrupt
 

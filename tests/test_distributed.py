@@ -107,7 +107,12 @@ calls = {"image_size": [], "read_image": []}
 
 def record(module, name):
     original = getattr(module, name)
-    setattr(module, name, lambda file: calls[name].append(Path(file).name) or original(file))
+
+    def recording(file, channels):
+        calls[name].append(Path(file).name)
+        return original(file, channels)
+
+    setattr(module, name, recording)
 
 
 record(data.formats.scan, "image_size")

@@ -33,9 +33,9 @@ def decoded(monkeypatch):
     """A list to which every file that is decoded from here on is appended."""
     decoded_files = []
 
-    def recording_read_image(file):
+    def recording_read_image(file, channels):
         decoded_files.append(file)
-        return read_image(file)
+        return read_image(file, channels)
 
     monkeypatch.setattr(data.images, "read_image", recording_read_image)
     return decoded_files

@@ -19,8 +19,8 @@ MIN_STEPS = 100  # of an epoch: the learning rate is not adapted to the batch si
 def largest_batch(model: nn.Module, imgsz: int, device: torch.device, dtype: torch.dtype) -> int:
     """Return how many images of `imgsz` pixels fit into the GPU `device` in a training step.
 
-    A copy of `model` is trained on random images; `model` and the random state stay as they are.
-    Raises UserError if `device` is not a CUDA device, or not even 1 image fits.
+    A copy of `model` is trained on random images of `model.channels`; `model` and the random state
+    stay as they are. Raises UserError if `device` is not a CUDA device, or not even 1 image fits.
     """
     if device.type != "cuda":
         raise UserError(f"--batch-size auto: requires a CUDA device, not {device} (give a number)")
@@ -30,7 +30,7 @@ def largest_batch(model: nn.Module, imgsz: int, device: torch.device, dtype: tor
 
     def peak_memory(batch_size: int) -> int:
         torch.cuda.reset_peak_memory_stats(device)
-        images = torch.rand(batch_size, 3, imgsz, imgsz, device=device)
+        images = torch.rand(batch_size, model.channels, imgsz, imgsz, device=device)
         with autocast(device, dtype):
             losses = probe_model(images, [target] * batch_size)
         sum(losses.values()).backward()

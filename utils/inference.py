@@ -20,7 +20,7 @@ def run_inference(
 ) -> np.ndarray:
     """Run `model` in evaluation mode over validation batches and return its detections.
 
-    Convolutions compute in `dtype`. `batches` yields images (B, 3, H, W) and a target for each
+    Convolutions compute in `dtype`. `batches` yields images (B, C, H, W) and a target for each
     image, with `image_id`, `size` (2,), width and height of the original image, and `scale` (2,),
     the pixels of the sample per pixel of the original image in x and y. Returns an array (k, 7):
     image id, x, y, width, height in pixels of the original image, score, class index; what

@@ -51,11 +51,24 @@ Targets = Sequence[dict[str, Tensor]]
 # Images with boxes
 
 
-def draw_boxes(image: Tensor, target: dict[str, Tensor], class_names: Sequence[str]) -> Tensor:
-    """Return the image (3, h, w) uint8 with labeled boxes; lines and font grow with the image.
+def as_rgb(images: Tensor) -> Tensor:
+    """Return what is shown of images (..., C, h, w), with 3 channels.
 
-    `target` has `boxes` (k, 4), xyxy in pixels, `labels` (k,) and optionally `scores` (k,).
+    Of 1 or 2 channels the first as gray, of more the first three as red, green and blue.
     """
+    channels = images.shape[-3]
+    if channels < 3:
+        return images.narrow(-3, 0, 1).expand(*images.shape[:-3], 3, *images.shape[-2:])
+    return images.narrow(-3, 0, 3)
+
+
+def draw_boxes(image: Tensor, target: dict[str, Tensor], class_names: Sequence[str]) -> Tensor:
+    """Return the image as (3, h, w) uint8 with labeled boxes; lines and font grow with the image.
+
+    The image (C, h, w) uint8 is shown as `as_rgb` says. `target` has `boxes` (k, 4), xyxy in
+    pixels, `labels` (k,) and optionally `scores` (k,).
+    """
+    image = as_rgb(image)
     if not len(target["boxes"]):
         return image
     names, labels = drawable_names(class_names), target["labels"].tolist()
@@ -103,10 +116,10 @@ def _draw_label(
 def _draw_each(images: Tensor, targets: Targets, class_names: Sequence[str]) -> list[Tensor]:
     """Return the first `MAX_IMAGES` images with their boxes, small ones enlarged.
 
-    images (B, 3, h, w): uint8, or float in 0..1.
+    images (B, C, h, w): uint8, or float in 0..1.
     """
     zoom = max(1, MIN_SIZE // max(images.shape[-2:]))
-    images = images[:MAX_IMAGES].cpu()
+    images = as_rgb(images[:MAX_IMAGES]).cpu()
     if images.is_floating_point():
         images = to_dtype(images.float(), torch.uint8, scale=True)
     images = images.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
@@ -117,7 +130,7 @@ def _draw_each(images: Tensor, targets: Targets, class_names: Sequence[str]) -> 
 
 
 def draw_batch(images: Tensor, targets: Targets, class_names: Sequence[str], path: Path) -> None:
-    """Write a grid of the first images of a batch (B, 3, h, w), with boxes, to the JPEG `path`."""
+    """Write a grid of the first images of a batch (B, C, h, w), with boxes, to the JPEG `path`."""
     _save_grid(_draw_each(images, targets, class_names), path)
 
 

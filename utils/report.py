@@ -70,7 +70,7 @@ class RunSummary:
     files: Sequence[str]
     """The image file of each image id."""
     read_image: Callable[[str], Tensor]
-    """Reads one of `files` as (3, h, w) uint8."""
+    """Reads one of `files` as (C, h, w) uint8."""
 
 
 def command_line(program: str, args: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:

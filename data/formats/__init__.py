@@ -18,6 +18,7 @@ from data.formats.labelme import is_labelme, read_labelme
 from data.formats.scan import Annotations, Scan, label_table, unknown_class
 from data.formats.voc import read_voc
 from data.formats.yolo import read_yolo
+from data.images import image_suffixes
 from data.listing import Listing, list_images
 from data.locate import similar
 from utils.errors import UserError
@@ -97,7 +98,7 @@ def read_split(config: DataConfig, split: str) -> Annotations:
     sources = getattr(config, split)
     if sources is None:
         raise UserError(f"{split}: the data.yaml has no key {split!r}, or nothing behind it")
-    listings = _list_yolo_images(split, root, sources)
+    listings = _list_yolo_images(split, root, sources, config.channels)
     source_hash = hashlib.blake2b(repr(sources).encode(), digest_size=4).hexdigest()
     arrays = cached(
         root / f"{split}-{source_hash}.cache.npz",
@@ -118,13 +119,14 @@ def read_split(config: DataConfig, split: str) -> Annotations:
             "`ignore` or `difficult`), which are not trained on (some tools write `iscrowd: 1` for "
             "every mask: need 0 for single objects)"
         )
-    return dataclasses.replace(annotations, notes=(*config.notes, *annotations.notes))
+    notes = (*config.notes, *annotations.notes)
+    return dataclasses.replace(annotations, notes=notes, channels=config.channels)
 
 
 def _cache_key(config: DataConfig, sources: list[Source], listings: dict[str, Listing]) -> str:
     has_images = [isinstance(source, AnnotatedSource) and source.has_images for source in sources]
     content = CACHE_FORMAT, config.names, config.remap, config.kpt_shape, sources, has_images
-    return repr((*content, listings))
+    return repr((*content, config.channels, listings))
 
 
 def _first_message(annotations: Annotations) -> str:
@@ -140,14 +142,16 @@ def _first_error(errors: Sequence[str]) -> str:
     return f" (first of {len(errors)} error{'s' if len(errors) > 1 else ''}: {errors[0]})"
 
 
-def _list_yolo_images(split: str, root: Path, sources: list[Source]) -> dict[str, Listing]:
+def _list_yolo_images(
+    split: str, root: Path, sources: list[Source], channels: int
+) -> dict[str, Listing]:
     """Return the images of each source in the YOLO layout. Raises UserError if one has none."""
     listings = {}
     for source in sources:
         if isinstance(source, AnnotatedSource) and source.annotations:
             continue
         where = source if isinstance(source, str) else source.images
-        listing = list_images(root / where, root)
+        listing = list_images(root / where, root, image_suffixes(channels))
         if listing is None:
             exists = os.path.lexists(root / where)
             problem = "not a list of images" if exists else "not found"
@@ -168,7 +172,7 @@ def _scan_split(
     config: DataConfig, split: str, listings: dict[str, Listing]
 ) -> tuple[Arrays, list[str]]:
     """Read all sources of a split; return its arrays and the files and directories read."""
-    root, scan, names = Path(config.path), Scan(), config.names
+    root, scan, names = Path(config.path), Scan(config.channels), config.names
     inputs: list[str] = []
     labels = label_table(names or [], config.remap)
     for source in getattr(config, split):

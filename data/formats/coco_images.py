@@ -17,7 +17,6 @@ from data.formats.image_names import (
     choose_directory,
 )
 from data.formats.scan import Scan
-from data.images import image_size
 from data.threads import map_in_threads
 from utils.errors import UserError
 
@@ -92,7 +91,7 @@ class CocoImages:
             index = self.first_index + position_of[primary] if is_kept else SKIPPED
             if self._ids[number] is not None:
                 self.index_of.setdefault(self._ids[number], index)
-        self._fill_sizes(scan.files)
+        self._fill_sizes(scan)
 
     def ids_by_file(self, directories: Sequence[Path]) -> dict[str, Id]:
         """Return the id of each file, the first one if it has several."""
@@ -186,10 +185,11 @@ class CocoImages:
                 f"{stated[0]:g}x{stated[1]:g} and as {width:g}x{height:g}"
             )
 
-    def _fill_sizes(self, files: Sequence[str]) -> None:
+    def _fill_sizes(self, scan: Scan) -> None:
         """Read the sizes that the json does not state from the image files."""
         missing = [i for i in range(len(self.sizes) // 2) if math.isnan(self.sizes[2 * i])]
-        headers = map_in_threads(image_size, [files[self.first_index + i] for i in missing], 8)
+        files = [scan.files[self.first_index + i] for i in missing]
+        headers = map_in_threads(scan.image_size, files, 8)
         for i, size in zip(missing, headers, strict=True):
             # The boxes of an image that cannot be read are not wrong, they go with the image.
             is_read = not isinstance(size, str)

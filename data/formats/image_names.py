@@ -4,7 +4,7 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -28,8 +28,8 @@ class ImageFinder:
     directory match is none.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> None:
+        self.directory, self.suffixes = directory, suffixes
         self._spellings: dict[str, dict[str, list[str]]] = {}  # of directories, see `_spelled`
 
     def find(self, name: str) -> tuple[str, str]:
@@ -59,9 +59,9 @@ class ImageFinder:
         """Return the only file in the directory of `candidate` whose name is another spelling."""
         directory, _, name = str(self.directory / candidate).rpartition(os.sep)
         if directory not in self._spellings:
-            self._spellings[directory] = _names_by_spelling(directory)
+            self._spellings[directory] = _names_by_spelling(directory, self.suffixes)
         spellings = self._spellings[directory]
-        for spelling in (_fold(name), _fold_stem(name)):
+        for spelling in (_fold(name), _fold_stem(name, self.suffixes)):
             if len(spellings.get(spelling, ())) == 1:
                 return f"{directory}{os.sep}{spellings[spelling][0]}"
         return None
@@ -106,7 +106,7 @@ def _unquoted_paths(name: str) -> Iterator[str]:
         return
 
 
-def _names_by_spelling(directory: str) -> dict[str, list[str]]:
+def _names_by_spelling(directory: str, suffixes: Collection[str]) -> dict[str, list[str]]:
     """Return the images of a directory by what their spellings share, with and without suffix."""
     names = defaultdict(list)
     try:
@@ -114,9 +114,9 @@ def _names_by_spelling(directory: str) -> dict[str, list[str]]:
     except (OSError, ValueError):
         return {}
     for file in files:
-        if os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122
+        if os.path.splitext(file)[1].lower() in suffixes:  # noqa: PTH122
             names[_fold(file)].append(file)
-            names[_fold_stem(file)].append(file)
+            names[_fold_stem(file, suffixes)].append(file)
     return dict(names)
 
 
@@ -124,7 +124,7 @@ def _fold(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _fold_stem(name: str) -> str:
+def _fold_stem(name: str, suffixes: Collection[str]) -> str:
     stem, suffix = os.path.splitext(name)  # noqa: PTH122
     # With a slash, which is in no file name: the stem of one file is not the name of another.
-    return f"{_fold(stem if suffix.lower() in IMAGE_SUFFIXES else name)}/"
+    return f"{_fold(stem if suffix.lower() in suffixes else name)}/"

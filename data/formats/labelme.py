@@ -14,7 +14,7 @@ from data.formats.image_names import AS_NAMED, NOT_FOUND, ImageFinder
 from data.formats.json_kinds import json_kind
 from data.formats.json_lists import read_json
 from data.formats.scan import Labels, Scan
-from data.images import ImageSize, image_size
+from data.images import ImageSize
 from utils.errors import UserError
 
 # Shapes that cover what is between their points, and the smallest number of these. "rotation" is
@@ -71,7 +71,7 @@ def read_labelme(scan: Scan, root: Path, source: AnnotatedSource, labels: Labels
         try:
             content = _read(path)
             directory = root / source.images if source.has_images else path.parent
-            finder = finders.setdefault(directory, ImageFinder(directory))
+            finder = finders.setdefault(directory, ImageFinder(directory, scan.suffixes))
             file, how = _find_image(finder, content["imagePath"], path)
             if file in json_of:
                 raise ValueError(f"its image {file} is that of {json_of[file]}, too")
@@ -121,7 +121,7 @@ def _add_image(
     """Add the image `file` and the boxes of its shapes."""
     width, height = (_length(content.get(key)) for key in ("imageWidth", "imageHeight"))
     if math.isnan(width) or math.isnan(height):
-        size = image_size(file)
+        size = scan.image_size(file)
         image_index = scan.add_image(file)
         if not isinstance(size, ImageSize):
             return  # its boxes go with it

@@ -13,9 +13,10 @@ import numpy as np
 
 from data.cache import Arrays
 from data.file_names import FileNames
-from data.images import image_size
+from data.images import ImageSize, image_size, image_suffixes
 from data.threads import map_in_threads
 from utils.ground_truth import GroundTruth
+from utils.log import plural
 
 Labels = dict[str, int | None]  # class name in a source -> label, None for a class to skip
 Box = tuple[float, float, float, float]  # xyxy as fractions of the image's width and height
@@ -38,6 +39,7 @@ class Annotations:
     crowd: np.ndarray  # (N,) bool: COCO's iscrowd; not trained on, ignored in evaluation
     errors: tuple[str, ...]  # one message for each skipped image or annotation
     notes: tuple[str, ...]  # what was not read as it stands, with counts; nothing is skipped
+    channels: int = 3  # of the images
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> "Annotations":
@@ -54,13 +56,16 @@ class Annotations:
         """Return the numbers of images and boxes and a hash, equal for the same data anywhere.
 
         The hash covers the file names and their order, sizes, boxes, labels and class names, but
-        neither directories nor pixels.
+        neither directories nor pixels. Other channels than 3 are named, too.
         """
         text = "\n".join([*self.class_names, *map(os.path.basename, self.files)])
         digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6)
         for numbers in (self.sizes, self.offsets, self.boxes, self.labels, self.crowd):
             digest.update(np.ascontiguousarray(numbers))
-        return f"{len(self)} images with {len(self.labels)} boxes ({digest.hexdigest()})"
+        images = f"{len(self)} images"
+        if self.channels != 3:
+            images += f" of {plural(self.channels, 'channel')}"
+        return f"{images} with {len(self.labels)} boxes ({digest.hexdigest()})"
 
     def ground_truth(self) -> GroundTruth:
         """Return the boxes in pixels; image i has the id i, class k the id k."""
@@ -105,10 +110,11 @@ class Scan:
     A reader calls `add_image`, then `add_box` with the index that it returned, and appends (image
     index, message) to `errors` for everything that it skips. What it does not read as it stands,
     without skipping it, it counts in `notes` by a sentence that says what was done. `files` are the
-    images so far.
+    images so far; they are read with `channels`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = 3) -> None:
+        self.channels = channels
         self.files: list[str] = []
         self.errors: list[tuple[int, str]] = []
         self.notes: Counter[str] = Counter()
@@ -118,6 +124,15 @@ class Scan:
         self._boxes = array("f")  # four numbers each
         self._labels = array("q")
         self._crowd = array("b")
+
+    @property
+    def suffixes(self) -> set[str]:
+        """The suffixes of images in directories."""
+        return image_suffixes(self.channels)
+
+    def image_size(self, file: str) -> ImageSize | str:
+        """Return the size of the image `file`, or a message if it cannot be used."""
+        return image_size(file, self.channels)
 
     def add_image(
         self, file: str, width: float = math.nan, height: float = math.nan, stated_in: str = ""
@@ -200,7 +215,7 @@ class Scan:
         count = len(self.files)
         sizes, orientations = np.zeros((count, 2), np.int32), np.ones(count, np.int8)
         # Threads, because on a network file system most of this is waiting.
-        for i, size in enumerate(map_in_threads(image_size, self.files, 8)):
+        for i, size in enumerate(map_in_threads(self.image_size, self.files, 8)):
             if isinstance(size, str):
                 self.errors.append((i, size))
             else:

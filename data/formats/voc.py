@@ -11,12 +11,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from xml.etree import ElementTree
 
+from data.arrays import ARRAY_SUFFIX
 from data.config import AnnotatedSource
 from data.formats.image_names import NOT_FOUND, ImageFinder
 from data.formats.scan import Labels, Scan, unknown_class
 from data.formats.voc_object import VocObject, parse_object
 from data.formats.xml_file import read_xml
-from data.images import IMAGE_SUFFIXES, image_size
+from data.images import IMAGE_SUFFIXES
+from data.listing import has_suffix
 from utils.errors import UserError
 from utils.textfile import decode_text, split_lines
 
@@ -44,7 +46,8 @@ def read_voc(scan: Scan, root: Path, source: AnnotatedSource, labels: Labels) ->
     xml_files, inputs = _find_xml(xml_dir)
     # The time of a directory changes with the files in it.
     names, notes = list(xml_files), Counter()
-    images = _VocImages(root / source.images, xml_files, notes)
+    finder = ImageFinder(root / source.images, scan.suffixes)
+    images = _VocImages(finder, xml_files, notes)
     if source.image_set is not None:
         inputs.append(str(root / source.image_set))
         names = _read_image_set(scan, root / source.image_set, xml_files, images, notes)
@@ -153,7 +156,9 @@ def _listed_names(line: str) -> Iterable[str]:
     for text in texts:
         name = text.replace("\\", "/").removeprefix("./")
         stem, suffix = os.path.splitext(name)  # noqa: PTH122 - not a path of this machine
-        names = [name, stem] if suffix.lower() in {*IMAGE_SUFFIXES, ".xml"} else [name]
+        names = (
+            [name, stem] if suffix.lower() in {*IMAGE_SUFFIXES, ARRAY_SUFFIX, ".xml"} else [name]
+        )
         yield from names
         yield from (name.rpartition("/")[2] for name in names)
 
@@ -176,9 +181,11 @@ def _read_annotation(path: Path) -> ElementTree.Element:
 class _VocImages:
     """Finds the images of xml files, each for one xml file only."""
 
-    def __init__(self, image_dir: Path, xml_files: dict[str, Path], notes: Counter[str]) -> None:
+    def __init__(
+        self, finder: ImageFinder, xml_files: dict[str, Path], notes: Counter[str]
+    ) -> None:
         self.directories: set[str] = set()  # of the images found
-        self._finder, self._notes = ImageFinder(image_dir), notes
+        self._finder, self._notes = finder, notes
         self._xml_files = xml_files
         self._xml_of_stem = {name.rpartition("/")[2]: path for name, path in xml_files.items()}
         self._name_of: dict[str, str] = {}  # by image: the name of its xml file
@@ -238,8 +245,8 @@ class _VocImages:
         """Note the images next to those found that no xml file has."""
         for directory in sorted(self.directories):
             names = os.listdir(directory)  # noqa: PTH208 - quicker than Path
-            suffixes = (os.path.splitext(n)[1].lower() for n in names if n[0] != ".")  # noqa: PTH122
-            count = sum(suffix in IMAGE_SUFFIXES for suffix in suffixes)
+            suffixes = self._finder.suffixes
+            count = sum(has_suffix(name, suffixes) for name in names if name[0] != ".")
             used = sum(os.path.dirname(file) == directory for file in self._name_of)  # noqa: PTH120
             self._notes[UNUSED_IMAGES.format(directory, xml_dir)] += count - used
 
@@ -286,7 +293,7 @@ def _add_image(
     stated = _parse_size(tree)
     fits = stated is not None and all(obj.is_inside(*stated) for obj in objects)
     if not fits:
-        size = image_size(file)
+        size = scan.image_size(file)
         if isinstance(size, str):
             scan.add_image(file)
             return None  # its boxes go with it
