@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from models.detector import Detector
+from models.timm_backbones import PREFIX as TIMM_PREFIX
+from models.timm_backbones import check_timm_name
 from models.torchvision_backbones import backbone_names
 from models.torchvision_detectors import TorchvisionDetector, detector_names
 from models.weights import PREFIX
@@ -30,7 +32,8 @@ def build_model(
     """Build the detector `name` with random weights, for `num_classes` >= 1 classes.
 
     name: a key of `MODELS`, or torchvision/ and the name of a detector in torchvision.
-    backbone: torchvision/ and the name of a classifier in torchvision, to use as the backbone.
+    backbone: torchvision/ and the name of a classifier in torchvision, or timm/ and the name of a
+        network in timm, to use as the backbone.
     channels: of the images; 3 are RGB.
     Raises ValueError for an unknown name, UserError if the backbone or the number of channels does
     not fit the model.
@@ -86,8 +89,10 @@ def model_name(text: str) -> str:
 
 def backbone_name(text: str) -> str:
     """Check a `--backbone` argument (argparse type). Raises UserError for an unknown name."""
-    if text not in backbone_names():
-        names = ", ".join(backbone_names())
+    if text.startswith(TIMM_PREFIX):
+        check_timm_name(text.removeprefix(TIMM_PREFIX))
+    elif text not in backbone_names():
+        names = ", ".join((f"{TIMM_PREFIX}NAME", *backbone_names()))
         raise UserError(f"--backbone {text}: unknown backbone (choose from {names})")
     return text
 

@@ -46,7 +46,8 @@ class Detector(nn.Module):
         compile_network  what --compile compiles
         capture_network  what --cuda-graphs records
         param_groups  which parameters the optimizer treats how
-        load_pretrained, load_pretrained_backbone  if there are published weights
+        load_pretrained, load_backbone_file  if there are published weights
+        libraries  which ones, besides torch, its numbers depend on the versions of
         forward  if it does its own batching and post-processing
 
     Set from outside, not by the family:
@@ -59,6 +60,7 @@ class Detector(nn.Module):
     stride = 32
     min_size = 32
     exportable = True
+    libraries: tuple[str, ...] = ()
     score_thresh = 0.001
     nms_thresh = 0.7
     detections_per_img = 300
@@ -206,19 +208,18 @@ class Detector(nn.Module):
         return groups
 
     def load_pretrained(self) -> str:
-        """Load published weights of the whole model (`--weights DEFAULT`) and return a message.
+        """Load the published weights of the model, or of its backbone, and return a message.
 
-        Raises UserError if there are none, or they cannot be downloaded.
+        Raises UserError if there are none, or they cannot be downloaded (`--weights DEFAULT`).
         """
         raise UserError(
-            "--weights DEFAULT: requires --model torchvision/NAME (or give a checkpoint)"
+            "--weights DEFAULT: requires --backbone timm/NAME or torchvision/NAME, or --model "
+            "torchvision/NAME (or give a checkpoint)"
         )
 
-    def load_pretrained_backbone(self) -> str:
-        """Load published weights of the backbone (`--pretrained`) and return a message.
+    def load_backbone_file(self, path: str) -> str:
+        """Load the weights of the backbone in a safetensors file (`--weights`); return a message.
 
-        Raises UserError if there are none, or they cannot be downloaded.
+        Raises UserError if the backbone cannot be loaded from one.
         """
-        raise UserError(
-            "--pretrained: requires --backbone torchvision/NAME (a whole detector: --weights)"
-        )
+        raise UserError(f"--weights {path}: safetensors require --backbone timm/NAME")
