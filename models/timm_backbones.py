@@ -52,8 +52,10 @@ class TimmBackbone(nn.Module):
         super().__init__()
         self.name, self.channels, self.in_channels = name, tuple(channels), in_channels
         timm = _import_timm(name)
-        self.levels = _find_levels(timm, name, in_channels)
+        self.levels, unused = _find_levels(timm, name, in_channels)
         self.features = timm.create_model(name, **self._options())
+        for parameter in unused:  # DistributedDataParallel would wait for their gradients
+            self.features.get_parameter(parameter).requires_grad_(False)
         self.projections = nn.ModuleList(
             ConvNormAct(c_in, c_out)
             for c_in, c_out in zip(self.features.feature_info.channels(), channels, strict=True)
@@ -144,18 +146,22 @@ def _import_timm(name: str) -> ModuleType:
     return timm
 
 
-def _find_levels(timm: ModuleType, name: str, in_channels: int) -> tuple[int, ...]:
+def _find_levels(
+    timm: ModuleType, name: str, in_channels: int
+) -> tuple[tuple[int, ...], list[str]]:
     """Return the index of timm's last feature map at each of the strides 8, 16 and 32.
 
-    Found on the meta device, without computing anything. Raises UserError if one is missing, or the
+    And the names of the parameters that none of the three depends on, as some of HRNet's. Found on
+    the meta device, without computing anything. Raises UserError if one is missing, or the
     network does not take images of any size.
     """
     flag = f"--backbone {PREFIX}{name}"
-    with torch.device("meta"):
+    # Gradients are needed here even where a model is loaded to be used only.
+    with torch.inference_mode(False), torch.enable_grad(), torch.device("meta"):
         try:
             strides = timm.create_model(name, features_only=True).feature_info.reduction()
         except Exception as error:  # each network has its own reason why it has none
-            raise UserError(f"{flag}: gives no feature maps: {_first_line(error)}") from None
+            raise UserError(f"{flag}: has no feature maps (timm: {_first_line(error)})") from None
         last = {stride: index for index, stride in enumerate(strides)}
         if missing := [str(stride) for stride in STRIDES if stride not in last]:
             found = ", ".join(map(str, sorted(last)))
@@ -166,11 +172,15 @@ def _find_levels(timm: ModuleType, name: str, in_channels: int) -> tuple[int, ..
         options = {"features_only": True, "out_indices": levels, "in_chans": in_channels}
         try:
             network = timm.create_model(name, **options).eval()
-            shapes = [tuple(m.shape) for m in network(torch.empty(1, in_channels, 64, 96))]
+            maps = network(torch.empty(1, in_channels, 64, 96))
+            shapes = [tuple(m.shape) for m in maps]
+            parameters = dict(network.named_parameters())
+            total = sum(m.sum() for m in maps)
+            gradients = torch.autograd.grad(total, [*parameters.values()], allow_unused=True)
         except Exception as error:  # as above: images of one size, of 3 channels only
             raise UserError(
                 f"{flag}: does not take images of {in_channels} channels and any size that is a "
-                f"multiple of 32: {_first_line(error)}"
+                f"multiple of 32 (timm: {_first_line(error)})"
             ) from None
     widths = network.feature_info.channels()
     expected = [(1, width, 64 // s, 96 // s) for width, s in zip(widths, STRIDES, strict=True)]
@@ -179,7 +189,8 @@ def _find_levels(timm: ModuleType, name: str, in_channels: int) -> tuple[int, ..
             f"{flag}: its feature maps of an image of 64 x 96 have the shapes {shapes}, need "
             f"{expected}"
         )
-    return levels
+    pairs = zip(parameters, gradients, strict=True)
+    return levels, [parameter for parameter, gradient in pairs if gradient is None]
 
 
 def _first_line(error: Exception) -> str:

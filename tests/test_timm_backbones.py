@@ -133,6 +133,17 @@ def test_timm_backbone_is_frozen(tiny, tmp_path):
     assert [*read_results(tmp_path / "exp")[0]][-3:] == ["lr/0", "lr/1", "seconds"]
 
 
+def test_every_trainable_parameter_gets_a_gradient():
+    """Several processes wait for all of them. In HRNet some are for a map at stride 4 only."""
+    model = build_model("yolo-n", 2, "timm/hrnet_w18_small")
+    target = {"boxes": torch.tensor([[4.0, 4, 40, 40]]), "labels": torch.tensor([0])}
+    sum(model(torch.rand(2, 3, 64, 64), [target, target]).values()).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None]
+    assert without and not any(model.get_parameter(name).requires_grad for name in without)
+    with torch.inference_mode():
+        assert build_model("yolo-n", 2, f"timm/{NAME}").eval()([torch.zeros(3, 64, 64)])
+
+
 @pytest.mark.parametrize(
     ("name", "license_", "may_be_forbidden"),
     [
