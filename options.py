@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from models import MODELS, SHORTHANDS, backbone_name, model_name
+from models.weights import are_published
 from utils.amp import AMP
 from utils.cli import (
     Parser,
@@ -16,6 +17,8 @@ from utils.cli import (
     weights_path,
 )
 
+FINETUNE = "finetune.yaml"  # in hyp/: the default of --hyp if published weights are loaded
+
 
 def build_parser() -> Parser:
     """Return the parser; an option's default is that of `add_argument`."""
@@ -25,7 +28,8 @@ def build_parser() -> Parser:
         "--hyp",
         default="hyp.yaml",
         metavar="FILE",
-        help="hyperparameters: a file, or the name of one in hyp/ (%(default)s)",
+        help="hyperparameters: a file, or the name of one in hyp/ (%(default)s; "
+        f"{FINETUNE} if published weights are loaded)",
     )
     add(
         "--data",
@@ -46,19 +50,19 @@ def build_parser() -> Parser:
         "--weights",
         type=weights_path,
         metavar="FILE",
-        help="initialize from a checkpoint, or DEFAULT for the published weights of a model of "
-        "torchvision or transformers",
+        help="initialize from a checkpoint; DEFAULT: from the weights that are published for the "
+        "--model, or else for its --backbone; .safetensors: those of a backbone of timm",
     )
     add(
         "--backbone",
         type=backbone_name,
         metavar="NAME",
-        help="torchvision/CLASSIFIER instead of the model's own backbone",
+        help="timm/NETWORK or torchvision/CLASSIFIER instead of the model's own backbone",
     )
     add(
         "--pretrained",
         action="store_true",
-        help="initialize the backbone with torchvision's pretrained weights",
+        help="the older name of --weights DEFAULT; with --weights FILE both are loaded",
     )
     add(
         "--freeze",
@@ -199,7 +203,10 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, dict[str, An
     unset = object()
     namespace = argparse.Namespace(**dict.fromkeys(vars(args), unset))
     values = vars(parser.parse_args(argv, namespace))
-    return args, {key: value for key, value in values.items() if value is not unset}
+    given = {key: value for key, value in values.items() if value is not unset}
+    if "hyp" not in given and are_published(args.weights, args.pretrained):
+        args.hyp = FINETUNE
+    return args, given
 
 
 def defaults() -> dict[str, Any]:

@@ -32,7 +32,7 @@ from models.batch_norm import check_batch_of_one
 from models.detector import Detector
 from models.freezing import freeze
 from models.weights import load_initial_weights
-from options import defaults, parse_args
+from options import FINETUNE, defaults, parse_args
 from utils.amp import LossScaler, amp_dtype, amp_name, autocast
 from utils.anomaly import detect_anomaly
 from utils.auto_batch import largest_batch, limit_batch
@@ -213,7 +213,7 @@ def build(
 
     stop.defer()  # from here on a signal is answered after the batch under way, with a checkpoint
     stage("run_dir")
-    run.environment = numerics_environment(device, run.dtype, dist.world_size) | model.versions
+    run.environment = numerics_environment(device, run.dtype, dist.world_size, model.libraries)
     if start.checkpoint is not None:
         restore(run.parts, start.checkpoint, start.path)
         run.scheduler.extend(args.epochs)
@@ -383,6 +383,8 @@ def main(argv: list[str] | None = None) -> None:
             f"{len(run.loaders.train_set)} + {len(run.val_data)} images at {args.imgsz} px, on "
             f"{run.device}, amp {amp_name(run.dtype)}, world size {dist.world_size}, into {path}"
         )
+        if start.checkpoint is None and args.hyp == FINETUNE and "hyp" not in overrides:
+            info(f"hyperparameters for pretrained weights: hyp/{FINETUNE} (--hyp FILE for others)")
         warning(*mosaic_warning(run.hyp, args.epochs))
         info(*channels_message(run.train_data.channels))
         if dist.is_main:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from models.detector import Detector
+from models.timm_backbones import PREFIX as TIMM_PREFIX
+from models.timm_backbones import check_timm_name
 from models.torchvision_backbones import backbone_names
 from models.torchvision_detectors import TorchvisionDetector, detector_names
 from models.transformers_detectors import PREFIX as TRANSFORMERS
@@ -39,7 +41,8 @@ def build_model(
 
     name: a key of `MODELS` or `SHORTHANDS`, torchvision/ and the name of a detector in torchvision,
     or transformers/ and a hub id or folder.
-    backbone: torchvision/ and the name of a classifier in torchvision, to use as the backbone.
+    backbone: torchvision/ and the name of a classifier in torchvision, or timm/ and the name of a
+        network in timm, to use as the backbone.
     channels: of the images; 3 are RGB.
     architecture: what a model of transformers is built from, as in its `config`; None: ask the hub.
     Raises ValueError for an unknown name, UserError if the backbone or the number of channels does
@@ -107,8 +110,10 @@ def model_name(text: str) -> str:
 
 def backbone_name(text: str) -> str:
     """Check a `--backbone` argument (argparse type). Raises UserError for an unknown name."""
-    if text not in backbone_names():
-        names = ", ".join(backbone_names())
+    if text.startswith(TIMM_PREFIX):
+        check_timm_name(text.removeprefix(TIMM_PREFIX))
+    elif text not in backbone_names():
+        names = ", ".join((f"{TIMM_PREFIX}NAME", *backbone_names()))
         raise UserError(f"--backbone {text}: unknown backbone (choose from {names})")
     return text
 

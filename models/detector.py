@@ -3,7 +3,7 @@
 A new family is one file with a subclass of `Detector` and one line in `models.MODELS`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -50,10 +50,10 @@ class Detector(nn.Module):
         dynamic_export  whether export.py can write it for images of any size
         architecture  plain data from elsewhere that it is built from; given to the constructor, by
             this name, when it is rebuilt
-        versions  of libraries that the last bits of its results depend on
         param_groups  which parameters the optimizer treats how
         set_class_weights  if its class loss can be weighted
-        load_pretrained, load_pretrained_backbone  if there are published weights
+        load_pretrained, load_backbone_file  if there are published weights
+        libraries  which ones, besides torch, its numbers depend on the versions of
         forward  if it does its own batching and post-processing
 
     Set from outside, not by the family:
@@ -69,6 +69,7 @@ class Detector(nn.Module):
     min_size = 32
     exportable = True
     dynamic_export = True
+    libraries: tuple[str, ...] = ()
     score_thresh = 0.001
     nms_thresh: float | None = 0.7
     default_iou: float | None = 0.45
@@ -77,7 +78,6 @@ class Detector(nn.Module):
 
     channels = 3
     architecture: dict[str, Any] | None = None
-    versions: Mapping[str, str] = {}
     config: dict[str, Any]
     class_names: tuple[str, ...]
     imgsz: int
@@ -241,20 +241,18 @@ class Detector(nn.Module):
         return groups
 
     def load_pretrained(self) -> str:
-        """Load published weights of the whole model (`--weights DEFAULT`) and return a message.
+        """Load the published weights of the model, or of its backbone, and return a message.
 
-        Raises UserError if there are none, or they cannot be downloaded.
+        Raises UserError if there are none, or they cannot be downloaded (`--weights DEFAULT`).
         """
         raise UserError(
-            "--weights DEFAULT: requires --model torchvision/NAME or transformers/NAME (such as "
-            "dfine-n), or give a checkpoint"
+            "--weights DEFAULT: requires --backbone timm/NAME or torchvision/NAME, or --model "
+            "torchvision/NAME or transformers/NAME, such as dfine-n (or give a checkpoint)"
         )
 
-    def load_pretrained_backbone(self) -> str:
-        """Load published weights of the backbone (`--pretrained`) and return a message.
+    def load_backbone_file(self, path: str) -> str:
+        """Load the weights of the backbone in a safetensors file (`--weights`); return a message.
 
-        Raises UserError if there are none, or they cannot be downloaded.
+        Raises UserError if the backbone cannot be loaded from one.
         """
-        raise UserError(
-            "--pretrained: requires --backbone torchvision/NAME (a whole detector: --weights)"
-        )
+        raise UserError(f"--weights {path}: safetensors require --backbone timm/NAME")

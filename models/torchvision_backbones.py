@@ -61,7 +61,7 @@ class TorchvisionBackbone(nn.Module):
 
         Raises UserError if they cannot be downloaded.
         """
-        return load_torchvision_weights(self.features, self.name, "--pretrained")
+        return load_torchvision_weights(self.features, self.name, "--weights DEFAULT")
 
 
 def _find_stride_nodes(

@@ -92,8 +92,8 @@ class TransformersDetector(Detector):
     ) -> None:
         super().__init__()
         self.source = source
-        transformers = import_transformers(source)
-        self.versions = {"transformers": transformers.__version__}
+        import_transformers(source)
+        self.libraries = ("transformers",)
         if architecture is None:
             architecture = read_architecture(source)
         self.architecture = dict(architecture)

@@ -1,4 +1,4 @@
-"""Every way in which tensors get into a model: from a checkpoint, or weights of torchvision."""
+"""Every way in which tensors get into a model: from a checkpoint, or published weights."""
 
 import re
 from collections.abc import Mapping
@@ -14,6 +14,7 @@ from utils.errors import UserError
 from utils.log import plural
 
 PREFIX = "torchvision/"  # of the models and backbones that torchvision provides
+SAFETENSORS = ".safetensors"  # the suffix of weights that other libraries write
 
 PUBLISHED = re.compile(r"yolo(v?\d+|_)")  # the names of YOLOv5's and Ultralytics' weights
 
@@ -25,18 +26,23 @@ MIN_LOADED = 0.1
 def load_initial_weights(model: Detector, weights: str | None, pretrained: bool) -> list[str]:
     """Initialize `model` before training and return a message for each source of weights.
 
-    pretrained: load published weights of the backbone. weights: the path of a checkpoint, or
-    DEFAULT for published weights of the whole model; loaded after those of the backbone.
+    weights: DEFAULT for the published weights of the model or of its backbone, the path of a
+    checkpoint, or of a backbone's safetensors. pretrained: load the published ones before it.
     Raises UserError if the model has no such weights, or they cannot be read.
     """
     messages = []
-    if pretrained:
-        messages.append(model.load_pretrained_backbone())
-    if weights == "DEFAULT":
+    if pretrained or weights == "DEFAULT":
         messages.append(model.load_pretrained())
-    elif weights:
+    if weights and weights.endswith(SAFETENSORS):
+        messages.append(model.load_backbone_file(weights))
+    elif weights and weights != "DEFAULT":
         messages.append(load_checkpoint_weights(model, Path(weights)))
     return messages
+
+
+def are_published(weights: str | None, pretrained: bool) -> bool:
+    """Whether these arguments of `load_initial_weights` are for weights that others trained."""
+    return pretrained or weights == "DEFAULT" or bool(weights and weights.endswith(SAFETENSORS))
 
 
 def load_checkpoint_weights(model: nn.Module, path: Path) -> str:

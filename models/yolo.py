@@ -17,6 +17,8 @@ from models.cuda_graph import CudaGraph
 from models.detector import Detections, Detector, Targets
 from models.head import Head, Predictions
 from models.loss import detection_loss, detection_loss_sums, loss_sums
+from models.timm_backbones import PREFIX as TIMM_PREFIX
+from models.timm_backbones import TimmBackbone
 from models.torchvision_backbones import TorchvisionBackbone
 from models.weights import PREFIX
 
@@ -104,6 +106,16 @@ class Neck(nn.Module):
         return n8, n16, n32
 
 
+def _build_backbone(
+    size: Size, name: str | None, in_channels: int
+) -> Backbone | TorchvisionBackbone | TimmBackbone:
+    if not name:
+        return Backbone(size, in_channels)
+    if name.startswith(TIMM_PREFIX):
+        return TimmBackbone(name.removeprefix(TIMM_PREFIX), size.widths()[1:], in_channels)
+    return TorchvisionBackbone(name.removeprefix(PREFIX), size.widths()[1:], in_channels)
+
+
 class _Logits(nn.Module):
     """The tensors of the `Predictions` that a network makes."""
 
@@ -120,8 +132,9 @@ class YOLO(Detector):
     """The detector in one of the `SIZES`, for `num_classes` >= 1 classes.
 
     channels: of the images.
-    backbone: torchvision/ and the name of a classifier in torchvision, instead of our own backbone.
-    Raises KeyError for an unknown size, UserError for a classifier without suitable feature maps.
+    backbone: torchvision/ and the name of a classifier in torchvision, or timm/ and the name of a
+        network in timm, instead of our own backbone.
+    Raises KeyError for an unknown size, UserError for a backbone without suitable feature maps.
     """
 
     def __init__(
@@ -133,11 +146,9 @@ class YOLO(Detector):
     ) -> None:
         super().__init__()
         scale = SIZES[size]
-        if backbone:
-            name = backbone.removeprefix(PREFIX)
-            self.backbone = TorchvisionBackbone(name, scale.widths()[1:], channels)
-        else:
-            self.backbone = Backbone(scale, channels)
+        self.backbone = _build_backbone(scale, backbone, channels)
+        if isinstance(self.backbone, TimmBackbone):
+            self.libraries = ("timm",)
         self.neck = Neck(self.backbone.channels, max(1, round(3 * scale.depth)))
         self.head = Head(self.backbone.channels, (8, 16, 32), num_classes)
         self.loss_sums = loss_sums
@@ -192,22 +203,29 @@ class YOLO(Detector):
         self.cuda_graph = CudaGraph(_Logits(self.backbone, self.neck, self.head), images)
 
     def backbone_modules(self) -> list[nn.Module]:
-        """Return the backbone; of a torchvision one only its features.
+        """Return the backbone; of torchvision's and timm's only the features.
 
-        Its projections to the neck have no pretrained weights.
+        Their projections to the neck have no pretrained weights.
         """
-        if isinstance(self.backbone, TorchvisionBackbone):
-            return [self.backbone.features]
-        return [self.backbone]
+        return [getattr(self.backbone, "features", self.backbone)]
 
     def freezable_layers(self) -> list[nn.Module]:
         """Return the layers of the backbone and of the neck."""
         (backbone,) = self.backbone_modules()
-        # Some of torchvision's classifiers have all of their layers in one child, `features`.
-        return [*getattr(backbone, "features", backbone).children(), *self.neck.children()]
+        # Some networks have all of their layers in one child: torchvision's in `features`, timm's
+        # in `model`.
+        for child in ("features", "model"):
+            backbone = getattr(backbone, child, backbone)
+        return [*backbone.children(), *self.neck.children()]
 
-    def load_pretrained_backbone(self) -> str:
-        """Load ImageNet weights of a torchvision backbone and return a message."""
-        if isinstance(self.backbone, TorchvisionBackbone):
-            return self.backbone.load_pretrained()
-        return super().load_pretrained_backbone()
+    def load_pretrained(self) -> str:
+        """Load the published weights of a backbone of torchvision or timm; return a message."""
+        if isinstance(self.backbone, Backbone):
+            return super().load_pretrained()
+        return self.backbone.load_pretrained()
+
+    def load_backbone_file(self, path: str) -> str:
+        """Load a safetensors file of a backbone of timm and return a message."""
+        if isinstance(self.backbone, TimmBackbone):
+            return self.backbone.load_file(path)
+        return super().load_backbone_file(path)

@@ -116,6 +116,10 @@ def test_a_milestone_is_not_a_time_of_day(tmp_path):
         ("scheduler: {steps: 50%}", "list"),
         ("scheduler: {steps: ['1e1%']}", "found '1e1%'"),
         ("scheduler: {steps: [-3]}", "found -3"),
+        (
+            "{backbone_lr: 0.1, scheduler: {name: linear, learning_rate_decay_a: 1e-9}}",
+            "backbone_lr: found 0.1, need 1 with the scheduler linear",
+        ),
         ("lr0: fast", "lr0: found 'fast'"),
         ("lr0: true", "lr0: found True"),
         ("lr0: -1", "greater than 0"),

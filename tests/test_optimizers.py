@@ -111,6 +111,39 @@ def test_build_optimizer_has_every_parameter_once_and_decays_weights_only(name):
         assert all((p.ndim > 1) == (group["weight_decay"] > 0) for p in group["params"])
 
 
+@pytest.mark.parametrize("name", ["muon", "adamw", "sgd"])
+def test_backbone_lr_is_the_share_of_the_backbone(name):
+    """Of the same gradients the backbone's steps are a quarter as long, all others the same."""
+    torch.manual_seed(0)
+    model = build_model("yolo-n", 3)
+    slower, before = copy.deepcopy(model), copy.deepcopy(model)
+    for p, q in zip(model.parameters(), slower.parameters(), strict=True):
+        p.grad = torch.randn_like(p)
+        q.grad = p.grad.clone()
+    hyp = {"optimizer": name, "weight_decay": 0.0, "lr0": 0.25}
+    optimizer = build_optimizer(model, Hyp(**hyp))
+    quarter = build_optimizer(slower, Hyp(**hyp, backbone_lr=0.25))
+    count = len(optimizer.param_groups)
+    rates = [group["lr"] for group in quarter.param_groups]
+    assert rates[:count] == [0.25] * count and set(rates[count:]) == {0.0625}
+    parameters = [p for group in quarter.param_groups for p in group["params"]]
+    assert len(parameters) == len(set(parameters)) == len(list(slower.parameters()))
+    optimizer.step()
+    quarter.step()
+    trios = zip(before.named_parameters(), model.parameters(), slower.parameters(), strict=True)
+    for (key, start), p, q in trios:
+        share = 0.25 if key.startswith("backbone.") else 1.0
+        torch.testing.assert_close(q - start, share * (p - start), rtol=1e-3, atol=1e-5)
+        assert share < 1 or torch.equal(p, q)
+
+
+def test_backbone_lr_without_a_trainable_backbone_has_no_groups():
+    model = build_model("yolo-n", 3)
+    model.backbone.requires_grad_(False)
+    groups = build_optimizer(model, Hyp(backbone_lr=0.1)).param_groups
+    assert len(groups) == 3 and all(group["params"] for group in groups)
+
+
 def test_muon_resumes_bitwise_identically():
     def take_steps(model, optimizer, seeds):
         for seed in seeds:

@@ -59,7 +59,8 @@ def test_torchvision_backbone_feature_maps(name):
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(projected, outputs, strict=True))
 
 
-def test_torchvision_backbone_pretrained_training(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("ask", [["--weights", "DEFAULT"], ["--pretrained"]])
+def test_torchvision_backbone_pretrained_training(ask, tmp_path, monkeypatch, capsys):
     """With random weights in torch's download cache instead of the published ones."""
     url = get_model_weights("mobilenet_v3_small").DEFAULT.url
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -68,14 +69,15 @@ def test_torchvision_backbone_pretrained_training(tmp_path, monkeypatch, capsys)
     saved = get_model("mobilenet_v3_small", weights=None).state_dict()
     torch.save(saved, tmp_path / "hub" / "checkpoints" / Path(url).name)
     data = write_tiny(tmp_path / "tiny")
-    backbone = ["--backbone", "torchvision/mobilenet_v3_small", "--pretrained"]
+    backbone = ["--backbone", "torchvision/mobilenet_v3_small", *ask]
     args = ["--data", str(data), *ARGS, *backbone, "--freeze", "backbone"]
     assert train.main([*args, "--project", str(tmp_path)]) == 0
     best = str(tmp_path / "exp" / "weights" / "best.pt")
     features = load(best).backbone.features.state_dict()
     count = sum(p.numel() for p in load(best).backbone.features.parameters())
-    message = f"--pretrained: loaded {count:,} of the model's {count:,} parameters from"
-    assert message in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert f"--weights DEFAULT: loaded {count:,} of the model's {count:,} parameters from" in output
+    assert "pretrained weights: hyp/finetune.yaml (--hyp FILE for others)" in output
     assert all(torch.equal(value, saved[key]) for key, value in features.items())  # frozen
     images = str(data.parent / "images" / "val")
     args = ["--source", images, "--device", "cpu", "--project", str(tmp_path / "detect")]
@@ -99,13 +101,13 @@ SSD = "torchvision/ssdlite320_mobilenet_v3_large"
         ),
         (
             ["--backbone", "resnet18"],
-            "--backbone resnet18: unknown backbone (choose from torchvision/alexnet",
+            "--backbone resnet18: unknown backbone (choose from timm/NAME, torchvision/alexnet",
         ),
         (
             ["--backbone", "torchvision/resnet18", "--model", SSD],
             f"--backbone torchvision/resnet18: {SSD} has its own backbone (allowed: yolo-n",
         ),
-        (["--pretrained"], "--pretrained: requires --backbone torchvision/NAME"),
+        (["--pretrained"], "--weights DEFAULT: requires --backbone timm/NAME or torchvision/NAME"),
     ],
 )
 def test_torchvision_backbone_error_messages(options, message, tmp_path, capsys):

@@ -230,7 +230,9 @@ CASES = {
     "backbone without feature maps": option(
         "--backbone", "torchvision/vit_b_16", message="--backbone torchvision/vit_b_16"
     ),
-    "pretrained without a backbone": option("--pretrained", message="--pretrained: requires"),
+    "pretrained without a backbone": option(
+        "--pretrained", message="--weights DEFAULT: requires --backbone"
+    ),
     "weights missing": option("--weights", "{}/none.pt", message="{}/none.pt: cannot be read"),
     "weights are a directory": option("--weights", "{}", message="{}: cannot be read"),
     "weights are text": option(

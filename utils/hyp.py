@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_type_hints
+from typing import Annotated, Any, Literal, Self, Union, get_type_hints
 
 from pydantic import (
     AfterValidator,
@@ -164,6 +164,9 @@ class OptimizerHyp(_Strict):
         "Nesterov momentum",
     )
     lr0: float = Field(0.002, gt=0, le=10, description="learning rate at the schedule's peak")
+    backbone_lr: float = Field(
+        1.0, gt=0, le=10, description="the backbone's share of the learning rate"
+    )
     momentum: float = Field(
         0.9, ge=0, lt=1, description="beta1 of adamw, or the momentum of the others"
     )
@@ -286,6 +289,15 @@ class Hyp(LossWeights, OptimizerHyp):
                 f"{', '.join(class_names)})"
             )
         return [weights.get(name, 1.0) for name in class_names]
+
+    @model_validator(mode="after")
+    def _check_backbone_lr(self) -> Self:
+        if self.backbone_lr != 1 and self.scheduler.name == "linear":
+            raise ValueError(
+                f"backbone_lr: found {self.backbone_lr:g}, need 1 with the scheduler linear, which "
+                "takes the same amount off every rate (cawb with an lf can be a line, too)"
+            )
+        return self
 
     def __reduce__(self) -> tuple[object, ...]:
         # Pickled as plain data: the classes of most scheduler blocks cannot be imported.

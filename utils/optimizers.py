@@ -31,7 +31,8 @@ def build_optimizer(model: nn.Module, hyp: Hyp) -> torch.optim.Optimizer:
 
     `model.param_groups()` returns three lists of them: `matrices`, which Muon can update (kernels
     of hidden convolutions), other `weights`, and `no_decay` (biases and norms). With muon each is a
-    group of its own; with sgd and adamw the first two are one group.
+    group of its own; with sgd and adamw the first two are one group. If `backbone_lr` is not 1,
+    those of `model.backbone_modules()` follow in groups of their own.
     """
     parameters = model.param_groups()
     no_decay = {"params": parameters["no_decay"], "weight_decay": 0.0}
@@ -40,14 +41,35 @@ def build_optimizer(model: nn.Module, hyp: Hyp) -> torch.optim.Optimizer:
         decay = hyp.weight_decay
         matrices = {"params": parameters["matrices"], "weight_decay": decay, "muon": True}
         weights = {"params": parameters["weights"], "weight_decay": decay}
-        return Muon([matrices, weights, no_decay], lr=hyp.lr0, betas=betas, fused=True)
+        groups = _split_backbone([matrices, weights, no_decay], model, hyp)
+        return Muon(groups, lr=hyp.lr0, betas=betas, fused=True)
     decayed = {*parameters["matrices"], *parameters["weights"]}
     weights = [p for p in model.parameters() if p in decayed]
     groups = [{"params": weights, "weight_decay": hyp.weight_decay}, no_decay]
+    groups = _split_backbone(groups, model, hyp)
     if hyp.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=hyp.lr0, betas=betas, fused=True)
     nesterov = hyp.momentum > 0
     return torch.optim.SGD(groups, lr=hyp.lr0, momentum=hyp.momentum, nesterov=nesterov, fused=True)
+
+
+def _split_backbone(
+    groups: list[dict[str, Any]], model: nn.Module, hyp: Hyp
+) -> list[dict[str, Any]]:
+    """Return `groups` without the backbone's parameters, and those in groups at the end.
+
+    Their rate is `backbone_lr` of the others'; if that is 1, `groups` are returned as they are.
+    """
+    if hyp.backbone_lr == 1:
+        return groups
+    backbone = {p for module in model.backbone_modules() for p in module.parameters()}
+    others, slower = [], []
+    for group in groups:
+        others.append(group | {"params": [p for p in group["params"] if p not in backbone]})
+        of_backbone = [p for p in group["params"] if p in backbone]
+        if of_backbone:  # none if they are frozen
+            slower.append(group | {"params": of_backbone, "lr": hyp.backbone_lr * hyp.lr0})
+    return others + slower
 
 
 class Muon(torch.optim.AdamW):

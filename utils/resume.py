@@ -1,8 +1,9 @@
 """`--resume`: the checkpoint a run continues from, and the arguments it continues with."""
 
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -174,9 +175,12 @@ def check_data_unchanged(saved: Mapping[str, str], current: Mapping[str, str], d
 
 
 def numerics_environment(
-    device: torch.device, dtype: torch.dtype, world_size: int
+    device: torch.device, dtype: torch.dtype, world_size: int, libraries: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return what the last bits of a sum depend on: versions, hardware, threads, processes."""
+    """Return what the last bits of a sum depend on: versions, hardware, threads, processes.
+
+    libraries: those whose versions matter besides torch's.
+    """
     environment = {
         "torch": str(torch.__version__),
         "device": device.type,
@@ -188,7 +192,7 @@ def numerics_environment(
         environment["threads"] = torch.get_num_threads()
     if device.type == "cuda":
         environment["GPU"] = torch.cuda.get_device_name(device)
-    return environment
+    return environment | {library: version(library) for library in libraries}
 
 
 def environment_diff(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:
