@@ -265,7 +265,7 @@ def test_training_exact_resume_validation_and_detection(dfine_folder, tiny, tmp_
         source = ["--source", str(wide), "--conf", "0", "--save-json"]
         assert detect.main([*command, *source, "--project", str(tmp_path / "det")]) == 0
         found = json.loads((tmp_path / "det" / "exp" / "predictions.json").read_text())
-        assert len(found) == 20  # all queries: without NMS
+        assert len(found) == 40  # of 20 queries for 2 classes each: without NMS
     finally:
         hub.rename(dfine_folder)
 
