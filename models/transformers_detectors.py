@@ -62,7 +62,8 @@ DROPPED_KEYS = (
     "transformers_version",
 )  # fmt: skip
 
-# What predicts boxes. In bfloat16, a coordinate above half of the image is a multiple of 1/256 of it.
+# What predicts boxes. In bfloat16, a coordinate above half of the image is a multiple of 1/256 of
+# it.
 FLOAT32_MODULES = ("decoder", "enc_output", "enc_score_head", "enc_bbox_head", "bbox_predictor")
 FLOAT32_LISTS = ("decoder_input_proj", "bbox_embed")  # the anchors have the first one's dtype
 
