@@ -4,7 +4,6 @@ import argparse
 from typing import Any
 
 from models import MODELS, SHORTHANDS, backbone_name, model_name
-from models.weights import are_published
 from utils.amp import AMP
 from utils.cli import (
     Parser,
@@ -17,7 +16,7 @@ from utils.cli import (
     weights_path,
 )
 
-FINETUNE = "finetune.yaml"  # in hyp/: the default of --hyp if published weights are loaded
+FINETUNE = "finetune.yaml"  # in hyp/: the default of --hyp for a detector with published weights
 
 
 def build_parser() -> Parser:
@@ -29,7 +28,7 @@ def build_parser() -> Parser:
         default="hyp.yaml",
         metavar="FILE",
         help="hyperparameters: a file, or the name of one in hyp/ (%(default)s; "
-        f"{FINETUNE} if published weights are loaded)",
+        f"{FINETUNE} for a whole detector with --weights DEFAULT)",
     )
     add(
         "--data",
@@ -204,7 +203,8 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, dict[str, An
     namespace = argparse.Namespace(**dict.fromkeys(vars(args), unset))
     values = vars(parser.parse_args(argv, namespace))
     given = {key: value for key, value in values.items() if value is not unset}
-    if "hyp" not in given and are_published(args.weights, args.pretrained):
+    # Over a pretrained backbone, neck and head start from random weights and need higher rates.
+    if "hyp" not in given and args.weights == "DEFAULT" and args.backbone is None:
         args.hyp = FINETUNE
     return args, given
 

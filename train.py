@@ -253,7 +253,7 @@ def capture_cuda_graphs(run: Run, imgsz: int) -> None:
     run.model.train()
     for module in run.frozen_modules:
         module.eval()
-    shape = run.loaders.sampler.batch_size, 3, imgsz, imgsz
+    shape = run.loaders.sampler.batch_size, run.train_data.channels, imgsz, imgsz
     images = torch.zeros(shape, dtype=run.dtype, device=run.device)
     with autocast(run.device, run.dtype):
         run.model.capture_network(images.contiguous(memory_format=torch.channels_last))

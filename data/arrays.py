@@ -47,9 +47,9 @@ def read_array(file: str, channels: int) -> np.ndarray:
 def _check(values: np.ndarray, channels: int) -> None:
     """Raise ValueError if an array is not an image of `channels` channels."""
     shape = " x ".join(map(str, values.shape))
-    found = values.shape[2] if values.ndim == 3 else 1
-    is_gray = found == 1 and channels == 3
-    if values.ndim not in (2, 3) or 0 in values.shape or (found != channels and not is_gray):
+    num_bands = values.shape[2] if values.ndim == 3 else 1
+    is_gray = num_bands == 1 and channels == 3
+    if values.ndim not in (2, 3) or 0 in values.shape or (num_bands != channels and not is_gray):
         raise ValueError(
             f"found an array of {shape or 'no dimensions'} (need height x width x {channels})"
         )

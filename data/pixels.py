@@ -74,10 +74,12 @@ def check_channels(image: Image.Image, channels: int) -> list[int]:
         return []
     _check_tiff(image)
     pages = _pages(image)
-    found = len(pages) or _count_channels(image)
+    num_bands = len(pages) or _count_channels(image)
     what = "pages of one band" if pages else f"in the mode {_mode(image)}"
-    if found != channels and (pages or channels != 1):
-        raise ValueError(f"found {found} channel{'s' * (found > 1)} ({what}), need {channels}")
+    if num_bands != channels and (pages or channels != 1):
+        raise ValueError(
+            f"found {num_bands} channel{'s' * (num_bands > 1)} ({what}), need {channels}"
+        )
     return pages
 
 

@@ -18,8 +18,8 @@ def draw_images(files: Iterable[str], root: str, fraction: float, seed: int) -> 
     keys = [os.path.normpath(file).removeprefix(prefix) for file in files]
     numbers = {key: _number(key, seed) for key in keys}
     ranked = sorted(numbers, key=numbers.__getitem__)
-    drawn = {*ranked[: round(fraction * len(ranked))]}
-    return np.array([key in drawn for key in keys], dtype=bool)
+    val_keys = {*ranked[: round(fraction * len(ranked))]}
+    return np.array([key in val_keys for key in keys], dtype=bool)
 
 
 def _number(key: str, seed: int) -> bytes:

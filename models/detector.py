@@ -99,7 +99,7 @@ class Detector(nn.Module):
 
         For evaluation mode; arguments as of `forward`. The losses are unweighted sums over the
         batch, scalars by name, and last comes what to divide them by: the total of the sums of a
-        data set divided by the total of the divisors does not depend on how the data are divided
+        dataset divided by the total of the divisors does not depend on how the data are divided
         into batches. A family that has no losses in evaluation mode returns {} and None.
         """
         return self(images), {}, None

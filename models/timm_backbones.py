@@ -132,7 +132,7 @@ class TimmBackbone(nn.Module):
 
 def _import_timm(name: str) -> ModuleType:
     """Import timm. Raises UserError, naming the backbone, if it is missing or too old."""
-    wanted = ".".join(map(str, MIN_VERSION))
+    minimum = ".".join(map(str, MIN_VERSION))
     try:
         import timm
     except ImportError:
@@ -140,8 +140,8 @@ def _import_timm(name: str) -> ModuleType:
     version = tuple(int(number) for number in re.findall(r"\d+", timm.__version__)[:3])
     if version < MIN_VERSION:
         raise UserError(
-            f"--backbone {PREFIX}{name}: requires timm {wanted} or later, found {timm.__version__} "
-            "(pip install -U timm)"
+            f"--backbone {PREFIX}{name}: requires timm {minimum} or later, found "
+            f"{timm.__version__} (pip install -U timm)"
         )
     return timm
 
@@ -164,9 +164,9 @@ def _find_levels(
             raise UserError(f"{flag}: has no feature maps (timm: {_first_line(error)})") from None
         last = {stride: index for index, stride in enumerate(strides)}
         if missing := [str(stride) for stride in STRIDES if stride not in last]:
-            found = ", ".join(map(str, sorted(last)))
+            text = ", ".join(map(str, sorted(last)))
             raise UserError(
-                f"{flag}: has no feature map at stride {' and '.join(missing)} (has {found})"
+                f"{flag}: has no feature map at stride {' and '.join(missing)} (has {text})"
             )
         levels = tuple(last[stride] for stride in STRIDES)
         options = {"features_only": True, "out_indices": levels, "in_chans": in_channels}

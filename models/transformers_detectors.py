@@ -258,13 +258,14 @@ class TransformersDetector(Detector):
         here, there = self.detector.config.num_labels, donor.config.num_labels
         with torch.no_grad():
             for name, values in donors.items():
-                own = state[name]
-                own[[*rows]] = values[[*rows.values()]].to(own.dtype)
-                own[here:] = values[there:].to(own.dtype)  # of "no object", where there is a row
+                tensor = state[name]
+                tensor[[*rows]] = values[[*rows.values()]].to(tensor.dtype)
+                # Of "no object", where there is such a row.
+                tensor[here:] = values[there:].to(tensor.dtype)
         message += f" from {self.source}"
         if rows:
-            kept = ", ".join(self.class_names[k] for k in rows)
-            return f"{message}; those of {len(rows)} of {here} classes are kept, by name: {kept}"
+            text = ", ".join(self.class_names[k] for k in rows)
+            return f"{message}; those of {len(rows)} of {here} classes are kept, by name: {text}"
         return f"{message}; none of the {here} classes is one of its {there}"
 
     def _class_tensors(self) -> set[str]:
@@ -284,9 +285,9 @@ def import_transformers(name: str) -> Any:
         import transformers
     except ImportError:
         raise UserError(f"{need} {install}") from None
-    found = version("transformers")
-    if tuple(map(int, found.split(".")[:2])) < MIN_VERSION:
-        raise UserError(f"{need}, but {found} is installed {install}")
+    installed = version("transformers")
+    if tuple(map(int, installed.split(".")[:2])) < MIN_VERSION:
+        raise UserError(f"{need}, but {installed} is installed {install}")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return transformers
@@ -322,10 +323,10 @@ def _read_config(source: str) -> dict[str, Any]:
     if source[0] in "/.~" and not Path(source).is_dir():
         raise UserError(f"--model {source}: is not a directory")
     config, _ = _fetch(f"--model {source}", lambda: PreTrainedConfig.get_config_dict(source))
-    found = config.get("model_type")
-    if found not in MODEL_TYPES:
+    model_type = config.get("model_type")
+    if model_type not in MODEL_TYPES:
         raise UserError(
-            f"--model {source}: model_type {found} cannot be trained here (allowed: "
+            f"--model {source}: model_type {model_type} cannot be trained here (allowed: "
             f"{', '.join(MODEL_TYPES)})"
         )
     config = _drop_keys(config)

@@ -40,11 +40,6 @@ def load_initial_weights(model: Detector, weights: str | None, pretrained: bool)
     return messages
 
 
-def are_published(weights: str | None, pretrained: bool) -> bool:
-    """Whether these arguments of `load_initial_weights` are for weights that others trained."""
-    return pretrained or weights == "DEFAULT" or bool(weights and weights.endswith(SAFETENSORS))
-
-
 def load_checkpoint_weights(model: nn.Module, path: Path) -> str:
     """Load the EMA tensors of the checkpoint `path` that fit `model` and return a message.
 

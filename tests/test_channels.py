@@ -297,8 +297,8 @@ def test_describe_says_the_channels_and_draws(four, tmp_path, capsys):
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
 def test_images_are_shown_as_gray_or_by_their_first_three_channels(channels):
     image = torch.arange(channels).reshape(channels, 1, 1).expand(channels, 2, 2)
-    shown = [0, 0, 0] if channels < 3 else [0, 1, 2]
-    assert as_rgb(image)[:, 0, 0].tolist() == shown
+    bands = [0, 0, 0] if channels < 3 else [0, 1, 2]
+    assert as_rgb(image)[:, 0, 0].tolist() == bands
     assert as_rgb(image[None]).shape == (1, 3, 2, 2)
 
 
@@ -353,8 +353,8 @@ def test_detect_of_4_channels_is_the_same_for_every_kind_of_file(four, tmp_path,
     errors = capsys.readouterr().err
     assert "d.jpg: cannot be read: found 3 channels (in the mode RGB), need 4" in errors
     assert "e.mp4: a video has 3 channels, the model needs 4" in errors
-    shown = Image.open(tmp_path / "exp" / "b.jpg")
-    assert shown.mode == "RGB" and shown.size == image.shape[1::-1]
+    image_file = Image.open(tmp_path / "exp" / "b.jpg")
+    assert image_file.mode == "RGB" and image_file.size == image.shape[1::-1]
 
 
 @pytest.mark.parametrize("format", ["onnx", "torchscript"])

@@ -84,9 +84,9 @@ def test_names_that_no_font_has_are_numbers_and_said_once(installed, tmp_path, c
 def test_names_without_a_character_to_draw(installed, capsys):
     installed()
     names = ["", " \n", "\u200d\ufe0f", "👍\ufe0f", "a\ud800"]
-    drawn = fonts.drawable_names(names)
-    assert drawn[:2] == ["class 0", "class 1"] and drawn[4] == "a?"
-    assert all(name.strip() for name in drawn)
+    drawable = fonts.drawable_names(names)
+    assert drawable[:2] == ["class 0", "class 1"] and drawable[4] == "a?"
+    assert all(name.strip() for name in drawable)
 
 
 @pytest.mark.parametrize(

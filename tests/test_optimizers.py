@@ -132,9 +132,9 @@ def test_backbone_lr_is_the_share_of_the_backbone(name):
     quarter.step()
     trios = zip(before.named_parameters(), model.parameters(), slower.parameters(), strict=True)
     for (key, start), p, q in trios:
-        share = 0.25 if key.startswith("backbone.") else 1.0
-        torch.testing.assert_close(q - start, share * (p - start), rtol=1e-3, atol=1e-5)
-        assert share < 1 or torch.equal(p, q)
+        factor = 0.25 if key.startswith("backbone.") else 1.0
+        torch.testing.assert_close(q - start, factor * (p - start), rtol=1e-3, atol=1e-5)
+        assert factor < 1 or torch.equal(p, q)
 
 
 def test_backbone_lr_without_a_trainable_backbone_has_no_groups():

@@ -90,9 +90,9 @@ def test_load_takes_every_kind_of_image(images, sensitive):
             first, *others = sensitive(kinds)
         for other in others:
             assert_same(first, other)
-    found = sensitive(tuple(pngs))
-    assert len(found) == len(pngs) and sum(len(d["boxes"]) for d in found)
-    for detections in found:
+    results = sensitive(tuple(pngs))
+    assert len(results) == len(pngs) and sum(len(d["boxes"]) for d in results)
+    for detections in results:
         assert detections["boxes"].numpy().shape == (len(detections["scores"]), 4)
 
 

@@ -35,27 +35,27 @@ def names(data) -> list[str]:
 def test_random_split_divides_the_images_of_train(tiny, tmp_path):
     config = read_data_config(write_config(tiny, "val: 25%"))
     whole = read_split(read_data_config(tiny), "train")
-    train, drawn = read_train_val(config, "split.yaml")
-    assert len(drawn) == 3 and sorted(names(train) + names(drawn)) == sorted(names(whole))
-    assert pixels(train) | pixels(drawn) == pixels(whole)
-    assert names(drawn) == [name for name in names(whole) if name in names(drawn)]
-    assert drawn.messages("val") == ["val: 3 of the 12 images of train, drawn with split_seed 0"]
+    train, part = read_train_val(config, "split.yaml")
+    assert len(part) == 3 and sorted(names(train) + names(part)) == sorted(names(whole))
+    assert pixels(train) | pixels(part) == pixels(whole)
+    assert names(part) == [name for name in names(whole) if name in names(part)]
+    assert part.messages("val") == ["val: 3 of the 12 images of train, drawn with split_seed 0"]
 
     moved = shutil.copytree(tiny.parent, tmp_path / "elsewhere")
     copied = read_split(read_data_config(moved / "split.yaml"), "val")
-    assert copied.fingerprint() == drawn.fingerprint()
+    assert copied.fingerprint() == part.fingerprint()
     other = read_split(read_data_config(write_config(tiny, "val: 25%\nsplit_seed: 1")), "val")
-    assert len(other) == 3 and names(other) != names(drawn)
+    assert len(other) == 3 and names(other) != names(part)
 
 
 def test_random_split_moves_few_images_when_one_is_added():
     files = [f"/data/images/{i:04d}.jpg" for i in range(1000)]
-    drawn = draw_images(files, "/data", 0.2, 0)
-    assert drawn.sum() == 200
+    part = draw_images(files, "/data", 0.2, 0)
+    assert part.sum() == 200
     more = draw_images([*files, "/data/images/new.jpg"], "/data", 0.2, 0)
-    assert (drawn != more[:-1]).sum() <= 1
+    assert (part != more[:-1]).sum() <= 1
     twice = draw_images([*files, files[0]], "/data", 0.2, 0)
-    assert twice[0] == twice[-1] and (twice[:-1] == drawn).all()
+    assert twice[0] == twice[-1] and (twice[:-1] == part).all()
 
 
 def test_random_split_of_a_coco_json(tiny):
@@ -77,8 +77,8 @@ def test_random_split_of_a_coco_json(tiny):
     data.write_text("train: {annotations: all.json, images: images/train}\nval: 25 %\n")
     config = read_data_config(data)
     expected = read_split(read_data_config(write_config(tiny, "val: 25%")), "val")
-    drawn = read_split(config, "val")
-    assert names(drawn) == names(expected) and drawn.class_names == ("class0",)
+    part = read_split(config, "val")
+    assert names(part) == names(expected) and part.class_names == ("class0",)
 
 
 @pytest.mark.parametrize(
@@ -113,12 +113,12 @@ def test_random_split_is_the_same_in_val_and_when_resumed(tiny, tmp_path, capsys
         assert run_train(**options, name="cut") == 128 + signal.SIGTERM
     assert resume_train(tmp_path / "cut") == 0
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
-    drawn = names(read_split(read_data_config(data), "val"))
+    part = names(read_split(read_data_config(data), "val"))
     weights = tmp_path / "whole" / "weights" / "best.pt"
     command = ["--weights", weights, "--device", "cpu", "--noplots", "--project", tmp_path / "val"]
     assert val.main([*map(str, [*command, "--save-json"])]) == 0
     predictions = json.loads((tmp_path / "val" / "exp" / "predictions.json").read_text())
-    assert predictions and {row["file_name"] for row in predictions} <= set(drawn)
+    assert predictions and {row["file_name"] for row in predictions} <= set(part)
 
     write_config(tiny, "val: 25%\nsplit_seed: 7")
     capsys.readouterr()

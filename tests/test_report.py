@@ -88,7 +88,7 @@ def test_pictures_of_small_images_are_large_enough_for_their_labels(trained_run)
     sizes = {Image.open(BytesIO(base64.b64decode(data))).size for data in jpegs}
     assert sizes == {(480, 384)}
     width, height = Image.open(trained_run / "exp" / "val_batch.jpg").size
-    # Two rows of four pictures, each 5 times as large and below a caption.
+    # Two rows of four images, each 5 times as large and below a caption.
     assert width == 4 * 322 + 2 and 2 * 322 + 30 < height < 2 * 322 + 60
 
 

@@ -214,14 +214,14 @@ def test_losses_and_detections_equal_transformers(family, tmp_path):
         expected = processor.post_process_object_detection(
             reference.eval()(pixels), threshold=0.0, target_sizes=[(96, 128)] * 2
         )
-    for ours, theirs in zip(detections, expected, strict=True):
-        order = theirs["scores"].argsort(descending=True, stable=True)
-        theirs = {key: value[order] for key, value in theirs.items()}
-        boxes = theirs["boxes"].clamp(min=0).minimum(size)
-        assert len(ours["boxes"]) == 20
-        assert torch.equal(ours["scores"], theirs["scores"])
-        assert torch.equal(ours["labels"], theirs["labels"])
-        assert torch.allclose(ours["boxes"], boxes, atol=1e-4)
+    for result, other in zip(detections, expected, strict=True):
+        order = other["scores"].argsort(descending=True, stable=True)
+        other = {key: value[order] for key, value in other.items()}
+        boxes = other["boxes"].clamp(min=0).minimum(size)
+        assert len(result["boxes"]) == 20
+        assert torch.equal(result["scores"], other["scores"])
+        assert torch.equal(result["labels"], other["labels"])
+        assert torch.allclose(result["boxes"], boxes, atol=1e-4)
 
     # The same losses, and every parameter has a gradient, for which DDP would wait.
     losses = model.train()(images, [targets[1]] * 2)
@@ -264,8 +264,8 @@ def test_training_exact_resume_validation_and_detection(dfine_folder, tiny, tmp_
         write_image(wide, width=96, height=20)
         source = ["--source", str(wide), "--conf", "0", "--save-json"]
         assert detect.main([*command, *source, "--project", str(tmp_path / "det")]) == 0
-        found = json.loads((tmp_path / "det" / "exp" / "predictions.json").read_text())
-        assert len(found) == 40  # of 20 queries for 2 classes each: without NMS
+        predictions = json.loads((tmp_path / "det" / "exp" / "predictions.json").read_text())
+        assert len(predictions) == 40  # of 20 queries for 2 classes each: without NMS
     finally:
         hub.rename(dfine_folder)
 
@@ -361,12 +361,12 @@ def test_sampling_equals_grid_sample_in_values_and_gradients():
         with pytest.raises(NotImplementedError, match="nearest"):
             F.grid_sample(maps, grid, mode="nearest")
     assert torch.allclose(values, expected, atol=1e-12)
-    for ours, theirs in zip(
+    for result, other in zip(
         torch.autograd.grad((values * weights).sum(), (maps, grid)),
         torch.autograd.grad((expected * weights).sum(), (maps, grid)),
         strict=True,
     ):
-        assert torch.allclose(ours, theirs, atol=1e-12)
+        assert torch.allclose(result, other, atol=1e-12)
 
 
 def edit_json(file: Path, **values: object) -> None:
@@ -451,8 +451,8 @@ def test_onnx_equals_the_model(dfine_folder, tmp_path, capsys):
         results = [*map(torch.from_numpy, session.run(None, {"images": images.numpy()}))]
         with torch.no_grad():
             expected = model.eval().predict(images)
-        ours, theirs = (torch.cat((b[0], 1000 * s[0]), 1) for b, s in (expected, results))
-        distances = torch.cdist(ours, theirs, p=torch.inf)
+        result, other = (torch.cat((b[0], 1000 * s[0]), 1) for b, s in (expected, results))
+        distances = torch.cdist(result, other, p=torch.inf)
         assert distances.amin(0).max() < 0.05 and distances.amin(1).max() < 0.05
         assert export.main(["--weights", str(path), "--dynamic"]) == 2
         error = capsys.readouterr().err

@@ -6,6 +6,7 @@ from conftest import assert_one_line_error, run_train
 
 from models import build_model
 from models.weights import load_initial_weights
+from options import parse_args
 from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
 
@@ -71,3 +72,17 @@ def test_load_initial_weights_names_a_checkpoint_without_weights(state, tmp_path
     save_checkpoint(state, tmp_path / "best.pt")
     with pytest.raises(UserError, match=r"best\.pt: holds no weights that this version can read"):
         load_initial_weights(build_model("yolo-n", 2), str(tmp_path / "best.pt"), False)
+
+
+@pytest.mark.parametrize(
+    ("argv", "hyp"),
+    [
+        ([], "hyp.yaml"),
+        (["--model", "dfine-n"], "hyp.yaml"),
+        (["--model", "dfine-n", "--weights", "DEFAULT"], "finetune.yaml"),
+        (["--model", "dfine-n", "--weights", "DEFAULT", "--hyp", "my.yaml"], "my.yaml"),
+        (["--weights", "DEFAULT", "--backbone", "torchvision/resnet18"], "hyp.yaml"),
+    ],
+)
+def test_default_hyp_file_of_a_pretrained_detector(argv, hyp):
+    assert parse_args(argv)[0].hyp == hyp

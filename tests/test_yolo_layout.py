@@ -25,14 +25,14 @@ def write_text(path: Path, content: str | bytes) -> None:
 
 
 def read(root: Path, train: str = "images/train", more: str = "") -> Annotations:
-    """Read the split `train` of the data set in `root`, with two classes."""
+    """Read the split `train` of the dataset in `root`, with two classes."""
     path = root / "data.yaml"
     path.write_text(f"train: {train}\nval: {train}\nnames: [a, b]\n{more}")
     return read_split(read_data_config(path), "train")
 
 
 def read_line(root: Path, content: str | bytes, more: str = "") -> Annotations:
-    """Read a data set of two images; the label file of the first one has `content`."""
+    """Read a dataset of two images; the label file of the first one has `content`."""
     for name in "xy":
         write_image(root / f"images/train/{name}.png")
         write_text(root / f"labels/train/{name}.txt", "1 0.5 0.5 1 1\n")
@@ -60,7 +60,7 @@ def read_line(root: Path, content: str | bytes, more: str = "") -> Annotations:
     ],
 )
 def test_label_file_is_found_where_tools_put_it(image, label, train, tmp_path):
-    root = tmp_path / "images" / "mine"  # an `images` in the path of the whole data set
+    root = tmp_path / "images" / "mine"  # an `images` in the path of the whole dataset
     write_image(root / image)
     write_text(root / label, BOX)
     data = read(root, train)

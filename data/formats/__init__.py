@@ -120,14 +120,14 @@ def _drawn_split(config: DataConfig, split: str) -> Annotations:
     `read_split`, and if there are too few images.
     """
     whole = _read_sources(config, "train")
-    drawn = draw_images(whole.files, config.path, config.val_fraction, config.split_seed)
-    count, percent = int(drawn.sum()), f"{100 * config.val_fraction:g}%"
+    in_val = draw_images(whole.files, config.path, config.val_fraction, config.split_seed)
+    count, percent = int(in_val.sum()), f"{100 * config.val_fraction:g}%"
     if not 0 < count < len(whole):
         raise UserError(
             f"val: {percent} of the {len(whole)} images of train are {count} (need at least one "
             "image in each of train and val)"
         )
-    part = whole.take(drawn if split == "val" else ~drawn)
+    part = whole.take(in_val if split == "val" else ~in_val)
     if not len(part.boxes):
         raise UserError(
             f"{split}: no boxes found for the {len(part)} images that are drawn (use another "

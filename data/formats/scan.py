@@ -92,15 +92,15 @@ class Annotations:
         counts, labels = np.diff(self.offsets), np.zeros_like(self.labels)
         image_indices = np.repeat(np.arange(len(self)), counts)
         repeats = repeated_rows(image_indices, labels, self.crowd, self.boxes)
-        kept = np.delete(np.arange(len(labels)), repeats)
-        counts = np.bincount(image_indices[kept], minlength=len(self))
+        unique = np.delete(np.arange(len(labels)), repeats)
+        counts = np.bincount(image_indices[unique], minlength=len(self))
         return dataclasses.replace(
             self,
             class_names=(name,),
             offsets=np.concatenate(([0], np.cumsum(counts, dtype=np.int64))),
-            boxes=self.boxes[kept],
-            labels=labels[kept],
-            crowd=self.crowd[kept],
+            boxes=self.boxes[unique],
+            labels=labels[unique],
+            crowd=self.crowd[unique],
         )
 
     def ground_truth(self) -> GroundTruth:
