@@ -29,6 +29,7 @@ from data.prefetch import prefetch
 from data.shapes import make_builtin
 from models import build_model
 from models.batch_norm import check_batch_of_one
+from models.cuda_graph import capture_training
 from models.detector import Detector
 from models.freezing import freeze
 from models.weights import load_initial_weights
@@ -243,20 +244,10 @@ def build(
     if args.compile:
         model.compile_network(args.compile)
     if args.cuda_graphs:
-        capture_cuda_graphs(run, max_imgsz)
+        shape = (sampler.batch_size, train_data.channels, max_imgsz, max_imgsz)
+        capture_training(model, run.frozen_modules, shape, device, run.dtype)
     run.ddp_model = dist.wrap_ddp(model, same_order)
     return run
-
-
-def capture_cuda_graphs(run: Run, imgsz: int) -> None:
-    """Record the network as CUDA graphs, which every training step replays (`--cuda-graphs`)."""
-    run.model.train()
-    for module in run.frozen_modules:
-        module.eval()
-    shape = run.loaders.sampler.batch_size, run.train_data.channels, imgsz, imgsz
-    images = torch.zeros(shape, dtype=run.dtype, device=run.device)
-    with autocast(run.device, run.dtype):
-        run.model.capture_network(images.contiguous(memory_format=torch.channels_last))
 
 
 def train_one_epoch(run: Run, progress: Progress) -> None:

@@ -1,11 +1,31 @@
 """Replay a network as CUDA graphs: two launches a step in place of one for each kernel."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
 from utils import compat
+from utils.amp import autocast
+
+
+def capture_training(
+    model: nn.Module,
+    frozen_modules: Iterable[nn.Module],
+    shape: tuple[int, int, int, int],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Record the network of a `Detector` as in a training step, for images of this shape and type.
+
+    The modules that are frozen are in evaluation mode. Raises UserError if the model has no graphs.
+    """
+    model.train()
+    for module in frozen_modules:
+        module.eval()
+    images = torch.zeros(shape, dtype=dtype, device=device)
+    with autocast(device, dtype):
+        model.capture_network(images.contiguous(memory_format=torch.channels_last))
 
 
 class CudaGraph:

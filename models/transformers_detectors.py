@@ -27,7 +27,7 @@ PREFIX = "transformers/"
 # queries, too (https://github.com/huggingface/transformers/pull/48528).
 MIN_VERSION = (5, 18)
 
-# Names for `--model`, and what they are called on huggingface.co.
+# Names for `--model`, and what they are called on the hub.
 SHORTHANDS = {
     "dfine-n": "ustc-community/dfine-nano-coco",
     "dfine-s": "ustc-community/dfine-small-coco",
