@@ -21,8 +21,9 @@ class LossTotals:
         """
         if not sums:
             return
-        # In float64, so that the batches of a large data set do not get lost in the total.
-        batch = torch.stack([*sums.values(), divisor]).double()
+        batch = torch.stack([*sums.values(), divisor])
+        if batch.device.type != "mps":  # which has no float64
+            batch = batch.double()  # or the batches of a large dataset would get lost in the total
         self._names = tuple(sums)
         self._totals = batch if self._totals is None else self._totals + batch
 
@@ -38,7 +39,7 @@ class LossTotals:
 
 
 def mean_losses(shards: Iterable[tuple[Mapping[str, float], float]]) -> dict[str, float]:
-    """Return each loss of a data set from the `LossTotals.read()` of all processes' shards of it.
+    """Return each loss of a dataset from the `LossTotals.read()` of all processes' shards of it.
 
     It is the total of the sums divided by the total of the divisors, at least 1, so that it does
     not depend on how the images were divided into shards and batches. {} if there are no losses.
