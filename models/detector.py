@@ -153,21 +153,25 @@ class Detector(nn.Module):
 
         boxes (B, A, 4) and scores (B, A, num_classes) as `predict` returns them; sizes: the height
         and width of each image. `nms` takes boxes, scores, labels and an IoU threshold and returns
-        the indices of the boxes to keep, best first; export needs another one than the default.
+        the indices of the boxes to keep, best first; export needs another one than the default,
+        with which detections are on the CPU.
         Returns for each image `boxes` (k, 4), xyxy in pixels within the image, `scores` (k,) in
         0..1, descending, and `labels` (k,): at most `detections_per_img`, scored above
         `score_thresh`, from the `topk_candidates` best, after non-maximum suppression within each
         class at IoU `nms_thresh` (None: without it).
         """
         num_classes = scores.shape[-1]
+        # One box may be a detection of several classes, as COCO's metrics expect.
+        candidates = scores.flatten(1)
+        scores, index = candidates.topk(min(self.topk_candidates, candidates.shape[1]))
+        labels = index % num_classes
+        boxes = boxes.gather(1, (index // num_classes)[..., None].expand(-1, -1, 4))
+        if boxes.device.type != "cpu" and nms is batched_nms:
+            boxes, scores, labels = _to_cpu(boxes, scores, labels)
         detections = []
-        for image_boxes, image_scores, size in zip(boxes, scores, sizes, strict=True):
-            # One box may be a detection of several classes, as COCO's metrics expect.
-            candidates = image_scores.flatten()
-            top_scores, index = candidates.topk(min(self.topk_candidates, candidates.numel()))
-            index = index[top_scores > self.score_thresh]
-            score, label = candidates[index], index % num_classes
-            box = clip_boxes_to_image(image_boxes[index // num_classes], size)
+        for box, score, label, size in zip(boxes, scores, labels, sizes, strict=True):
+            index = (score > self.score_thresh).nonzero().flatten()
+            box, score, label = clip_boxes_to_image(box[index], size), score[index], label[index]
             keep = slice(self.detections_per_img)
             if self.nms_thresh is not None:
                 keep = nms(box, score, label, self.nms_thresh)[keep]
@@ -256,3 +260,14 @@ class Detector(nn.Module):
         Raises UserError if the backbone cannot be loaded from one.
         """
         raise UserError(f"--weights {path}: safetensors require --backbone timm/NAME")
+
+
+def _to_cpu(boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Copy boxes (B, k, 4), scores and labels (B, k) of a batch to the CPU, and wait once for it.
+
+    torchvision's NMS would wait for the device several times for each image.
+    """
+    # Labels are exact in float32 up to 2**24.
+    columns = (boxes.float(), scores.float()[..., None], labels.float()[..., None])
+    rows = torch.cat(columns, dim=-1).cpu()
+    return rows[..., :4], rows[..., 4], rows[..., 5].long()
