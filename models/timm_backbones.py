@@ -84,7 +84,7 @@ class TimmBackbone(nn.Module):
         name = f"{PREFIX}{self.name}" + (f".{tag}" if tag and "." not in self.name else "")
         if not (hub_id or config.get("url")):
             raise UserError(f"{flag}: timm publishes no weights of {name}")
-        page = f"https://huggingface.co/{hub_id}" if hub_id else config["url"]
+        page = f"{hub_id} on the Hugging Face hub" if hub_id else config["url"]
         message = self._load(
             flag,
             f"cannot be downloaded from {page}",

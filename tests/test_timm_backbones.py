@@ -182,7 +182,7 @@ def test_weights_for_one_channel_are_the_sum_over_rgb(tmp_path):
 def test_weights_that_cannot_be_had_are_one_sentence(cache, tiny, tmp_path, capsys):
     args = {"data": tiny, "epochs": 1, "project": tmp_path / "runs", "backbone": f"timm/{NAME}"}
     assert run_train(**args, weights="DEFAULT") == 2
-    page = "https://huggingface.co/timm/lcnet_050.ra2_in1k"
+    page = "timm/lcnet_050.ra2_in1k on the Hugging Face hub"
     error = capsys.readouterr().err
     assert_one_line_error(error, f"--weights DEFAULT: cannot be downloaded from {page}: ")
     (tmp_path / "w.safetensors").write_bytes(b"no weights")
