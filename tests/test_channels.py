@@ -261,7 +261,7 @@ def test_data_yaml_with_other_channels_is_another_scan_and_another_cache(tmp_pat
         assert torch.equal(store[0], read_image(train.files[0], channels))
         assert len(store[0]) == channels
     config.write_text(f"{text}channels: 4\n")
-    with pytest.raises(UserError, match=r"no images found .*first of 12 errors: .*need 4"):
+    with pytest.raises(UserError, match=r"no valid images .*first of 12 errors: .*need 4"):
         read_split(read_data_config(config), "train")
 
 

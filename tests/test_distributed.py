@@ -197,7 +197,7 @@ def test_sampler_order_does_not_depend_on_the_number_of_processes(processes):
 
 
 def test_sampler_refuses_a_batch_with_fewer_images_than_processes():
-    with pytest.raises(UserError, match="--batch-size 3: 4 images make batches of 2"):
+    with pytest.raises(UserError, match="--batch-size 3: 4 training images in batches of 2"):
         EpochBatchSampler(4, 3, (64, 64), 0, rank=0, world_size=3)
 
 

@@ -200,7 +200,7 @@ CASES = {
         f"network, put the file into {torch.hub.get_dir()}/checkpoints)",
     ),
     "a backbone without maps": (
-        lambda _: _find_stride_nodes(torch.nn.Sequential(torch.nn.Flatten()), "flat"),
+        lambda _: _find_stride_nodes(torch.nn.Sequential(torch.nn.Flatten()), "flat", 3),
         "--backbone torchvision/flat: has no feature maps at strides 8, 16 and 32 (choose another "
         "one, such as torchvision/resnet18 or torchvision/mobilenet_v3_large)",
     ),

@@ -61,7 +61,7 @@ def test_freeze_modules_of_torchvision_models():
     ("spec", "message"),
     [
         ("99", "--freeze 99: the model has 10 layers before the head (allowed: backbone, or 1 to"),
-        ("0", "found '0'"),
+        ("0", "--freeze 0: `--freeze N` freezes the first N layers, at least 1"),
         ("neck", "'neck'"),
     ],
 )

@@ -62,7 +62,7 @@ def test_nonfinite_step_is_skipped_and_leaves_no_trace(
     nan_batches |= {(1, 0), (1, 1), (1, 2)}
     saved = []
 
-    def save(self, checkpoint, improved=False):
+    def save(self, checkpoint, *_):
         saved.append(copy.deepcopy(checkpoint))
 
     monkeypatch.setattr(RunDir, "save", save)

@@ -71,7 +71,7 @@ def test_readme_train_val_detect_export(clone):
     output = run_in(clone, readme_command("python train.py --hyp hyp.yaml"))
     run_dir = clone / "runs" / "train" / "exp"
     assert load_state(run_dir)["progress"]["best_map"] >= 0.70
-    table = output[output.index("\nclass ") :].split("\n\n")[0].strip()
+    table = output[output.index("\nclass ") :].partition("\nreport: ")[0].strip()
 
     assert table in run_in(clone, readme_command("python val.py"))
     metrics = json.loads((clone / "runs/val/exp/metrics.json").read_text())["all"]

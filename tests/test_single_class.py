@@ -52,7 +52,9 @@ def test_single_class_run_equals_a_dataset_of_one_class(tiny, tmp_path, capsys, 
 
     capsys.readouterr()
     assert resume_train(tmp_path / "one", single_cls=True) == 2
-    assert_one_line_error(capsys.readouterr().err, "--single-cls", "started with False")
+    assert_one_line_error(
+        capsys.readouterr().err, "--single-cls: conflicts with", "started without it"
+    )
 
 
 def test_single_class_leaves_one_of_boxes_that_differ_in_class(tiny):

@@ -206,7 +206,7 @@ def test_torchvision_detector_error_messages(tiny, tmp_path, capsys, monkeypatch
             "--model torchvision/resnet18: unknown model (choose from torchvision/fasterrcnn",
         ),
         (["--model", "yolo-z"], "--model yolo-z: unknown model (choose from yolo-n, yolo-s"),
-        (["--weights", "DEFAULT"], "--weights DEFAULT: requires --model torchvision/NAME"),
+        (["--weights", "DEFAULT"], "--weights DEFAULT: requires --backbone timm/NAME or"),
         (
             ["--model", "torchvision/ssdlite320_mobilenet_v3_large", "--weights", "DEFAULT"],
             "--weights DEFAULT: failed to load http",
