@@ -5,10 +5,8 @@ transformers is imported inside functions: it takes seconds, and most runs don't
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,15 +16,11 @@ from torchvision.ops import box_convert
 
 from models.detector import Detector, Targets
 from models.deterministic_sampling import DeterministicSampling
+from models.transformers_hub import build, import_transformers, load_donor, read_architecture
 from models.weights import load_matching_weights
-from utils.errors import UserError
 from utils.letterbox import GRAY
 
 PREFIX = "transformers/"
-# Before this version the last layer's loss of D-FINE and RT-DETR was computed over the denoising
-# queries, too (https://github.com/huggingface/transformers/pull/48528).
-MIN_VERSION = (5, 18)
-
 # Names for `--model`, and what they are called on the hub.
 SHORTHANDS = {
     "dfine-n": "ustc-community/dfine-nano-coco",
@@ -40,12 +34,6 @@ SHORTHANDS = {
     "rtdetrv2-r101": "PekingU/rtdetr_v2_r101vd",
 }
 
-# Those of transformers' model types whose loss is computed from boxes of objects.
-MODEL_TYPES = (
-    "conditional_detr", "d_fine", "dab-detr", "deformable_detr", "deimv2", "detr", "lw_detr",
-    "rf_detr", "rt_detr", "rt_detr_v2", "yolos",
-)  # fmt: skip
-
 # The kinds of losses of the model types whose losses transformers returns with their weights. What
 # it returns differs from batch to batch: without boxes there are none of the denoising queries.
 LOSS_KINDS = {
@@ -54,13 +42,6 @@ LOSS_KINDS = {
     "rt_detr": ("vfl", "bbox", "giou"),
     "rt_detr_v2": ("vfl", "bbox", "giou"),
 }
-
-# In a config.json these could load code or other weights, or are set here.
-DROPPED_KEYS = (
-    "auto_map", "attn_implementation", "_attn_implementation", "_attn_implementation_internal",
-    "experts_implementation", "quantization_config", "_name_or_path", "dtype", "torch_dtype",
-    "transformers_version",
-)  # fmt: skip
 
 # What predicts boxes. In bfloat16, a coordinate above half of the image is a multiple of 1/256 of
 # it.
@@ -98,7 +79,7 @@ class TransformersDetector(Detector):
         if architecture is None:
             architecture = read_architecture(source)
         self.architecture = dict(architecture)
-        self.detector = _build(source, self.architecture["config"], num_classes)
+        self.detector = build(source, self.architecture["config"], num_classes)
         config = self.detector.config
         for name, parameter in self.detector.named_parameters():
             if name.endswith("mask_token"):  # of DINOv2's own training: it never has a gradient
@@ -243,7 +224,7 @@ class TransformersDetector(Detector):
 
         `class_names` must be set. A row is what a tensor holds for one class.
         """
-        donor = _load_donor(self.source)
+        donor = load_donor(self.source)
         saved = donor.state_dict()
         names = {_plain_name(label): int(k) for k, label in donor.config.id2label.items()}
         rows = {
@@ -272,140 +253,8 @@ class TransformersDetector(Detector):
         """Return the names of the tensors of the state that have a row for each class."""
         with torch.random.fork_rng(devices=[]):
             config = self.architecture["config"]
-            larger = _build(self.source, config, self.detector.config.num_labels + 1).state_dict()
+            larger = build(self.source, config, self.detector.config.num_labels + 1).state_dict()
         return {k for k, v in self.detector.state_dict().items() if v.shape != larger[k].shape}
-
-
-def import_transformers(name: str) -> Any:
-    """Return the module transformers. Raises UserError if a package is missing or too old."""
-    need = f"--model {name}: requires transformers >= {MIN_VERSION[0]}.{MIN_VERSION[1]} and scipy"
-    install = f"(pip install 'transformers>={MIN_VERSION[0]}.{MIN_VERSION[1]}' scipy)"
-    try:
-        import scipy  # noqa: F401 - transformers' losses need it
-        import transformers
-    except ImportError:
-        raise UserError(f"{need} {install}") from None
-    installed = version("transformers")
-    if tuple(map(int, installed.split(".")[:2])) < MIN_VERSION:
-        raise UserError(f"{need}, but {installed} is installed {install}")
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    return transformers
-
-
-def read_architecture(source: str) -> dict[str, Any]:
-    """Return what a hub id or folder says of its detector, as plain data.
-
-    `config`: transformers' configuration without its classes. `mean` and `std`: what images in
-    0..1 are normalized by, or None. Raises UserError if it cannot be read, or is not a detector of
-    `MODEL_TYPES` for images of 3 channels.
-    """
-    from transformers.image_processing_base import ImageProcessingMixin
-
-    config = _read_config(source)
-    for key in ("id2label", "label2id"):
-        config.pop(key, None)
-    processor, _ = _fetch(
-        f"--model {source}", lambda: ImageProcessingMixin.get_image_processor_dict(source)
-    )
-    normalizes = processor.get("do_normalize", False)
-    return {
-        "config": config,
-        "mean": [*map(float, processor["image_mean"])] if normalizes else None,
-        "std": [*map(float, processor["image_std"])] if normalizes else None,
-    }
-
-
-def _read_config(source: str) -> dict[str, Any]:
-    """Return config.json of a hub id or folder; raises UserError as `read_architecture` does."""
-    from transformers import PreTrainedConfig
-
-    if source[0] in "/.~" and not Path(source).is_dir():
-        raise UserError(f"--model {source}: is not a directory")
-    config, _ = _fetch(f"--model {source}", lambda: PreTrainedConfig.get_config_dict(source))
-    model_type = config.get("model_type")
-    if model_type not in MODEL_TYPES:
-        raise UserError(
-            f"--model {source}: model_type {model_type} cannot be trained here (allowed: "
-            f"{', '.join(MODEL_TYPES)})"
-        )
-    config = _drop_keys(config)
-    for part in (config, config.get("backbone_config") or {}):
-        if part.get("num_channels", 3) != 3:
-            channels = part["num_channels"]
-            raise UserError(f"--model {source}: takes images of {channels} channels, not of 3")
-    return config
-
-
-def _drop_keys(value: Any) -> Any:
-    """Return a configuration without the `DROPPED_KEYS` on every level."""
-    if isinstance(value, dict):
-        return {k: _drop_keys(v) for k, v in value.items() if k not in DROPPED_KEYS}
-    return value
-
-
-def _fetch(flag: str, read: Callable[[], Any]) -> Any:
-    """Return what `read` reads from the hub, its cache or a folder.
-
-    Raises UserError, which starts with `flag`, the argument that asked for it, if that fails.
-    """
-    try:
-        return read()
-    except Exception as error:  # network, proxy and damaged files raise exceptions of many types
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{flag}: cannot be read: {reason}") from None
-
-
-def _build(source: str, config: Mapping[str, Any], num_classes: int) -> nn.Module:
-    """Build the detector of a configuration with random weights; nothing is read from the hub."""
-    from transformers import AutoConfig, AutoModelForObjectDetection
-
-    changes = {
-        # Of the sigmoids at the start, as in the papers. transformers' default, 1 / (classes + 1),
-        # makes the first losses for a few classes many times larger.
-        "initializer_bias_prior_prob": 0.01,
-        # Frozen, a batch norm without trained weights does nothing.
-        "freeze_backbone_batch_norms": False,
-        # The configurations of some detectors leave the losses of the other layers out, with which
-        # they were trained; transformers' code for YOLOS fails with them.
-        "auxiliary_loss": config["model_type"] != "yolos",
-        # Images may have any size.
-        "anchor_image_size": None,
-        "eval_size": None,
-        "use_pretrained_backbone": False,
-    }
-    try:
-        full = AutoConfig.for_model(**config, num_labels=num_classes)
-        for key, value in changes.items():
-            if hasattr(full, key):
-                setattr(full, key, value)
-        return AutoModelForObjectDetection.from_config(
-            full, dtype=torch.float32, trust_remote_code=False
-        )
-    except Exception as error:  # a wrong value of a configuration fails in many ways
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"--model {source}: cannot be built: {reason[:200]}") from None
-
-
-def _load_donor(source: str) -> nn.Module:
-    """Return the detector of a hub id or folder with its weights.
-
-    Not read from the file directly, because transformers renames tensors of older files to what its
-    modules are called now.
-    """
-    from transformers import AutoConfig, AutoModelForObjectDetection
-
-    config = AutoConfig.for_model(**_read_config(source))
-    return _fetch(
-        f"--weights DEFAULT: {source}",
-        lambda: AutoModelForObjectDetection.from_pretrained(
-            source,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-        ),
-    )
 
 
 def _with_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -142,6 +142,23 @@ def test_per_image_f1():
     assert per_image_f1(match_detections(ground_truth, detections), 2) == {0: 1.0, 1: 0.5, 3: 0.0}
 
 
+def short_run(ground_truth: GroundTruth, detections: np.ndarray) -> RunSummary:
+    """The summary of a run of one batch, on black images."""
+    return RunSummary(
+        command="python train.py",
+        environment={},
+        hyp=Hyp(),
+        rows=[{"epoch": 0, "lr/0": 0.1}],
+        planned=[array("d", [0.1])],
+        batches_per_epoch=1,
+        result=evaluate(ground_truth, detections),
+        ground_truth=ground_truth,
+        detections=torch.from_numpy(detections),
+        files=[f"{i}.png" for i in range(len(ground_truth.offsets) - 1)],
+        read_image=lambda file: torch.zeros(3, 64, 64, dtype=torch.uint8),
+    )
+
+
 def test_report_of_many_classes_needs_little_memory_and_disk_space(tmp_path):
     num_classes, num_images = 1203, 40
     labels = np.arange(num_images) * 30
@@ -155,19 +172,7 @@ def test_report_of_many_classes_needs_little_memory_and_disk_space(tmp_path):
     )
     boxes = zip(ground_truth.image_ids, ground_truth.xywh, labels, strict=True)
     rows = [[image_id, *xywh, 0.9, label] for image_id, xywh, label in boxes]
-    summary = RunSummary(
-        command="python train.py",
-        environment={},
-        hyp=Hyp(),
-        rows=[{"epoch": 0, "lr/0": 0.1}],
-        planned=[array("d", [0.1])],
-        batches_per_epoch=1,
-        result=evaluate(ground_truth, np.array(rows)),
-        ground_truth=ground_truth,
-        detections=torch.tensor(rows),
-        files=[f"{i}.png" for i in range(num_images)],
-        read_image=lambda file: torch.zeros(3, 64, 64, dtype=torch.uint8),
-    )
+    summary = short_run(ground_truth, np.array(rows))
     with TracedMemory() as memory:
         write_report(tmp_path, summary)
     assert memory.peak < 300e6  # the matrix of one image alone would take 12 MB
@@ -180,19 +185,7 @@ def test_images_without_a_detection_above_the_threshold_say_so(tmp_path):
     ground_truth = GroundTruth.from_fractions(
         np.full((2, 2), 64), np.arange(3), boxes, np.zeros(2, int), np.zeros(2, bool), ["a"]
     )
-    summary = RunSummary(
-        command="python train.py",
-        environment={},
-        hyp=Hyp(),
-        rows=[{"epoch": 0, "lr/0": 0.1}],
-        planned=[array("d", [0.1])],
-        batches_per_epoch=1,
-        result=evaluate(ground_truth, np.zeros((0, 7))),
-        ground_truth=ground_truth,
-        detections=torch.zeros(0, 7),
-        files=["a.png", "b.png"],
-        read_image=lambda file: torch.zeros(3, 64, 64, dtype=torch.uint8),
-    )
+    summary = short_run(ground_truth, np.zeros((0, 7)))
     write_report(tmp_path, summary)
     text = Page((tmp_path / "report.html").read_text()).text
     assert "No image has a correct detection with a score above 0.25." in text

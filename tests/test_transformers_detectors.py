@@ -412,7 +412,7 @@ def test_missing_package_is_one_sentence(package, tiny, monkeypatch, capsys):
 
 
 def test_old_version_is_one_sentence(tiny, monkeypatch, capsys):
-    monkeypatch.setattr("models.transformers_detectors.version", lambda package: "5.9.1")
+    monkeypatch.setattr("models.transformers_hub.version", lambda package: "5.9.1")
     assert run_train(model="dfine-n", data=tiny) == 2
     assert_one_line_error(capsys.readouterr().err, "but 5.9.1 is installed")
 
