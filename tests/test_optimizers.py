@@ -20,7 +20,7 @@ def test_orthogonalize_keeps_directions_and_brings_singular_values_near_1(shape)
     torch.manual_seed(0)
     matrices = torch.randn(shape)
     u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
-    (orthogonal,) = orthogonalize([matrices])
+    (orthogonal,) = orthogonalize([matrices], [1.0])
     inner = u.mT @ orthogonal @ vh.mT  # diagonal in the singular vectors of the input
     values = inner.diagonal(dim1=1, dim2=2)
     assert (inner - torch.diag_embed(values)).abs().max() < 1e-3
@@ -31,13 +31,24 @@ def test_orthogonalize_equals_the_iteration_as_published():
     """One polynomial after the other, in double precision; also of stacks of different sizes."""
     torch.manual_seed(0)
     stacks = [torch.randn(3, 16, 144), torch.randn(1, 40, 16), torch.randn(2, 16, 16)]
-    for matrices, orthogonal in zip(stacks, orthogonalize(stacks), strict=True):
+    scales = [1.0, 2.0, 0.5]
+    results = orthogonalize(stacks, scales)
+    for matrices, orthogonal, scale in zip(stacks, results, scales, strict=True):
         x = matrices.double()
         x = x / (1.05 * torch.linalg.matrix_norm(x @ x.mT)[:, None, None].sqrt())
-        for a, b, c in NEWTON_SCHULZ_COEFFS:
-            gram = x @ x.mT
-            x = a * x + (b * gram + c * gram @ gram) @ x
-        torch.testing.assert_close(orthogonal, x.float(), rtol=1e-4, atol=1e-5)
+        for coeffs in NEWTON_SCHULZ_COEFFS:
+            powers = [x]
+            for _ in coeffs[1:]:
+                powers.append(x @ x.mT @ powers[-1])
+            x = sum(c * power for c, power in zip(coeffs, powers, strict=True))
+        torch.testing.assert_close(orthogonal, scale * x.float(), rtol=1e-4, atol=1e-5)
+
+
+def test_coefficients_bring_the_singular_values_that_they_name_near_1():
+    x = torch.linspace(0.025, 1, 10001, dtype=torch.float64)
+    for coeffs in NEWTON_SCHULZ_COEFFS:
+        x = sum(c * x ** (2 * i + 1) for i, c in enumerate(coeffs))
+    assert (x - 1).abs().max() < 0.102
 
 
 @pytest.mark.parametrize("rank", [1, 2, 16])
@@ -46,10 +57,10 @@ def test_orthogonalize_low_rank_does_not_diverge(rank):
     torch.manual_seed(0)
     for size in (1e-6, 1.0, 1e6):
         matrices = torch.randn(20, 64, rank) @ torch.randn(20, rank, 288) * size
-        (orthogonal,) = orthogonalize([matrices])
+        (orthogonal,) = orthogonalize([matrices], [1.0])
         values = torch.linalg.svdvals(orthogonal)
         assert values.max() < 1.3 and values[:, 0].min() > 0.8
-    assert not orthogonalize([torch.zeros(1, 8, 16)])[0].any()
+    assert not orthogonalize([torch.zeros(1, 8, 16)], [1.0])[0].any()
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
