@@ -16,7 +16,8 @@ from utils.cli import (
     weights_path,
 )
 
-FINETUNE = "finetune.yaml"  # in hyp/: the default of --hyp for a detector with published weights
+# In hyp/, the default of --hyp for published weights: of a backbone, and of a whole detector.
+FINETUNE, FINETUNE_DETECTOR = "finetune.yaml", "finetune_detector.yaml"
 
 
 def build_parser() -> Parser:
@@ -28,7 +29,7 @@ def build_parser() -> Parser:
         default="hyp.yaml",
         metavar="FILE",
         help="hyperparameters: a file, or the name of one in hyp/ (%(default)s; "
-        f"{FINETUNE} for a whole detector with --weights DEFAULT)",
+        f"for published weights {FINETUNE}, or {FINETUNE_DETECTOR} for a whole detector)",
     )
     add(
         "--data",
@@ -203,10 +204,16 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, dict[str, An
     namespace = argparse.Namespace(**dict.fromkeys(vars(args), unset))
     values = vars(parser.parse_args(argv, namespace))
     given = {key: value for key, value in values.items() if value is not unset}
-    # Over a pretrained backbone, neck and head start from random weights and need higher rates.
-    if "hyp" not in given and args.weights == "DEFAULT" and args.backbone is None:
-        args.hyp = FINETUNE
+    if "hyp" not in given and _has_published_weights(args):
+        # Over a pretrained backbone, neck and head start from random weights: other rates.
+        args.hyp = FINETUNE if args.backbone else FINETUNE_DETECTOR
     return args, given
+
+
+def _has_published_weights(args: argparse.Namespace) -> bool:
+    """Return whether training starts from weights of others: published, or in their file format."""
+    weights = args.weights or ""
+    return args.pretrained or weights == "DEFAULT" or weights.endswith(".safetensors")
 
 
 def defaults() -> dict[str, Any]:

@@ -33,7 +33,7 @@ from models.cuda_graph import capture_training
 from models.detector import Detector
 from models.freezing import freeze
 from models.weights import load_initial_weights
-from options import FINETUNE, defaults, parse_args
+from options import FINETUNE, FINETUNE_DETECTOR, defaults, parse_args
 from utils.amp import LossScaler, amp_dtype, amp_name, autocast
 from utils.anomaly import detect_anomaly
 from utils.auto_batch import largest_batch, limit_batch
@@ -374,8 +374,9 @@ def main(argv: list[str] | None = None) -> None:
             f"{len(run.loaders.train_set)} + {len(run.val_data)} images at {args.imgsz} px, on "
             f"{run.device}, amp {amp_name(run.dtype)}, world size {dist.world_size}, into {path}"
         )
-        if start.checkpoint is None and args.hyp == FINETUNE and "hyp" not in overrides:
-            info(f"hyperparameters for pretrained weights: hyp/{FINETUNE} (--hyp FILE for others)")
+        is_finetuning = args.hyp in (FINETUNE, FINETUNE_DETECTOR)
+        if start.checkpoint is None and is_finetuning and "hyp" not in overrides:
+            info(f"hyperparameters for pretrained weights: hyp/{args.hyp} (--hyp FILE for others)")
         warning(*mosaic_warning(run.hyp, args.epochs))
         info(*channels_message(run.train_data.channels))
         if dist.is_main:

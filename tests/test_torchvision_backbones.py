@@ -77,7 +77,7 @@ def test_torchvision_backbone_pretrained_training(ask, tmp_path, monkeypatch, ca
     count = sum(p.numel() for p in load(best).backbone.features.parameters())
     output = capsys.readouterr().out
     assert f"--weights DEFAULT: loaded {count:,} of the model's {count:,} parameters from" in output
-    assert "finetune.yaml" not in output  # that is for whole detectors
+    assert "hyperparameters for pretrained weights: hyp/finetune.yaml" in output
     assert all(torch.equal(value, saved[key]) for key, value in features.items())  # frozen
     images = str(data.parent / "images" / "val")
     args = ["--source", images, "--device", "cpu", "--project", str(tmp_path / "detect")]

@@ -79,10 +79,13 @@ def test_load_initial_weights_names_a_checkpoint_without_weights(state, tmp_path
     [
         ([], "hyp.yaml"),
         (["--model", "dfine-n"], "hyp.yaml"),
-        (["--model", "dfine-n", "--weights", "DEFAULT"], "finetune.yaml"),
+        (["--model", "dfine-n", "--weights", "DEFAULT"], "finetune_detector.yaml"),
         (["--model", "dfine-n", "--weights", "DEFAULT", "--hyp", "my.yaml"], "my.yaml"),
-        (["--weights", "DEFAULT", "--backbone", "torchvision/resnet18"], "hyp.yaml"),
+        (["--weights", "DEFAULT", "--backbone", "torchvision/resnet18"], "finetune.yaml"),
+        (["--pretrained", "--backbone", "torchvision/resnet18"], "finetune.yaml"),
+        (["--weights", "lite0.safetensors", "--backbone", "timm/lcnet_050"], "finetune.yaml"),
+        (["--weights", "runs/train/exp/weights/best.pt"], "hyp.yaml"),
     ],
 )
-def test_default_hyp_file_of_a_pretrained_detector(argv, hyp):
+def test_default_hyp_file_for_published_weights(argv, hyp):
     assert parse_args(argv)[0].hyp == hyp
