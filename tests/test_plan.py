@@ -198,7 +198,9 @@ def test_check_lr_accepts_a_schedule_that_follows_its_plan(block):
 def test_a_sample_count_schedule_is_planned_as_it_is_drawn_step_by_step(name, warmup_epoch):
     optimizer = SimpleNamespace(param_groups=[{"lr": 0.1}, {"lr": 0.03}, {"lr": 0.1}])
     arguments = {"learning_rate_decay_a": 0.999, "learning_rate_decay_b": 0.7}
-    arguments |= {"caffe_poly": {"learning_rate_decay_a": 60}}.get(name, {})
+    if name in ("caffe_poly", "linear"):
+        arguments["learning_rate_decay_a"] = {"caffe_poly": 60, "linear": 1e-4}[name]
+        arguments["learning_rate_decay_b"] = {"caffe_poly": 0.7, "linear": 0.02}[name]
     milestones = "3:1.0,5:0.3" if name == "pass_manual" else "20:1.0,40:0.3"
     sizes, epochs = [4, 5, 4], 6
     scheduler = AnnealingLR(
