@@ -128,7 +128,7 @@ def main() -> None:
                     f"{memory_before - memory_at_start:.2f} for the data so far"
                 )
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    print(f"evaluate: {medians['evaluate']:.2f} s, faster-coco-eval {version('faster-coco-eval')}")
+    print(f"evaluate: {medians['evaluate']:.2f} s")
     if is_coco:
         ratio = medians["pycocotools"] / medians["evaluate"]
         print(

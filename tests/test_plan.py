@@ -193,6 +193,47 @@ def test_check_lr_accepts_a_schedule_that_follows_its_plan(block):
     follow(scheduler, curves, 6, 5)
 
 
+@pytest.mark.parametrize("warmup_epoch", [0, 2])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_sample_count_schedule_is_planned_as_it_is_drawn_step_by_step(name, warmup_epoch):
+    optimizer = SimpleNamespace(param_groups=[{"lr": 0.1}, {"lr": 0.03}, {"lr": 0.1}])
+    arguments = {"learning_rate_decay_a": 0.999, "learning_rate_decay_b": 0.7}
+    if name in ("caffe_poly", "linear"):
+        arguments["learning_rate_decay_a"] = {"caffe_poly": 60, "linear": 1e-4}[name]
+        arguments["learning_rate_decay_b"] = {"caffe_poly": 0.7, "linear": 0.02}[name]
+    milestones = "3:1.0,5:0.3" if name == "pass_manual" else "20:1.0,40:0.3"
+    sizes, epochs = [4, 5, 4], 6
+    scheduler = AnnealingLR(
+        optimizer,
+        name,
+        **arguments,
+        learning_rate_args=milestones,
+        batchs=len(sizes),
+        warmup_epoch=warmup_epoch,
+    )
+    expected, samples = [], 0
+    for epoch in range(epochs):
+        for batch, size in enumerate(sizes):
+            expected.append(scheduler.lr_at(epoch, batch, samples))
+            samples += size
+    curves = plan(scheduler, epochs, sizes)
+    assert [list(curve) for curve in curves] == [list(lrs) for lrs in zip(*expected, strict=True)]
+    assert (len(set(curves[0])) > 1) == (name != "constant" or warmup_epoch > 0)
+
+
+def test_the_plan_of_a_subclass_uses_its_own_formula():
+    class Halved(AnnealingLR):
+        def _rates(self, epoch, samples):
+            return [lr / 2 for lr in super()._rates(epoch, samples)]
+
+    arguments = {"learning_rate_decay_a": 0.1, "learning_rate_decay_b": 0.5, "batchs": 3}
+    whole = AnnealingLR(fake_optimizer(), "poly", **arguments)
+    halved = Halved(fake_optimizer(), "poly", **arguments)
+    [curve], [half] = plan(whole, 2, [1] * 3), plan(halved, 2, [1] * 3)
+    assert list(half) == [lr / 2 for lr in curve]
+    follow(halved, [half], 2, 3)
+
+
 def test_check_lr_names_a_schedule_whose_plan_is_wrong():
     class Forgetful(BatchWarmup):
         """Depends on what happened before, so that its plan is another curve."""

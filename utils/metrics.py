@@ -1,23 +1,20 @@
-"""COCO metrics, overall and per class, computed by faster-coco-eval."""
+"""COCO metrics, overall and per class."""
 
-import gc
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from utils.average_precision import AREA_RANGES, RECALLS, average_precision
 from utils.ground_truth import GroundTruth
 from utils.text import display_width, one_line, pad
 
 METRICS = ("precision", "recall", "mAP50", "mAP75", "mAP50-95")  # in results.csv, too
-# COCO's ranges of box areas, in pixels of the original image: up to 32 x 32, 96 x 96, and above.
-AREAS = ("small", "medium", "large")
+AREAS = tuple(AREA_RANGES)[1:]  # small, medium, large
 AREA_METRICS = tuple(f"mAP-{area}" for area in AREAS)
 COLUMNS = (*METRICS[:2], "confidence", *METRICS[2:], *AREA_METRICS)  # of tables
-RECALLS, THRESHOLDS = np.linspace(0, 1, 101), np.linspace(0, 1, 1001)
+THRESHOLDS = np.linspace(0, 1, 1001)
 
 
 @dataclass(frozen=True)
@@ -74,37 +71,34 @@ def evaluate_classes(
 
     So several processes can share an evaluation. Arguments are those of `evaluate`.
     """
-    num_classes = len(ground_truth.class_names)
+    class_ids = np.arange(len(ground_truth.class_names) + 1)
+    image_ids = ground_truth.image_ids
     box_order = ground_truth.labels.argsort(kind="stable")
-    box_bounds = np.searchsorted(ground_truth.labels[box_order], np.arange(num_classes + 1))
-    detections = detections[detections[:, 6].argsort(kind="stable")]
-    bounds = np.searchsorted(detections[:, 6], np.arange(num_classes + 1))
+    box_bounds = np.searchsorted(ground_truth.labels[box_order], class_ids)
+    order = detections[:, 6].argsort(kind="stable")
+    bounds = np.searchsorted(detections[order, 6], class_ids)
     limit = ground_truth.detection_limit
     results = {}
-    with _no_garbage_collection():
-        for k in classes:
-            annotations = ground_truth.coco_annotations(
-                box_order[box_bounds[k] : box_bounds[k + 1]]
-            )
-            objects = [a["image_id"] for a in annotations if not a["iscrowd"]]
-            row = {
-                "class": ground_truth.class_names[k],
-                "images": len(set(objects)),
-                "boxes": len(objects),
-            }
-            if not objects:
-                no_curve = np.full(101, np.nan)
-                results[k] = ClassResult(row | dict.fromkeys(COLUMNS, np.nan), no_curve, no_curve)
-                continue
-            of_class = detections[bounds[k] : bounds[k + 1]]
-            evaluation = _evaluate_class(annotations, of_class, limit)
-            # [IoU, recall, class, area, detections per image] of one class
-            precision, scores = evaluation["precision"], evaluation["scores"]
-            results[k] = ClassResult(
-                row | _class_metrics(precision[:, :, 0, :, 0], scores[0, :, 0, 0, 0]),
-                precision[0, :, 0, 0, 0].copy(),  # a view would keep all of the array
-                scores[0, :, 0, 0, 0].copy(),
-            )
+    for k in classes:
+        rows = box_order[box_bounds[k] : box_bounds[k + 1]]
+        crowd = ground_truth.crowd[rows]
+        objects = rows[~crowd]
+        row = {
+            "class": ground_truth.class_names[k],
+            "images": len(np.unique(image_ids[objects])),
+            "boxes": len(objects),
+        }
+        if not len(objects):
+            no_curve = np.full(101, np.nan)
+            results[k] = ClassResult(row | dict.fromkeys(COLUMNS, np.nan), no_curve, no_curve)
+            continue
+        of_class = detections[order[bounds[k] : bounds[k + 1]]]
+        precision, scores = average_precision(
+            ground_truth.xywh[rows], image_ids[rows], crowd, of_class, limit
+        )
+        metrics = _class_metrics(precision, scores)
+        # A view would keep all of the array.
+        results[k] = ClassResult(row | metrics, precision[0, :, 0].copy(), scores)
     return results
 
 
@@ -120,63 +114,6 @@ def combine(parts: Iterable[Mapping[int, ClassResult]]) -> tuple[Result, Curves]
         f1 = f1_at_thresholds(Curves(*(curve[has_gt] for curve in curves)), THRESHOLDS)
         means["confidence"] = best_threshold(f1.mean(0))
     return Result(means, list(rows)), curves
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Suspend the search for reference cycles, in which a third of the time would go.
-
-    It visits the dicts of all boxes again and again, and there are no cycles among them.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-def _evaluate_class(
-    annotations: list[dict[str, Any]], detections: np.ndarray, max_detections: int
-) -> dict[str, np.ndarray]:
-    """Return the precision and the scores that faster-coco-eval computes for one class.
-
-    One class at a time, because the library holds an entry for every image and class, and a dict
-    for every detection: of Objects365 that would be 30 million and 8 million.
-    """
-    # Imported here because it takes time that the start of a run need not wait for.
-    from faster_coco_eval import COCO, COCOeval_faster
-
-    k = annotations[0]["category_id"]
-    results = [
-        {
-            "id": i,
-            "image_id": int(image_id),
-            "category_id": k,
-            "bbox": box,
-            "area": box[2] * box[3],
-            "score": score,
-            "iscrowd": 0,
-        }
-        for i, (image_id, *box, score, _) in enumerate(detections.tolist(), 1)
-    ]
-    image_ids = {row["image_id"] for row in chain(annotations, results)}
-    dataset = {"images": [{"id": i} for i in sorted(image_ids)], "categories": [{"id": k}]}
-    evaluation = COCOeval_faster(
-        COCO(dataset | {"annotations": annotations}),
-        COCO(dataset | {"annotations": results}),
-        "bbox",
-        print_function=lambda *_: None,
-    )
-    params = evaluation.params
-    ranges = dict(zip(params.areaRngLbl, params.areaRng, strict=True))
-    params.areaRngLbl = ["all", *AREAS]
-    params.areaRng = [ranges[area] for area in params.areaRngLbl]
-    params.maxDets = [max_detections]  # not also COCO's 1 and 10
-    evaluation.evaluate()
-    evaluation.accumulate()
-    return evaluation.eval
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -81,20 +81,33 @@ def plan(scheduler: BatchWarmup, epochs: int, batch_sizes: Sequence[int]) -> lis
     where a rate is not finite or is negative.
     """
     curves = [array("d") for _ in scheduler.base_lr]
-    samples = 0
+    samples, samples_of_epoch = 0, sum(batch_sizes)
     for epoch in range(epochs):
         if scheduler.changes_every_batch or epoch < scheduler.warmup_epoch:
-            for batch, size in enumerate(batch_sizes):
-                rates = _checked_rates(scheduler, epoch, batch, samples)
-                for curve, lr in zip(curves, rates, strict=True):
-                    curve.append(lr)
-                samples += size
-            continue
-        rates = _checked_rates(scheduler, epoch, 0, samples)  # of all batches of the epoch
-        for curve, lr in zip(curves, rates, strict=True):
-            curve.extend(array("d", [lr]) * len(batch_sizes))
-        samples += sum(batch_sizes)
+            rates = _checked_rates_of_epoch(scheduler, epoch, batch_sizes, samples)
+        else:  # one rate for all batches of the epoch
+            lrs = _checked_rates(scheduler, epoch, 0, samples)
+            rates = [array("d", [lr]) * len(batch_sizes) for lr in lrs]
+        for curve, of_group in zip(curves, rates, strict=True):
+            curve.extend(of_group)
+        samples += samples_of_epoch
     return curves
+
+
+def _checked_rates_of_epoch(
+    scheduler: BatchWarmup, epoch: int, batch_sizes: Sequence[int], samples: int
+) -> list[array]:
+    try:
+        rates = [array("d", lrs) for lrs in scheduler.lrs_of_epoch(epoch, batch_sizes, samples)]
+    except ValueError as error:
+        raise ValueError(f"scheduler: epoch {epoch}: {error}") from None
+    if all(min(lrs) >= 0 and math.isfinite(sum(lrs)) for lrs in rates):
+        return rates
+    # Some rate is not finite or is negative, or their sum overflows.
+    for batch, size in enumerate(batch_sizes):
+        _checked_rates(scheduler, epoch, batch, samples)
+        samples += size
+    return rates
 
 
 def _checked_rates(scheduler: BatchWarmup, epoch: int, batch: int, samples: int) -> list[float]:

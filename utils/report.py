@@ -30,7 +30,7 @@ from utils.plots import draw_boxes, draw_confusion, draw_results, draw_schedule
 GALLERY_SIZE = 4  # best images, and as many of the worst
 REPORT_CONF = CONF  # score above which a detection is drawn and counted
 IMAGE_SIZE = 480  # pixels, longer side of an image on the page
-PACKAGES = ("torch", "torchvision", "faster-coco-eval", "numpy")
+PACKAGES = ("torch", "torchvision", "numpy")
 STYLE = """
 :root { color-scheme: light; } img { max-width: 100%; height: auto; } figure { margin: 0; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: auto; padding: 2em 1em; }
