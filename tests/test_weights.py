@@ -83,7 +83,7 @@ def test_load_initial_weights_names_a_checkpoint_without_weights(state, tmp_path
         (["--model", "dfine-n", "--weights", "DEFAULT", "--hyp", "my.yaml"], "my.yaml"),
         (["--weights", "DEFAULT", "--backbone", "torchvision/resnet18"], "finetune.yaml"),
         (["--pretrained", "--backbone", "torchvision/resnet18"], "finetune.yaml"),
-        (["--weights", "lite0.safetensors", "--backbone", "timm/lcnet_050"], "finetune.yaml"),
+        (["--weights", "lite0.safetensors", "--backbone", "torchvision/resnet18"], "finetune.yaml"),
         (["--weights", "runs/train/exp/weights/best.pt"], "hyp.yaml"),
     ],
 )
