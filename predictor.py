@@ -12,6 +12,7 @@ from data.augment import resize
 from data.images import checked_image, pil_to_tensor
 from models import load as load_model
 from models.detector import Detections, Detector
+from models.folding import FoldedCopy
 from utils.amp import amp_dtype, autocast
 from utils.device import select_device
 from utils.errors import UserError
@@ -27,7 +28,8 @@ class Predictor:
 
     Attributes:
         model: the torch module, a `Detector` in evaluation mode; to train or export it, or to have
-            gradients, call it.
+            gradients, call it. The predictor computes with a copy whose batch norms are folded into
+            its convolutions, made anew after the weights have changed.
         names: the class names; the name of label k is `names[k]`.
         imgsz: pixels of the longer side of the images that the model gets.
         conf, iou: lowest score of a detection, and the IoU threshold of NMS (None: no NMS).
@@ -36,7 +38,7 @@ class Predictor:
     """
 
     # Also an error for an attribute that it does not have, such as YOLOv5's `max_det`.
-    __slots__ = ("classes", "conf", "device", "imgsz", "iou", "model", "names")
+    __slots__ = ("_folded", "classes", "conf", "device", "imgsz", "iou", "model", "names")
 
     def __init__(
         self,
@@ -58,6 +60,7 @@ class Predictor:
                 raise UserError(f"{name}: found {value}, need a number from 0 to 1")
         self.device = select_device(device)
         self.model = model.to(self.device, memory_format=torch.channels_last)
+        self._folded = FoldedCopy()
         self.names = model.class_names
         self.imgsz = imgsz or model.imgsz
         check_imgsz(self.imgsz, model.min_size)
@@ -89,7 +92,7 @@ class Predictor:
         resized = resize(image, new_height, new_width).to(self.device)
         self.model.eval().set_thresholds(self.conf, self.iou)
         with autocast(self.device, amp_dtype("auto", self.device)):
-            (detections,) = self.model([resized])
+            (detections,) = self._run([resized])
         scale = torch.tensor([new_width / width, new_height / height])
         boxes = detections["boxes"].float().cpu() / scale.repeat(2)
         scores, labels = detections["scores"].float().cpu(), detections["labels"].cpu()
@@ -98,6 +101,13 @@ class Predictor:
             selected = torch.isin(labels, torch.tensor(sorted(class_ids)))
             boxes, scores, labels = boxes[selected], scores[selected], labels[selected]
         return {"boxes": boxes, "scores": scores, "labels": labels}
+
+    def _run(self, images: list[Tensor]) -> Detections:
+        """Return what the model, in evaluation mode, does; with its own post-processing."""
+        if not self.model.exportable:  # its network cannot be called separately
+            return self.model(images)
+        batch, sizes = self.model.prepare(images)
+        return self.model.postprocess(*self._folded.of(self.model).predict(batch), sizes)
 
 
 def load(

@@ -1,0 +1,131 @@
+"""Batch norms folded into convolutions: the same detections, and a model that can be trained."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models import build_model
+from models.detector import Detector
+from models.folding import fold_batch_norms
+from predictor import Predictor, load
+
+
+def norms(model: nn.Module) -> int:
+    return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+def model_with_statistics(backbone: str | None) -> Detector:
+    """A detector whose norms are far from the identity, and whose scores are far apart."""
+    torch.manual_seed(0)
+    model = build_model("yolo-n", 3, backbone).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            nn.init.uniform_(module.running_var, 0.3, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.2, 0.2)
+    for branch in model.head.cls_branches:
+        nn.init.normal_(branch[-1].weight, std=0.5)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("backbone", "num_norms"),
+    [(None, 0), ("torchvision/resnet18", 0), ("torchvision/mobilenet_v3_large", 0)],
+)
+@torch.no_grad()
+def test_folding_changes_no_detection(backbone, num_norms):
+    model = model_with_statistics(backbone)
+    images = torch.rand(2, 3, 96, 128, generator=torch.Generator().manual_seed(1))
+    before = copy.deepcopy(model.state_dict())
+    folded = fold_batch_norms(model)
+    assert norms(model) > 40 and norms(folded) == num_norms
+    for one, other in zip(folded(images), model(images), strict=True):
+        # What float32 leaves of 24 bits after some 60 layers, in pixels of up to 128.
+        assert len(one["boxes"]) == len(other["boxes"]) > 20
+        assert torch.equal(one["labels"], other["labels"])
+        torch.testing.assert_close(one["boxes"], other["boxes"], rtol=0, atol=0.01)
+        torch.testing.assert_close(one["scores"], other["scores"], rtol=0, atol=1e-4)
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    # In float64 nothing but rounding in the last of 15 digits may differ.
+    exact, image = fold_batch_norms(model.double()), images.double()
+    for one, other in zip(
+        exact.neck(exact.backbone(image)), model.neck(model.backbone(image)), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_folding_only_what_is_surely_adjacent():
+    class Sum(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[1](self[0](x)) + self[0](x)
+
+    class Small(Detector):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sum = Sum(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+            self.other_way = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.ReLU())
+            self.no_statistics = nn.Sequential(
+                nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False)
+            )
+            self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    model = Small().eval()
+    assert fold_batch_norms(model) is model
+
+
+@pytest.fixture(scope="module")
+def weights(trained_run) -> Path:
+    return trained_run / "exp" / "weights" / "best.pt"
+
+
+@pytest.fixture(scope="module")
+def image(trained_run) -> Path:
+    return trained_run / "tiny" / "images" / "val" / "0.png"
+
+
+def assert_same_as_a_new_predictor(predictor: Predictor, image: Path) -> None:
+    fresh = Predictor(copy.deepcopy(predictor.model), device="cpu", conf=0.01)
+    (one,), (other,) = predictor(image), fresh(image)
+    assert len(one["boxes"]) and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_the_model_of_load_is_not_folded_and_can_change(weights, image):
+    predictor = load(weights, device="cpu", conf=0.01)
+    (first,) = predictor(image)
+    model = predictor.model
+    assert norms(model) > 40
+    state = torch.load(weights, weights_only=True)["ema"]["model"]
+    assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+
+    batch = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    objects = [{"boxes": torch.tensor([[8.0, 8, 60, 50]]), "labels": torch.tensor([0])}] * 2
+    sum(model.train()(batch, objects).values()).backward()  # new statistics
+    assert_same_as_a_new_predictor(predictor, image)
+    torch.optim.SGD(model.parameters(), lr=1e-3).step()
+    assert_same_as_a_new_predictor(predictor, image)
+    with torch.no_grad():
+        model.head.cls_branches[0][-1].bias += 1  # of a layer that is not folded
+    assert_same_as_a_new_predictor(predictor, image)
+    (last,) = predictor(image)
+    assert not torch.equal(first["scores"][:5], last["scores"][:5])
+    model.load_state_dict(state)
+    (restored,) = predictor(image)
+    assert all(torch.equal(first[key], restored[key]) for key in first)
+
+
+def test_hooks_of_the_model_of_load_are_called(weights, image):
+    predictor = load(weights, device="cpu", conf=0.01)
+    (expected,) = predictor(image)
+    shapes = []
+    hook = predictor.model.backbone.register_forward_hook(
+        lambda module, inputs, outputs: shapes.append([tuple(o.shape) for o in outputs])
+    )
+    (detections,) = predictor(image)
+    hook.remove()
+    assert len(shapes) == 1 and len(shapes[0]) == 3
+    torch.testing.assert_close(detections["boxes"], expected["boxes"], rtol=0, atol=0.01)
