@@ -1,17 +1,16 @@
 """Batch norms folded into the convolutions before them: the same detections in less time."""
 
 import copy
-from collections.abc import Iterator
 from itertools import pairwise
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.blocks import BatchNorm2d
 from models.detector import Detector
+from utils import compat
 
 NORMS = (nn.BatchNorm2d, BatchNorm2d)  # and no other subclass, which may do more
-Slot = tuple[nn.Module, str]  # a module and the name of one of its children
 
 
 def fold_batch_norms(model: Detector) -> Detector:
@@ -20,54 +19,43 @@ def fold_batch_norms(model: Detector) -> Detector:
     Folded are those that get the output of one convolution, which nothing else gets: neighbors in
     an `nn.Sequential` or in a graph of torch.fx, of which torchvision's backbones are made. Scores
     and boxes are those of `model` but for rounding. `model` stays as it is; the copy shares all
-    other parameters and buffers with it, or is `model` itself if there is nothing to fold.
+    other parameters and buffers with it.
     """
-    if not any(True for _ in _pairs(model)):
-        return model
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     folded = copy.deepcopy(model, shared).eval()
-    for (conv_parent, conv), (norm_parent, norm) in [*_pairs(folded)]:
-        fused = fuse_conv_bn_eval(getattr(conv_parent, conv), getattr(norm_parent, norm))
-        setattr(conv_parent, conv, fused)
-        setattr(norm_parent, norm, nn.Identity())
+    _fold(folded)
     return folded
 
 
-def _pairs(module: nn.Module) -> Iterator[tuple[Slot, Slot]]:
-    """Yield where each convolution and the batch norm are that can be folded into one."""
+def _fold(module: nn.Module) -> None:
     if isinstance(module, fx.GraphModule):
-        yield from _graph_pairs(module)
+        _fold_graph(module)
         return
     if type(module).forward is nn.Sequential.forward:
-        names = [*module._modules]
-        for conv, norm in pairwise(names):
-            if _fit(getattr(module, conv), getattr(module, norm)):
-                yield (module, conv), (module, norm)
+        for i, (conv, norm) in enumerate(pairwise([*module])):
+            if _fit(conv, norm):
+                module[i], module[i + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
     for child in module.children():
-        yield from _pairs(child)
+        _fold(child)
 
 
-def _graph_pairs(module: fx.GraphModule) -> Iterator[tuple[Slot, Slot]]:
+def _fold_graph(module: fx.GraphModule) -> None:
     calls = [node for node in module.graph.nodes if node.op == "call_module"]
     targets = [node.target for node in calls]
-    for norm in calls:
-        conv = norm.args[0] if norm.args else None
-        if (
-            isinstance(conv, fx.Node)
-            and conv.op == "call_module"
-            and [*conv.users] == [norm]
-            and targets.count(conv.target) == targets.count(norm.target) == 1
-            and _fit(module.get_submodule(conv.target), module.get_submodule(norm.target))
-        ):
-            yield _slot(module, conv.target), _slot(module, norm.target)
-
-
-def _slot(module: nn.Module, path: str) -> Slot:
-    parent, _, name = path.rpartition(".")
-    return module.get_submodule(parent), name
+    for node in calls:
+        before = node.args[0] if node.args else None
+        if before not in calls or [*before.users] != [node]:
+            continue
+        if targets.count(before.target) > 1 or targets.count(node.target) > 1:
+            continue
+        conv, norm = map(module.get_submodule, (before.target, node.target))
+        if _fit(conv, norm):
+            module.set_submodule(before.target, fuse_conv_bn_eval(conv, norm))
+            module.set_submodule(node.target, nn.Identity())
 
 
 def _fit(conv: nn.Module, norm: nn.Module) -> bool:
+    """Whether a batch norm has statistics that can be folded into a convolution."""
     return type(conv) is nn.Conv2d and type(norm) in NORMS and norm.running_mean is not None
 
 
@@ -83,14 +71,9 @@ class FoldedCopy:
 
         A model with hooks, which want to see its own layers, is returned itself.
         """
-        if any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
+        if compat.has_forward_hooks(model):
             return model
-        versions = [_version(tensor) for tensor in (*model.parameters(), *model.buffers())]
+        versions = [*map(compat.tensor_version, (*model.parameters(), *model.buffers()))]
         if self._copy is None or versions != self._versions:
             self._copy, self._versions = fold_batch_norms(model), versions
         return self._copy
-
-
-def _version(tensor: Tensor) -> tuple[int, ...]:
-    """Return numbers that change when the tensor is written to, moved or replaced."""
-    return id(tensor), tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
