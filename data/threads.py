@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 A, B = TypeVar("A"), TypeVar("B")
@@ -52,6 +52,7 @@ class Background:
 
     def wait(self) -> None:
         """Wait for all calls. Raises what the first of them has raised that raised anything."""
+        wait(self._open)
         while self._open:
             self._open.popleft().result()
 

@@ -11,6 +11,7 @@ from models import build_model
 from models.detector import Detector
 from models.folding import fold_batch_norms
 from predictor import Predictor, load
+from utils.checkpoint import load_checkpoint
 
 
 def norms(model: nn.Module) -> int:
@@ -18,18 +19,20 @@ def norms(model: nn.Module) -> int:
 
 
 def model_with_statistics(backbone: str | None) -> Detector:
-    """A detector whose norms are far from the identity, and whose scores are far apart."""
+    """A detector with norms of random parameters and the statistics of random images."""
     torch.manual_seed(0)
-    model = build_model("yolo-n", 3, backbone).eval()
+    model = build_model("yolo-n", 3, backbone).train()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_mean, -0.2, 0.2)
-            nn.init.uniform_(module.running_var, 0.3, 2)
+            module.momentum = None  # the statistics of one batch are the mean of all
             nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.2, 0.2)
-    for branch in model.head.cls_branches:
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    for branch in model.head.cls_branches:  # or else all scores would be nearly equal
         nn.init.normal_(branch[-1].weight, std=0.5)
-    return model
+    with torch.no_grad():
+        model.head(model.neck(model.backbone(torch.rand(4, 3, 96, 128))))
+    model.set_thresholds(score=0.05)
+    return model.eval()
 
 
 @pytest.mark.parametrize(
@@ -44,7 +47,7 @@ def test_folding_changes_no_detection(backbone):
     assert norms(model) > 40 and norms(folded) == 0
     for one, other in zip(folded(images), model(images), strict=True):
         # What float32 leaves of 24 bits after some 60 layers, in pixels of up to 128.
-        assert len(one["boxes"]) == len(other["boxes"]) > 20
+        assert len(one["boxes"]) == len(other["boxes"]) > 10
         assert torch.equal(one["labels"], other["labels"])
         torch.testing.assert_close(one["boxes"], other["boxes"], rtol=0, atol=0.01)
         torch.testing.assert_close(one["scores"], other["scores"], rtol=0, atol=1e-4)
@@ -98,14 +101,14 @@ def test_the_model_of_load_is_not_folded_and_can_change(weights, image):
     (first,) = predictor(image)
     model = predictor.model
     assert norms(model) > 40
-    state = torch.load(weights, weights_only=True)["ema"]["model"]
+    state = load_checkpoint(weights)["ema"]["model"]
     assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
 
     batch = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     objects = [{"boxes": torch.tensor([[8.0, 8, 60, 50]]), "labels": torch.tensor([0])}] * 2
     sum(model.train()(batch, objects).values()).backward()  # new statistics
     assert_same_as_a_new_predictor(predictor, image)
-    torch.optim.SGD(model.parameters(), lr=1e-3).step()
+    torch.optim.SGD(model.parameters(), lr=1e-4).step()
     assert_same_as_a_new_predictor(predictor, image)
     with torch.no_grad():
         model.head.cls_branches[0][-1].bias += 1  # of a layer that is not folded
