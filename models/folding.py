@@ -43,6 +43,7 @@ def _fold_graph(module: fx.GraphModule) -> None:
     calls = [node for node in module.graph.nodes if node.op == "call_module"]
     targets = [node.target for node in calls]
     for node in calls:
+        _fold(module.get_submodule(node.target))  # blocks of torchvision.ops are called whole
         before = node.args[0] if node.args else None
         if before not in calls or [*before.users] != [node]:
             continue

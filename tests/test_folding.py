@@ -46,11 +46,15 @@ def test_folding_changes_no_detection(backbone):
     folded = fold_batch_norms(model)
     assert norms(model) > 40 and norms(folded) == 0
     for one, other in zip(folded(images), model(images), strict=True):
-        # What float32 leaves of 24 bits after some 60 layers, in pixels of up to 128.
+        # What float32 leaves of 24 bits after some 60 layers, in pixels of up to 128. Detections
+        # whose scores are that close may change places.
         assert len(one["boxes"]) == len(other["boxes"]) > 10
-        assert torch.equal(one["labels"], other["labels"])
-        torch.testing.assert_close(one["boxes"], other["boxes"], rtol=0, atol=0.01)
-        torch.testing.assert_close(one["scores"], other["scores"], rtol=0, atol=1e-4)
+        rows, others = (
+            torch.cat((d["labels"][:, None] * 1000, d["boxes"], d["scores"][:, None] * 100), dim=1)
+            for d in (one, other)
+        )
+        distances = torch.cdist(rows, others, p=torch.inf)
+        assert distances.min(0).values.max() < 0.01 and distances.min(1).values.max() < 0.01
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     # In float64 nothing but rounding in the last of 15 digits may differ.
