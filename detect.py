@@ -126,7 +126,7 @@ def detect_objects(args: argparse.Namespace) -> None:
     """Detect objects in every image of `args.source` and write the results."""
     disable_malloc_trim()
     predictor = load(args.weights, args.device, args.conf, args.iou, args.imgsz, args.classes)
-    frames = iter_images(args.source, predictor.model.channels)
+    frames = iter_images(args.source, predictor.channels)
     first_frame = next(frames)  # raises for an invalid source before a directory is created
 
     results_dir = new_dir(Path(args.project), args.name, args.exist_ok)
