@@ -76,13 +76,15 @@ class FoldedCopy:
         millisecond. A model with hooks, which want to see its own layers, is returned itself.
         """
         if not can_change:
-            self._copy = self._copy or fold_batch_norms(model)
+            if self._copy is None:
+                self._copy = fold_batch_norms(model)
             return self._copy
         if compat.has_forward_hooks(model):
             return model
         versions = [*map(compat.tensor_version, (*model.parameters(), *model.buffers()))]
         # Batch norm writes to its statistics without leaving a trace in their versions.
-        buffers = torch.cat([b.detach().flatten().double().cpu() for b in model.buffers()])
+        values = [b.detach().flatten().double().cpu() for b in model.buffers()]
+        buffers = torch.cat(values) if values else torch.empty(0)
         same = versions == self._versions and torch.equal(buffers, self._buffers)
         if self._copy is None or not same:
             self._copy = fold_batch_norms(model)
