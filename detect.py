@@ -10,27 +10,30 @@ import contextlib
 import json
 import signal
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import Future
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision.ops import box_convert
-from torchvision.transforms.v2.functional import rgb_to_grayscale, to_pil_image
+from torchvision.transforms.v2.functional import to_pil_image
 
-from data.images import checked_image, image_suffixes, unique_stem
-from data.listing import Listing, has_suffix, list_images
-from data.urls import fetch_image, is_url, url_name, without_password
-from data.video import VIDEO_SUFFIXES, VideoWriter, read_video
+from data.images import unique_stem
+from data.sources import Frame, iter_images
+from data.threads import Background
+from data.urls import is_url, url_name
+from data.video import VideoWriter
 from predictor import CONF, load
 from utils.atomic import atomic_write
 from utils.cli import Parser, dir_name, int_range, run_cli, unit_interval
+from utils.device import cpu_count
 from utils.errors import UserError
+from utils.fonts import drawable_names
 from utils.interrupt import Interrupted, StopSignals
 from utils.log import info, plural, warning
 from utils.memory import disable_malloc_trim
@@ -39,6 +42,7 @@ from utils.run_dir import new_dir
 
 # Formats in which results are written; those of images in others are JPEGs.
 WRITTEN_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+WRITERS = 4  # threads that draw and encode, at most; two results wait for each
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -122,7 +126,7 @@ def detect_objects(args: argparse.Namespace) -> None:
     """Detect objects in every image of `args.source` and write the results."""
     disable_malloc_trim()
     predictor = load(args.weights, args.device, args.conf, args.iou, args.imgsz, args.classes)
-    frames = iter_images(args.source, predictor.model.channels)
+    frames = iter_images(args.source, predictor.channels)
     first_frame = next(frames)  # raises for an invalid source before a directory is created
 
     results_dir = new_dir(Path(args.project), args.name, args.exist_ok)
@@ -153,116 +157,11 @@ def detect_objects(args: argparse.Namespace) -> None:
         raise Interrupted(stop.pending, "")
 
 
-class Frame(NamedTuple):
-    """An image, or a frame of a video."""
-
-    source: str  # the image or video file, the URL without a password, or the camera index
-    index: int | None  # in a video, from 0; None for an image
-    image: Tensor | None  # (channels, h, w) uint8; None if it cannot be decoded
-    fps: float = 0.0  # of a video
-    error: str = ""  # why `image` is None
-
-
-def iter_images(source: str, channels: int = 3) -> Iterator[Frame]:
-    """Yield every image of a `--source`, and every frame of its videos, with `channels`.
-
-    What cannot be read is a frame with an error. Raises UserError if the source is not found,
-    contains no images and videos, or is a single video that cannot be read.
-    """
-    if source.isdecimal() and not Path(source).exists():
-        yield from _iter_video(source, channels, is_only=True)
-        return
-    if is_url(source):
-        yield from _iter_url(source, channels, is_only=True)
-        return
-    listing = _list_source(source, channels)
-    for error in listing.errors:
-        yield Frame(source, None, None, error=error)
-    for sentence, count in listing.notes.items():
-        info(f"{sentence}: {count}")
-    for file in listing.files:
-        if is_url(file):
-            yield from _iter_url(file, channels, is_only=False)
-        elif has_suffix(file, VIDEO_SUFFIXES):
-            yield from _iter_video(file, channels, is_only=file == str(Path(source)))
-        else:
-            yield _read_frame(file, channels)
-
-
-def _list_source(source: str, channels: int) -> Listing:
-    """Return the images and videos of `source`. Raises UserError if there are none."""
-    image_types = image_suffixes(channels)
-    suffixes = image_types | VIDEO_SUFFIXES
-    listing = list_images(Path(source), suffixes=suffixes, is_url=is_url)
-    if listing is None and Path(source).is_file():
-        images, videos = (" ".join(sorted(s)) for s in (image_types, VIDEO_SUFFIXES))
-        raise UserError(
-            f"--source {source}: not a format that is read (images: {images}; videos: {videos}; "
-            "lists: .txt)"
-        )
-    if listing is None:
-        raise UserError(
-            f"--source {source}: not found (need an image, directory, glob, .txt list, video file, "
-            "camera index, or a URL that begins with http, https, rtsp or rtmp)"
-        )
-    if not listing.files:
-        errors = listing.errors
-        first = f" (first of {plural(len(errors), 'error')}: {errors[0]})" if errors else ""
-        raise UserError(f"--source {source}: contains no images and no videos{first}")
-    return listing
-
-
-def _iter_video(file: str, channels: int, is_only: bool) -> Iterator[Frame]:
-    """Yield the frames of a video, and an error if it stops before its end.
-
-    Raises UserError if it `is_only` and none of its frames can be read.
-    """
-    index, name = None, without_password(file)
-    try:
-        if channels not in (1, 3):
-            raise UserError(f"{name}: a video has 3 channels, the model needs {channels}")
-        for index, (image, fps) in enumerate(read_video(file)):
-            yield Frame(name, index, image if channels == 3 else rgb_to_grayscale(image), fps)
-    except UserError as error:
-        if is_only and index is None:
-            raise UserError(f"--source {error}") from None
-        yield Frame(name, None, None, error=str(error))
-
-
-def _iter_url(url: str, channels: int, is_only: bool) -> Iterator[Frame]:
-    """Yield the image or the frames at a URL, and an error for what cannot be read.
-
-    Raises UserError if it `is_only` and nothing of it can be read.
-    """
-    name = without_password(url)
-    try:
-        content = fetch_image(url)
-    except UserError as error:
-        if is_only:
-            raise UserError(f"--source {error}") from None
-        yield Frame(name, None, None, error=str(error))
-        return
-    if content is None:
-        yield from _iter_video(url, channels, is_only)
-        return
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(content)
-        file.flush()
-        frame = _read_frame(file.name, channels)
-    yield frame._replace(source=name, error=frame.error.replace(file.name, name))
-
-
-def _read_frame(file: str, channels: int) -> Frame:
-    try:
-        return Frame(file, None, checked_image(file, channels))
-    except UserError as error:
-        return Frame(file, None, None, error=f"{error}; skipped")
-
-
 class ResultWriter:
     """Writes the results to `directory`: images and videos with the boxes, and label files.
 
     No file of this run replaces another one. `predictions` collects the rows of predictions.json.
+    Images are drawn and encoded by threads, and are all written after `close`.
     """
 
     def __init__(self, directory: Path, class_names: Sequence[str], save_txt: bool) -> None:
@@ -270,33 +169,39 @@ class ResultWriter:
         self.predictions: list[dict[str, Any]] = []
         self._video: VideoWriter | None = None
         self._video_source = ""
+        self._last_frame: Future | None = None  # of the video: the last one given to a thread
         self._used_stems: set[str] = set()  # images in two directories may have the same name
+        self._threads = Background(min(WRITERS, cpu_count()))
         if save_txt:
             (directory / "labels").mkdir(exist_ok=True)
 
     def add(self, frame: Frame, detections: dict[str, Tensor]) -> None:
         """Print and write the detections in `frame`, as `predict` returns them.
 
-        Raises UserError if a result would overwrite the file that it is about.
+        Raises UserError if a result would overwrite the file that it is about, and what has been
+        raised because an earlier one cannot be written.
         """
         names = [self.class_names[label] for label in detections["labels"].tolist()]
         counts = ", ".join(f"{n} {name}" for name, n in Counter(names).most_common())
         position = "" if frame.index is None else f", frame {frame.index}"
         info(f"{frame.source}{position}: {counts or 'no detections'}")
 
-        output = draw_boxes(frame.image, detections, self.class_names)
+        if names:
+            drawable_names(self.class_names)  # warns, if at all, here and not amid other lines
         if frame.index is None:
             suffix = Path(_file_name(frame.source)).suffix
             suffix = suffix if suffix.lower() in WRITTEN_SUFFIXES else ".jpg"
             path = self._new_path(frame.source, suffix)
-            to_pil_image(output).save(path)
+            self._threads.call(self._write_image, path, frame.image, detections)
             stem = path.stem
         else:
             if self._video is None or frame.source != self._video_source:
-                self.close()
+                self._close_video()
                 self._video = VideoWriter(self._new_path(frame.source, ".mp4"))
                 self._video_source = frame.source
-            self._video.write(output, frame.fps)
+            self._last_frame = self._threads.call(
+                self._write_frame, self._video, self._last_frame, frame, detections
+            )
             stem = unique_stem(f"{self._video.path.stem}_{frame.index}.txt", self._used_stems)
         if self.save_txt:
             label_file = self.directory / "labels" / f"{stem}.txt"
@@ -322,10 +227,37 @@ class ResultWriter:
             )
         return path
 
+    def _write_image(self, path: Path, image: Tensor, detections: dict[str, Tensor]) -> None:
+        to_pil_image(draw_boxes(image, detections, self.class_names)).save(path)
+
+    def _write_frame(
+        self,
+        video: VideoWriter,
+        previous: Future | None,
+        frame: Frame,
+        detections: dict[str, Tensor],
+    ) -> None:
+        """Draw the boxes, and append the frame to the video when the `previous` one is in it."""
+        output = draw_boxes(frame.image, detections, self.class_names)
+        if previous is not None:
+            previous.result()
+        video.write(output, frame.fps)
+
     def close(self) -> None:
+        """Wait until all results are written. Raises what has been raised because one cannot be."""
+        try:
+            self._close_video()
+        finally:
+            self._threads.close()
+
+    def _close_video(self) -> None:
         """Finish the video that is being written."""
-        if self._video is not None:
-            self._video.close()
+        try:
+            self._threads.wait()
+        finally:
+            if self._video is not None:
+                self._video.close()
+            self._video = self._last_frame = None
 
 
 def _file_name(source: str) -> str:

@@ -18,6 +18,7 @@ from torchvision.ops import clip_boxes_to_image
 from models import load
 from models.detector import Detector
 from models.export_wrappers import ExportModel, ExportModelWithNMS
+from models.folding import fold_batch_norms
 from utils.cli import Parser, int_range, run_cli, unit_interval
 from utils.errors import UserError
 from utils.letterbox import check_imgsz, round_up
@@ -161,14 +162,16 @@ def export(args: argparse.Namespace) -> None:
         "channels": str(model.channels),
         "imgsz": json.dumps([height, width]),
     }
-    export_model = (ExportModelWithNMS if args.nms else ExportModel)(model).eval()
+    wrapper = ExportModelWithNMS if args.nms else ExportModel
+    export_model, reference = wrapper(fold_batch_norms(model)).eval(), wrapper(model).eval()
     if args.half:
         export_model.half()
+        reference.half()
     # Exporters specialize on dimensions of size 1.
     batch_size = 2 if args.dynamic and not args.nms else args.batch_size
     dtype = torch.float16 if args.half else torch.float32
     images = torch.rand(batch_size, model.channels, height, width, dtype=dtype)
-    expected = export_model(images)
+    expected = reference(images)
     predictions = None
     if args.nms:
         (boxes,), (scores,) = model.predict(images)

@@ -12,6 +12,7 @@ from data.augment import resize
 from data.images import checked_image, pil_to_tensor
 from models import load as load_model
 from models.detector import Detections, Detector
+from models.folding import FoldedCopy
 from utils.amp import amp_dtype, autocast
 from utils.device import select_device
 from utils.errors import UserError
@@ -27,7 +28,9 @@ class Predictor:
 
     Attributes:
         model: the torch module, a `Detector` in evaluation mode; to train or export it, or to have
-            gradients, call it.
+            gradients, call it. The predictor computes with a copy whose batch norms are folded into
+            its convolutions, made anew after the weights have changed.
+        channels: of an image; 3 are RGB.
         names: the class names; the name of label k is `names[k]`.
         imgsz: pixels of the longer side of the images that the model gets.
         conf, iou: lowest score of a detection, and the IoU threshold of NMS (None: no NMS).
@@ -36,7 +39,10 @@ class Predictor:
     """
 
     # Also an error for an attribute that it does not have, such as YOLOv5's `max_det`.
-    __slots__ = ("classes", "conf", "device", "imgsz", "iou", "model", "names")
+    __slots__ = (
+        *("_can_change", "_folded", "_model"),
+        *("channels", "classes", "conf", "device", "imgsz", "iou", "names"),
+    )
 
     def __init__(
         self,
@@ -57,14 +63,22 @@ class Predictor:
             if value is not None and not 0 <= value <= 1:
                 raise UserError(f"{name}: found {value}, need a number from 0 to 1")
         self.device = select_device(device)
-        self.model = model.to(self.device, memory_format=torch.channels_last)
-        self.names = model.class_names
+        self._model = model.to(self.device, memory_format=torch.channels_last)
+        self._folded = FoldedCopy()
+        self._can_change = True  # others may have the model
+        self.names, self.channels = model.class_names, model.channels
         self.imgsz = imgsz or model.imgsz
         check_imgsz(self.imgsz, model.min_size)
         self.conf, self.iou = conf, model.default_iou if iou is None else iou
         model.set_thresholds(self.conf, self.iou)
         self.classes = None if classes is None else [*classes]
         select_classes(self.classes, self.names)
+
+    @property
+    def model(self) -> Detector:
+        """The torch module; see above."""
+        self._can_change = True
+        return self._model
 
     def __call__(self, images: ImageInput | Sequence[ImageInput]) -> Detections:
         """Return the detections in each image, as a list with one dict for every image.
@@ -79,7 +93,7 @@ class Predictor:
         """
         if not isinstance(images, list | tuple):
             images = [images]
-        return [self._detect(to_tensor(image, self.model.channels)) for image in images]
+        return [self._detect(to_tensor(image, self.channels)) for image in images]
 
     @torch.no_grad()
     def _detect(self, image: Tensor) -> dict[str, Tensor]:
@@ -87,9 +101,11 @@ class Predictor:
         height, width = image.shape[-2:]
         new_height, new_width = letterbox_size(height, width, self.imgsz)
         resized = resize(image, new_height, new_width).to(self.device)
-        self.model.eval().set_thresholds(self.conf, self.iou)
+        if self._can_change:
+            self._model.eval()
+        self._model.set_thresholds(self.conf, self.iou)
         with autocast(self.device, amp_dtype("auto", self.device)):
-            (detections,) = self.model([resized])
+            (detections,) = self._run([resized])
         scale = torch.tensor([new_width / width, new_height / height])
         boxes = detections["boxes"].float().cpu() / scale.repeat(2)
         scores, labels = detections["scores"].float().cpu(), detections["labels"].cpu()
@@ -98,6 +114,14 @@ class Predictor:
             selected = torch.isin(labels, torch.tensor(sorted(class_ids)))
             boxes, scores, labels = boxes[selected], scores[selected], labels[selected]
         return {"boxes": boxes, "scores": scores, "labels": labels}
+
+    def _run(self, images: list[Tensor]) -> Detections:
+        """Return what the model, in evaluation mode, does; with its own post-processing."""
+        if not self._model.exportable:  # its network cannot be called separately
+            return self._model(images)
+        batch, sizes = self._model.prepare(images)
+        network = self._folded.of(self._model, self._can_change)
+        return self._model.postprocess(*network.predict(batch), sizes)
 
 
 def load(
@@ -112,7 +136,9 @@ def load(
 
     The other arguments are those of `Predictor`. Raises UserError as it and `models.load` do.
     """
-    return Predictor(load_model(path), device, conf, iou, imgsz, classes)
+    predictor = Predictor(load_model(path), device, conf, iou, imgsz, classes)
+    predictor._can_change = False  # nobody else has it, until it is asked for
+    return predictor
 
 
 def to_tensor(image: ImageInput, channels: int = 3) -> Tensor:

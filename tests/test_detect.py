@@ -1,11 +1,13 @@
 """detect.py as a user runs it: on images, directories, globs, lists and videos."""
 
+import errno
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -14,10 +16,13 @@ import pytest
 import torch
 from PIL import Image
 from test_formats import png_bomb
+from torchvision.transforms.v2.functional import to_pil_image
 
 import detect
 import val
+from data.images import read_image
 from predictor import load
+from utils.plots import draw_boxes
 
 ROOT = Path(__file__).parents[1]
 
@@ -221,3 +226,48 @@ def test_detect_does_not_decode_image_larger_than_memory(trained_run, tmp_path, 
     out, err = capsys.readouterr()
     assert "bomb.png: too large to decode" in err
     assert "processed 0 images in " in out and "(1 failed)" in out
+
+
+def test_detect_writes_and_prints_what_one_image_after_the_other_does(
+    trained_run, tmp_path, capsys
+):
+    images = tmp_path / "images"
+    images.mkdir()
+    files = sorted((trained_run / "tiny" / "images" / "val").iterdir())
+    for i in range(12):  # of different sizes, so that some take longer than those after them
+        with Image.open(files[i % len(files)]) as image:
+            size = (640, 512) if i % 4 == 0 else (80, 64)
+            image.resize(size).save(images / f"{i:02}.{'jpg' if i % 2 else 'png'}")
+    (images / "06.png").write_bytes(b"not an image")
+    results = run_detect(trained_run, images, tmp_path / "runs", "--conf", 0.01, "--save-json")
+    out, err = capsys.readouterr()
+
+    predictor = load(best_weights(trained_run), device="cpu", conf=0.01)
+    lines, num_rows = [], 0
+    for file in sorted(images.iterdir()):
+        if file.name == "06.png":
+            continue
+        (detections,) = predictor(file)
+        names = Counter(predictor.names[k] for k in detections["labels"].tolist())
+        counts = ", ".join(f"{n} {name}" for name, n in names.most_common())
+        lines.append(f"{file}: {counts or 'no detections'}")
+        num_rows += len(detections["labels"])
+        drawn = draw_boxes(read_image(str(file)), detections, predictor.names)
+        to_pil_image(drawn).save(tmp_path / file.name)
+        assert (results / file.name).read_bytes() == (tmp_path / file.name).read_bytes()
+    assert out.splitlines()[:-1] == lines
+    assert err == f"detect.py: {images / '06.png'}: not an image in a supported format; skipped\n"
+    assert len(list(results.iterdir())) == 12  # 11 images and predictions.json
+    assert len(json.loads((results / "predictions.json").read_text())) == num_rows > 11
+
+
+def test_detect_on_a_full_disk_is_one_line(trained_run, tmp_path, monkeypatch, capsys):
+    def save(self: Image.Image, path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    command = ["--weights", best_weights(trained_run), "--device", "cpu", "--project", tmp_path]
+    command += ["--source", trained_run / "tiny" / "images" / "val"]
+    assert detect.main([str(word) for word in command]) == 2
+    error = capsys.readouterr().err
+    assert "No space left on device" in error and error.count("\n") == 1

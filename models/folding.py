@@ -1,0 +1,92 @@
+"""Batch norms folded into the convolutions before them: the same detections in less time."""
+
+import copy
+from itertools import pairwise
+
+import torch
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from models.blocks import BatchNorm2d
+from models.detector import Detector
+from utils import compat
+
+NORMS = (nn.BatchNorm2d, BatchNorm2d)  # and no other subclass, which may do more
+
+
+def fold_batch_norms(model: Detector) -> Detector:
+    """Return a copy of `model` for evaluation whose convolutions do what batch norms did.
+
+    Folded are those that get the output of one convolution, which nothing else gets: neighbors in
+    an `nn.Sequential` or in a graph of torch.fx, of which torchvision's backbones are made. Scores
+    and boxes are those of `model` but for rounding. `model` stays as it is; the copy shares all
+    other parameters and buffers with it.
+    """
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    folded = copy.deepcopy(model, shared).eval()
+    _fold(folded)
+    return folded
+
+
+def _fold(module: nn.Module) -> None:
+    if isinstance(module, fx.GraphModule):
+        _fold_graph(module)
+        return
+    if type(module).forward is nn.Sequential.forward:
+        for i, (conv, norm) in enumerate(pairwise([*module])):
+            if _fit(conv, norm):
+                module[i], module[i + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
+    for child in module.children():
+        _fold(child)
+
+
+def _fold_graph(module: fx.GraphModule) -> None:
+    calls = [node for node in module.graph.nodes if node.op == "call_module"]
+    targets = [node.target for node in calls]
+    for node in calls:
+        _fold(module.get_submodule(node.target))  # blocks of torchvision.ops are called whole
+        before = node.args[0] if node.args else None
+        if before not in calls or [*before.users] != [node]:
+            continue
+        if targets.count(before.target) > 1 or targets.count(node.target) > 1:
+            continue
+        conv, norm = map(module.get_submodule, (before.target, node.target))
+        if _fit(conv, norm):
+            module.set_submodule(before.target, fuse_conv_bn_eval(conv, norm))
+            module.set_submodule(node.target, nn.Identity())
+
+
+def _fit(conv: nn.Module, norm: nn.Module) -> bool:
+    """Whether a batch norm has statistics that can be folded into a convolution."""
+    return type(conv) is nn.Conv2d and type(norm) in NORMS and norm.running_mean is not None
+
+
+class FoldedCopy:
+    """The folded copy of a detector, made anew when the detector has changed since."""
+
+    def __init__(self) -> None:
+        self._copy: Detector | None = None
+        self._versions: list[tuple[int, ...]] = []
+        self._buffers = torch.empty(0)
+
+    def of(self, model: Detector, can_change: bool) -> Detector:
+        """Return the folded copy of `model`, which is in evaluation mode.
+
+        can_change: whether others have the model, so that it may have changed; finding out takes a
+        millisecond. A model with hooks, which want to see its own layers, is returned itself.
+        """
+        if not can_change:
+            if self._copy is None:
+                self._copy = fold_batch_norms(model)
+            return self._copy
+        if compat.has_forward_hooks(model):
+            return model
+        versions = [*map(compat.tensor_version, (*model.parameters(), *model.buffers()))]
+        # Batch norm writes to its statistics without leaving a trace in their versions.
+        values = [b.detach().flatten().double().cpu() for b in model.buffers()]
+        buffers = torch.cat(values) if values else torch.empty(0)
+        same = versions == self._versions and torch.equal(buffers, self._buffers)
+        if self._copy is None or not same:
+            self._copy = fold_batch_norms(model)
+            self._versions, self._buffers = versions, buffers
+        return self._copy
