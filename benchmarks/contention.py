@@ -25,13 +25,13 @@ from peer_data import copy_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# `tick` writes a line with the time at the end of a batch.
+# `tick` writes a line with the time at the end of a batch, and the number of threads.
 COUNT = """
 import os, sys, time
 path, root, *arguments = sys.argv[1:]
 file = open(path, "w", buffering=1)
 def tick(*_):
-    print(time.monotonic(), file=file)
+    print(time.monotonic(), sys.modules["torch"].get_num_threads(), file=file)
 """
 OURS = """
 sys.path.insert(0, root)
@@ -79,17 +79,24 @@ class Training:
             options += ["cpu", "--noplots", "--noval", "--project", self.path.parent]
         command = [python, "-W", "ignore", "-c", program, self.path, ROOT, *options]
         environment = {name: text for name, text in os.environ.items() if "OMP_" not in name}
-        self.process = subprocess.Popen(
-            [*map(str, command)],
-            env=environment | SETTINGS.get(setting, {}),
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        self.errors = self.path.with_name("stderr")
+        with self.errors.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                [*map(str, command)],
+                env=environment | SETTINGS.get(setting, {}),
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                start_new_session=True,
+            )
         self.wait(lambda: len(self.times()) >= 2)
 
     def times(self) -> list[float]:
         """When its batches ended."""
-        return [*map(float, self.path.read_text().splitlines())] if self.path.exists() else []
+        return [float(line.split()[0]) for line in self.lines()]
+
+    def lines(self) -> list[str]:
+        """What `tick` has written, one line for each batch."""
+        return self.path.read_text().splitlines() if self.path.exists() else []
 
     def wait(self, is_over) -> None:
         """Let it train until `is_over()`."""
@@ -97,7 +104,7 @@ class Training:
         while not is_over() and self.process.poll() is None:
             time.sleep(0.05)
         if self.process.poll() is not None:
-            raise SystemExit(f"exit status {self.process.returncode}")
+            raise SystemExit(self.errors.read_text() or f"exit status {self.process.returncode}")
         os.killpg(self.process.pid, signal.SIGSTOP)
 
     def images_per_second(self, seconds: float, batch_size: int) -> float:
@@ -146,6 +153,7 @@ def main() -> None:
     p.add_argument("--seconds", type=float, default=5, help="of a turn (%(default)s)")
     p.add_argument("--rounds", type=int, default=5, help="(%(default)s)")
     args = p.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the processes below, too
     print(f"{THREADS} CPUs, {args.imgsz} px, batch size {args.batch_size}", flush=True)
     runs: dict[str, Training] = {}
     with copy_dataset(args.data) as data, tempfile.TemporaryDirectory() as folder:
@@ -173,8 +181,9 @@ def measure(
             rates[setting].append(run.images_per_second(args.seconds, args.batch_size))
     for setting, values in rates.items():
         each = ", ".join(f"{value:.1f}" for value in values)
-        median = statistics.median(values)
-        print(f"{count} busy  {setting:<33} {median:6.1f} images/s ({each})", flush=True)
+        threads = runs[setting].lines()[-1].split()[1]
+        text = f"{statistics.median(values):6.1f} images/s ({each}), threads: {threads}"
+        print(f"{count} busy  {setting:<33} {text}", flush=True)
 
 
 if __name__ == "__main__":

@@ -35,14 +35,13 @@ def limit_spinning() -> None:
 
 
 def auto_threads(default: int) -> int:
-    """Return how many threads compute fastest here, of the `default` number: one per free CPU.
+    """Return how many of `default` threads to compute with: one per free CPU, at least half of them.
 
-    All threads wait for the one that shares its CPU with another program and gets half of it. So
-    with fewer than half of the CPUs free, sharing all of them is faster.
+    All threads wait for the one that shares its CPU with another program and gets half of it.
     """
     count = min(default, cpu_count())
-    free = round(_free_cpus())
-    return min(count, free) if 2 * free >= count else count
+    free = round(min(count, _free_cpus()))
+    return max(free, (count + 1) // 2)
 
 
 class _Sample(NamedTuple):

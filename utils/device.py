@@ -64,8 +64,8 @@ def set_threads(count: int | None = None) -> int:
     if count is None:
         count = default if "OMP_NUM_THREADS" in os.environ else auto_threads(default)
         if count < default:
-            free = f"{plural(count, 'CPU')} of {cpu_count()} free"
-            info(f"{free}: computing with {plural(count, 'thread')}, not {default}")
+            threads = f"computing with {plural(count, 'thread')}, not {default}"
+            info(f"{threads}: other programs or a quota take CPUs (OMP_NUM_THREADS for another)")
     if count != torch.get_num_threads():
         torch.set_num_threads(count)
     return count
