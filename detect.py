@@ -18,6 +18,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from utils.cpus import cpu_count, limit_spinning
+
+if __name__ == "__main__":
+    limit_spinning()  # before torch is loaded
+
 import torch
 from torch import Tensor
 from torchvision.ops import box_convert
@@ -31,7 +36,7 @@ from data.video import VideoWriter
 from predictor import CONF, load
 from utils.atomic import atomic_write
 from utils.cli import Parser, dir_name, int_range, run_cli, unit_interval
-from utils.device import cpu_count
+from utils.device import set_threads
 from utils.errors import UserError
 from utils.fonts import drawable_names
 from utils.interrupt import Interrupted, StopSignals
@@ -124,6 +129,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def detect_objects(args: argparse.Namespace) -> None:
     """Detect objects in every image of `args.source` and write the results."""
+    set_threads()
     disable_malloc_trim()
     predictor = load(args.weights, args.device, args.conf, args.iou, args.imgsz, args.classes)
     frames = iter_images(args.source, predictor.channels)

@@ -11,6 +11,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from utils.cpus import limit_spinning
+
+if __name__ == "__main__":
+    limit_spinning()  # before torch is loaded
+
 import torch
 from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image

@@ -110,6 +110,12 @@ def build_parser() -> Parser:
         metavar="N",
         help="DataLoader workers per process (CUDA: min(8, cores); CPU: 0)",
     )
+    add(
+        "--threads",
+        type=int_range(1),
+        metavar="N",
+        help="threads that compute on the CPU (OMP_NUM_THREADS, or one per free CPU)",
+    )
     add("--seed", default=0, type=int_range(0), metavar="N", help="random seed (%(default)s)")
     add(
         "--project",

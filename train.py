@@ -16,6 +16,11 @@ from array import array
 from functools import partial
 from pathlib import Path
 
+from utils.cpus import limit_spinning
+
+if __name__ == "__main__":
+    limit_spinning()  # before torch is loaded
+
 import torch
 from torch import nn
 
@@ -41,7 +46,7 @@ from utils.checkpoint import Part, restore
 from utils.checkpointer import Checkpointer
 from utils.cli import abs_path, cli_command
 from utils.cuda_graphs import check_cuda_graphs
-from utils.device import select_device, set_deterministic
+from utils.device import select_device, set_deterministic, set_threads
 from utils.distributed import DistributedContext, convert_sync_batchnorm
 from utils.ema import EMA
 from utils.errors import UserError
@@ -120,6 +125,7 @@ def build(
 
     stage("device")
     device = run.device = select_device(args.device, dist.local_rank)
+    args.threads = set_threads(args.threads)  # for good: the last bits depend on it
     run.dtype = amp_dtype(args.amp, device)
     same_order = args.deterministic or device.type == "cpu"
     set_deterministic(same_order)

@@ -14,6 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from utils.cpus import limit_spinning
+
+if __name__ == "__main__":
+    limit_spinning()  # before torch is loaded
+
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -29,7 +35,7 @@ from utils.amp import amp_dtype, amp_name
 from utils.atomic import atomic_write
 from utils.cli import Parser, dir_name, int_range, run_cli, unit_interval
 from utils.confusion import confusion_matrix, match_detections
-from utils.device import default_workers, select_device, set_deterministic
+from utils.device import default_workers, select_device, set_deterministic, set_threads
 from utils.errors import UserError
 from utils.ground_truth import limit_message
 from utils.inference import run_inference
@@ -136,6 +142,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def evaluate_detector(args: argparse.Namespace) -> None:
     """Evaluate the detector in `args.weights`, print the metrics and write the results."""
     device = select_device(args.device)
+    set_threads()
     dtype = amp_dtype("auto", device)
     set_deterministic(device.type == "cpu")
     disable_malloc_trim()

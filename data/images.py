@@ -39,7 +39,7 @@ from data.pixels import (
 )
 from data.threads import map_in_threads
 from utils.atomic import atomic_write
-from utils.device import cpu_count
+from utils.cpus import cpu_count
 from utils.errors import DISK_ERRORS, UserError
 from utils.memory import available_memory
 from utils.shared_memory import SharedArray, shared_zeros

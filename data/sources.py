@@ -14,7 +14,7 @@ from data.listing import Listing, has_suffix, list_images
 from data.threads import map_ahead
 from data.urls import fetch_image, is_url, without_password
 from data.video import VIDEO_SUFFIXES, read_video
-from utils.device import cpu_count
+from utils.cpus import cpu_count
 from utils.errors import UserError
 from utils.log import info, plural
 

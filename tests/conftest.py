@@ -11,10 +11,9 @@ import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
-if (
-    "PYTEST_XDIST_WORKER" in os.environ
-):  # tests run side by side, and torch's threads would wait for each other in turns
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests run side by side, and torch's threads would wait for each other in turns; and the last bits
+# depend on their number, which a run otherwise chooses by the load at its start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest

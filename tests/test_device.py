@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from utils import cgroup, compat, device, memory
+from utils import cgroup, compat, cpus, device, memory
 from utils.device import default_workers, prefers_bf16, select_device
 from utils.errors import UserError
 
@@ -111,12 +111,12 @@ def test_available_memory_respects_the_limits_of_a_container(tmp_path, monkeypat
 def test_cpu_count_respects_affinity_and_quota(monkeypatch, limit):
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
-    assert device.cpu_count() == 6
+    assert cpus.cpu_count() == 6
     limit("0::/\n", ".", cpu__max="max 100000\n")
-    assert device.cpu_count() == 6
+    assert cpus.cpu_count() == 6
     limit("0::/\n", ".", cpu__max="250000 100000\n")
-    assert device.cpu_count() == 2 and default_workers(torch.device("cuda"), 1) == 2
+    assert cpus.cpu_count() == 2 and default_workers(torch.device("cuda"), 1) == 2
     limit(V1, "cpu/docker/1a", cpu__cfs_quota_us="-1\n", cpu__cfs_period_us="100000\n")
-    assert device.cpu_count() == 6
+    assert cpus.cpu_count() == 6
     limit(V1, "cpu/docker/1a", cpu__cfs_quota_us="50000\n", cpu__cfs_period_us="100000\n")
-    assert device.cpu_count() == 1
+    assert cpus.cpu_count() == 1

@@ -120,12 +120,13 @@ if __name__ == "__main__":
     assert (tmp_path / "done").exists()
 
 
-def test_import_leaves_multiprocessing_and_signals_alone(tmp_path):
+def test_import_leaves_multiprocessing_signals_and_environment_alone(tmp_path):
     program = """
-import signal
+import os, signal
 from multiprocessing.queues import Queue
 def state():
-    return [Queue._on_queue_feeder_error, *map(signal.getsignal, signal.Signals)]
+    spinning = os.environ.get("GOMP_SPINCOUNT")
+    return [Queue._on_queue_feeder_error, spinning, *map(signal.getsignal, signal.Signals)]
 before = state()
 import train, val, detect, export
 print(before == state())

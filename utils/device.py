@@ -1,12 +1,15 @@
 """The device a run computes on, how many workers feed it, and with which arithmetic."""
 
+import functools
 import os
 from pathlib import Path
 
 import torch
 
-from utils import cgroup, compat
+from utils import compat
+from utils.cpus import auto_threads, cpu_count
 from utils.errors import UserError
+from utils.log import info, plural
 
 CPUINFO_PATH = Path("/proc/cpuinfo")
 
@@ -45,13 +48,27 @@ def select_device(name: str, local_rank: int | None = None) -> torch.device:
     return device
 
 
-def cpu_count() -> int:
-    """Return how many CPUs this process may use: of the machine's, its affinity and its quota."""
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        count = len(os.sched_getaffinity(0))
-    else:
-        count = os.cpu_count() or 1
-    return max(1, int(min(count, cgroup.cpu_quota())))
+@functools.cache
+def _default_threads() -> int:
+    """Return torch's own number of threads, OMP_NUM_THREADS if that is set, before any change."""
+    return torch.get_num_threads()
+
+
+def set_threads(count: int | None = None) -> int:
+    """Let torch compute with `count` threads on the CPU, and return the number.
+
+    By default with OMP_NUM_THREADS if that is set, or as many as `auto_threads` recommends at this
+    moment. The last bits of a sum depend on the number.
+    """
+    default = _default_threads()
+    if count is None:
+        count = default if "OMP_NUM_THREADS" in os.environ else auto_threads(default)
+        if count < default:
+            threads = f"computing with {plural(count, 'thread')}, not {default}"
+            info(f"{threads}: other programs or a quota take CPUs (OMP_NUM_THREADS for another)")
+    if count != torch.get_num_threads():
+        torch.set_num_threads(count)
+    return count
 
 
 def default_workers(device: torch.device, local_world_size: int) -> int:

@@ -20,7 +20,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from utils.atomic import atomic_write
 from utils.confusion import CONF, confusion_matrix, match_detections, per_image_f1
-from utils.device import cpu_count
+from utils.cpus import cpu_count
 from utils.ground_truth import GroundTruth
 from utils.hyp import Hyp
 from utils.keep_going import KeepGoing

@@ -1,5 +1,6 @@
 """`--resume`: the checkpoint a run continues from, and the arguments it continues with."""
 
+import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from utils.yamlfile import find_file
 # Arguments that may differ from the run's; the data must have the same content.
 RESUME_OVERRIDABLE = (
     "data", "device", "workers", "cache", "save_every", "save_period", "noplots", "tensorboard",
-    "strict_data", "detect_anomaly", "cuda_graphs",
+    "strict_data", "detect_anomaly", "cuda_graphs", "threads",
 )  # fmt: skip
 LOCATION_ARGS = ("resume", "project", "name", "exist_ok")  # where the run is, not what it is
 
@@ -95,7 +96,9 @@ def resume_args(
     if missing := sorted({*HEADER} - checkpoint.keys()):
         raise UserError(f"{path}: has no {', '.join(missing)} (--resume needs a last.pt)")
     saved_args, run_dir, progress = checkpoint["args"], run_dir_of(path), checkpoint["progress"]
-    args = dict(saved_args)
+    args = {"threads": checkpoint["environment"].get("threads")} | saved_args
+    if "OMP_NUM_THREADS" in os.environ:
+        args["threads"] = None
     for key, value in overrides.items():
         flag = f"--{key.replace('_', '-')}" + ("" if value is True else f" {value}")
         if key in LOCATION_ARGS:

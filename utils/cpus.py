@@ -1,0 +1,89 @@
+"""The CPUs that this process may use, how many of them are free, and how its threads wait on them.
+
+Nothing here imports torch: its OpenMP reads the environment once, when torch is loaded.
+"""
+
+import os
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from utils import cgroup
+
+STAT_PATH = Path("/proc/stat")
+TICKS_PER_SECOND = 100  # of /proc/stat: the kernel's USER_HZ
+SPIN_COUNT = "1000"  # some microseconds; the default is milliseconds (docs/benchmarks.md)
+WAIT_SETTINGS = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
+MIN_SECONDS, MAX_SECONDS = 0.2, 60.0  # over which the load is measured
+
+
+def cpu_count() -> int:
+    """Return how many CPUs this process may use: of the machine's, its affinity and its quota."""
+    return max(1, int(min(len(_allowed_cpus()), cgroup.cpu_quota())))
+
+
+def limit_spinning() -> None:
+    """Let OpenMP's threads sleep soon while they wait. Call it before torch is loaded.
+
+    libgomp's threads spin for milliseconds. Beside other programs the thread that they wait for
+    often has no CPU meanwhile, because they spin on it. What the user has set stays.
+    """
+    if sys.platform == "linux" and not WAIT_SETTINGS & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
+
+
+def auto_threads(default: int) -> int:
+    """Return how many of `default` threads to compute with: one per free CPU, at least half of them.
+
+    All threads wait for the one that shares its CPU with another program and gets half of it.
+    """
+    count = min(default, cpu_count())
+    free = round(min(count, _free_cpus()))
+    return max(free, (count + 1) // 2)
+
+
+class _Sample(NamedTuple):
+    """Seconds until now: of the clock, idle ones of the CPUs, and those this process computed."""
+
+    clock: float
+    idle: float
+    own: float
+
+
+def _sample() -> _Sample | None:
+    """Return a sample, or None where there is no /proc/stat."""
+    try:
+        lines = STAT_PATH.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    names, ticks = {f"cpu{i}" for i in _allowed_cpus()}, 0
+    for name, *values in map(str.split, lines):
+        if name in names:
+            ticks += int(values[3]) + int(values[4])  # idle, and waiting for a disk
+    return _Sample(time.monotonic(), ticks / TICKS_PER_SECOND, time.process_time())
+
+
+def _free_cpus() -> float:
+    """Return how many CPUs have been idle or computed for this process, inf if that is unknown.
+
+    Measured since this module was imported, so while torch is imported, or for a moment from now.
+    """
+    start, end = _START, _sample()
+    if start and end and not MIN_SECONDS <= end.clock - start.clock <= MAX_SECONDS:
+        start = end
+        time.sleep(MIN_SECONDS)
+        end = _sample()
+    if not start or not end:
+        return float("inf")
+    return (end.idle - start.idle + end.own - start.own) / (end.clock - start.clock)
+
+
+def _allowed_cpus() -> set[int]:
+    with suppress(AttributeError):  # not Linux
+        return os.sched_getaffinity(0)
+    return {*range(os.cpu_count() or 1)}
+
+
+_START = _sample()
