@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.blocks import ConvNormAct
+from models.hub_check import check_hub
 from models.weights import load_matching_weights
 from utils.errors import UserError
 from utils.log import warning
@@ -89,6 +90,7 @@ class TimmBackbone(nn.Module):
             flag,
             f"cannot be downloaded from {page}",
             "download model.safetensors from there, and give it as --weights",
+            hub_id=hub_id,
         )
         license_ = config.get("license") or "unknown"
         if license_ not in PERMISSIVE:
@@ -112,13 +114,18 @@ class TimmBackbone(nn.Module):
         channels = {} if self.in_channels == 3 else {"in_chans": self.in_channels}
         return {"features_only": True, "out_indices": self.levels, **channels}
 
-    def _load(self, flag: str, problem: str, hint: str, **config: object) -> str:
+    def _load(
+        self, flag: str, problem: str, hint: str, hub_id: str | None = None, **config: object
+    ) -> str:
         """Take all tensors of a network that timm loads, with its published `config` changed.
 
-        Returns a message. Raises UserError, of `flag`, `problem`, the reason, and `hint`.
+        hub_id: where on the hub they are, None: elsewhere. Returns a message. Raises UserError, of
+        `flag`, `problem`, the reason, and `hint`.
         """
         timm = _import_timm(self.name)
         try:
+            if hub_id:
+                check_hub(hub_id, "model.safetensors", "pytorch_model.bin")
             donor = timm.create_model(
                 self.name, pretrained=True, pretrained_cfg_overlay=config, **self._options()
             )

@@ -16,11 +16,13 @@ from torchvision.ops import box_convert
 
 from models.detector import Detector, Targets
 from models.deterministic_sampling import DeterministicSampling
+from models.portable_constants import PortableConstants
 from models.transformers_hub import build, import_transformers, load_donor, read_architecture
 from models.weights import load_matching_weights
 from utils.letterbox import GRAY
 
 PREFIX = "transformers/"
+MAX_CELLS = 8192  # height and width of the largest feature map of an exported model
 # Names for `--model`, and what they are called on the hub.
 SHORTHANDS = {
     "dfine-n": "ustc-community/dfine-nano-coco",
@@ -89,6 +91,7 @@ class TransformersDetector(Detector):
             for name in ("mean", "std"):
                 values = torch.tensor(self.architecture[name])[:, None, None]
                 self.register_buffer(name, values, persistent=False)
+        self.register_buffer("cells", None)  # see `prepare_export`
         self.stride = _stride(config)
         self._map_strides = _map_strides(config)
         self.topk_candidates = self.detections_per_img = (
@@ -125,7 +128,9 @@ class TransformersDetector(Detector):
         The kinds are those of `LOSS_KINDS`, or one, `loss`. Their sum is transformers' own loss.
         """
         height, width = images.shape[-2:]
-        scale = torch.tensor([width, height, width, height], device=images.device)
+        # Not copied from the CPU, which would wait for the device.
+        scale = torch.full((4,), width, device=images.device)
+        scale[1::2] = height
         labels = [
             {
                 "class_labels": target["labels"].to(images.device, non_blocking=True),
@@ -167,15 +172,20 @@ class TransformersDetector(Detector):
     def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the box (B, queries, 4) and the scores (B, queries, num_classes) of each query."""
         height, width = images.shape[-2:]
-        outputs = self.detector(self._normalize(images))
+        with nullcontext() if self.cells is None else PortableConstants(self.cells):
+            outputs = self.detector(self._normalize(images))
         logits = outputs.logits.float()
         if logits.shape[-1] == self.detector.config.num_labels:
             scores = logits.sigmoid()
         else:  # the last class is "no object", and a query stands for the best of the others
             scores = logits.softmax(-1)[..., :-1]
             scores = scores * (scores == scores.amax(-1, keepdim=True))
-        scale = torch.tensor([width, height, width, height], device=images.device)
-        return box_convert(outputs.pred_boxes.float(), "cxcywh", "xyxy") * scale, scores
+        left, top, right, bottom = box_convert(outputs.pred_boxes.float(), "cxcywh", "xyxy").unbind(
+            -1
+        )
+        # A tensor of the four factors would be copied to the device, and traced with it.
+        boxes = torch.stack((left * width, top * height, right * width, bottom * height), -1)
+        return boxes, scores
 
     def _normalize(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std if hasattr(self, "mean") else images
@@ -216,8 +226,12 @@ class TransformersDetector(Detector):
         }
 
     def prepare_export(self) -> None:
-        """Leave out transformers' checks of shapes, which ONNX has no operator for."""
+        """Make transformers' constants of a buffer from now on.
+
+        And leave out its checks of shapes, which ONNX has no operator for.
+        """
         os.environ["TRANSFORMERS_DISABLE_TORCH_CHECK"] = "1"
+        self.cells = torch.arange(MAX_CELLS, dtype=torch.int32)  # exact after .half(), too
 
     def load_pretrained(self) -> str:
         """Load the published weights, with the rows of classes that have the same name here.

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from models.hub_check import check_hub
 from utils.errors import UserError
 
 # Before this version the last layer's loss of D-FINE and RT-DETR was computed over the denoising
@@ -77,7 +78,13 @@ def _read_config(source: str) -> dict[str, Any]:
 
     if source[0] in "/.~" and not Path(source).is_dir():
         raise UserError(f"--model {source}: is not a directory")
-    config, _ = _fetch(f"--model {source}", lambda: PreTrainedConfig.get_config_dict(source))
+
+    def read() -> Any:
+        if not Path(source).is_dir():
+            check_hub(source, "config.json")
+        return PreTrainedConfig.get_config_dict(source)
+
+    config, _ = _fetch(f"--model {source}", read)
     model_type = config.get("model_type")
     if model_type not in MODEL_TYPES:
         raise UserError(

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from pathlib import Path
 # Tests run side by side, and torch's threads would wait for each other in turns; and the last bits
 # depend on their number, which a run otherwise chooses by the load at its start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the hub; read when its library is imported
 
 import numpy as np
 import pytest
@@ -154,6 +156,23 @@ def resume_train(path: object = None, **options: object) -> int:
     none = dict.fromkeys(("imgsz", "batch_size", "workers", "device"))
     path = True if path is None else path
     return train.main(train_args(**none | {"resume": path} | options))
+
+
+def run_killed(epoch: int, batch: int, **options: object) -> None:
+    """Run train.py with `train_args(**options)` in a process that SIGKILL ends before `batch`.
+
+    It has saved a checkpoint after every step.
+    """
+    program = (
+        "import signal, sys, train; from conftest import signal_at\n"
+        f"with signal_at('batch', signal.SIGKILL, epoch={epoch}, batch={batch}):\n"
+        "    train.main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", program, *train_args(**options, save_every=0.001)]
+    folders = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 def load_state(run_dir: Path, name: str = "last.pt") -> dict:

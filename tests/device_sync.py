@@ -14,6 +14,7 @@ FakeTensors, which have shapes, dtypes and a device, but no numbers. Tensors on 
 import json
 import sys
 import traceback
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 DEVICE = "nodevice"
+LIBRARIES = ("torchvision", "transformers")
 STEPS = 2  # the last one is looked at: the state of the optimizer is there, and caches are filled
 
 try:
@@ -68,12 +70,18 @@ class Fake(FakeTensorMode):
     avoid_device_init = True
 
 
+@cache
+def fake_mode() -> Fake:
+    """Return the one mode of all steps: transformers caches constants on the device."""
+    return Fake(allow_non_fake_inputs=True)
+
+
 class Watch(TorchDispatchMode):
     """Runs operations of the device on FakeTensors and records in `waits` those that wait."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.fake = Fake(allow_non_fake_inputs=True)
+        self.fake = fake_mode()
         self.waits: list[tuple[str, str]] = []  # what, and the line
 
     def __enter__(self) -> "Watch":
@@ -95,7 +103,8 @@ class Watch(TorchDispatchMode):
             return func(*args, **kwargs)  # on the CPU
         if func is aten._local_scalar_dense.default:
             self.wait("item")
-            return torch.zeros((), dtype=args[0].dtype).item()
+            # True: that all numbers are finite.
+            return torch.full((), args[0].dtype == torch.bool, dtype=args[0].dtype).item()
         if func in (aten._to_copy.default, aten.copy_.default):
             return self.copy(func, args, kwargs, tensors)
         name = func.overloadpacket.__name__
@@ -145,12 +154,13 @@ class Watch(TorchDispatchMode):
             return like.new_empty(shape, dtype=dtype)
 
     def wait(self, what: str) -> None:
-        """Record it with the innermost line of this project or of torchvision."""
+        """Record it with the innermost line of this project, or of one of `LIBRARIES`."""
         line = "backward pass"
         for frame in reversed(traceback.extract_stack()):
             path = Path(frame.filename)
-            if "torchvision" in path.parts:
-                line = f"torchvision/{path.name}:{frame.lineno} {frame.line}"
+            library = next((name for name in LIBRARIES if name in path.parts), None)
+            if library is not None:
+                line = f"{library}/{path.name}:{frame.lineno} {frame.line}"
                 break
             if path.is_relative_to(ROOT) and path != Path(__file__).resolve():
                 line = f"{path.relative_to(ROOT)}:{frame.lineno} {frame.line}"

@@ -50,6 +50,24 @@ def test_training_step_of_torchvision_detectors_waits_once_outside_torchvision()
         assert len(own) == 1, (optimizer, own)
 
 
+def test_transformers_detectors_wait_once_outside_transformers(tmp_path):
+    """Its matcher waits for the costs in every layer, its encoder for a check of the numbers."""
+    pytest.importorskip("transformers", minversion="5.18")
+    from test_transformers_detectors import dfine_config, save_folder
+
+    folder = save_folder(tmp_path / "hub", dfine_config())
+    steps = waits_in_a_step(f"transformers/{folder}", ("adamw", "validation"))
+    transformers = ("transformers/", "backward pass")
+    own = {
+        name: [wait for wait in waits if not wait[1].startswith(transformers)]
+        for name, waits in steps.items()
+    }
+    ((what, line),) = own["adamw"]
+    assert what == "item" and line.startswith("train.py:"), line
+    ((what, line),) = own["validation"]
+    assert what == "copy to the CPU" and line.startswith("models/detector.py:"), line
+
+
 def test_validation_waits_once_a_batch():
     """For the detections that NMS selects from, and not for the losses."""
     ((what, line),) = waits_in_a_step("yolo-n", ("validation",))["validation"]

@@ -102,6 +102,22 @@ def run_program(text: str, tmp_path: Path) -> str:
     return done.stdout
 
 
+def test_scripts_need_and_import_no_optional_package(tmp_path):
+    program = """
+import contextlib
+packages = {"transformers", "timm", "scipy", "safetensors", "huggingface_hub"}
+import train, val, detect, export
+assert not packages & sys.modules.keys()
+sys.modules.update(dict.fromkeys(packages))  # as if they were not installed
+from models import build_model
+build_model("yolo-n", 2), build_model("yolo-n", 2, "torchvision/resnet18")
+for script in (train, val, detect, export):
+    with contextlib.suppress(SystemExit):
+        script.main(["--help"])
+"""
+    assert run_program(program, tmp_path).count("usage: ") == 4
+
+
 def test_import_leaves_other_child_processes_alone(tmp_path):
     """A notebook that imports `train` has processes of its own, which end when they are done."""
     program = """

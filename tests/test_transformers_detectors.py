@@ -2,17 +2,16 @@
 
 import copy
 import json
-import os
 import shutil
 import signal
-import subprocess
+import socketserver
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import (
-    ROOT,
     assert_one_line_error,
     assert_same_run,
     load_state,
@@ -26,8 +25,6 @@ from torch.nn import functional as F
 from torchvision.io import encode_png
 from torchvision.ops import box_convert
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # the hub's answer to a wrong id comes at once
-
 transformers = pytest.importorskip("transformers", minversion="5.18")
 pytest.importorskip("scipy")
 
@@ -35,6 +32,7 @@ import detect  # noqa: E402
 import export  # noqa: E402
 import val  # noqa: E402
 from models import build_model, load  # noqa: E402
+from models.detector import Detector  # noqa: E402
 from models.deterministic_sampling import DeterministicSampling  # noqa: E402
 from models.freezing import freeze  # noqa: E402
 from utils.checkpoint import FORMAT  # noqa: E402
@@ -417,11 +415,73 @@ def test_old_version_is_one_sentence(tiny, monkeypatch, capsys):
     assert_one_line_error(capsys.readouterr().err, "but 5.9.1 is installed")
 
 
-def test_import_of_the_scripts_does_not_import_transformers():
-    program = "import sys, train, val, detect, export; print('transformers' in sys.modules)"
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout == "False\n"
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch, tiny, tmp_path, capsys):
+    """Its library would try six times, for half a minute."""
+    from huggingface_hub import constants
+
+    requests = []
+
+    class Silent(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            requests.append(self.request.recv(9))
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Silent) as server:
+        threading.Thread(target=server.serve_forever).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}/{{repo_id}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+        try:
+            status = run_train(model="dfine-n", weights="DEFAULT", data=tiny, project=tmp_path)
+        finally:
+            server.shutdown()
+    assert status == 2 and len(requests) == 1
+    sentence = "--model ustc-community/dfine-nano-coco: cannot be read: "
+    assert_one_line_error(capsys.readouterr().err, sentence)
+
+
+def save_checkpoint(folder: Path, path: Path, imgsz: int) -> Detector:
+    """Write a checkpoint of the published weights in `folder`, and return its detector."""
+    names = transformers.AutoConfig.from_pretrained(folder).id2label
+    model = build_model(f"transformers/{folder}", len(names))
+    model.class_names = tuple(names.values())
+    model.load_pretrained()
+    checkpoint = {
+        "format": FORMAT,
+        "model_config": model.config,
+        "ema": {"model": model.state_dict()},
+        "class_names": [*names.values()],
+        "args": {"imgsz": imgsz, "data": "data.yaml"},
+    }
+    torch.save(checkpoint, path)
+    return model.eval()
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_exports_can_be_moved_to_another_device(family, tmp_path):
+    folder = save_folder(tmp_path / "hub", CONFIGS[family]())
+    path = tmp_path / "best.pt"
+    model = save_checkpoint(folder, path, imgsz=96)
+    images = torch.rand(1, 3, 96, 96)
+    with torch.no_grad():
+        expected = model.predict(images)  # from constants as transformers makes them
+    for format in ("torchscript", "torch_export"):
+        assert export.main(["--weights", str(path), "--format", format]) == 0
+    module = torch.jit.load(path.with_suffix(".torchscript"))
+    graph = module.inlined_graph
+    assert "Device" not in str(graph)
+    constants = (node for node in graph.findAllNodes("prim::Constant"))
+    tensors = [c.t("value") for c in constants if c.output().type().kind() == "TensorType"]
+    # Scalars on the CPU can be combined with tensors on any device.
+    assert all(tensor.ndim == 0 for tensor in tensors)
+    program = torch.export.load(path.with_suffix(".pt2"))
+    assert all(constant.ndim == 0 for constant in program.constants.values())
+    assert not any("device" in node.kwargs for node in program.graph.nodes)
+    for outputs in (module(images), program.module()(images)):
+        for output, other in zip(outputs, expected, strict=True):
+            assert torch.allclose(output, other, atol=1e-4)
+    outputs = program.module().to("meta")(images.to("meta"))
+    assert [tuple(output.shape) for output in outputs] == [(1, 20, 4), (1, 20, 4)]
 
 
 def test_onnx_equals_the_model(dfine_folder, tmp_path, capsys):
@@ -432,25 +492,15 @@ def test_onnx_equals_the_model(dfine_folder, tmp_path, capsys):
     for family, num_cells in (("d_fine", 45), ("rt_detr_v2", 189)):
         # Without training queries tie, so that rounding decides which are taken, and in what order.
         folder = save_folder(tmp_path / family, CONFIGS[family](num_queries=num_cells))
-        model = build_model(f"transformers/{folder}", 4)
-        model.class_names = tuple(CLASSES.values())
-        model.load_pretrained()
-        checkpoint = {
-            "format": FORMAT,
-            "model_config": model.config,
-            "ema": {"model": model.state_dict()},
-            "class_names": [*CLASSES.values()],
-            "args": {"imgsz": 96, "data": "data.yaml"},
-        }
         path = tmp_path / f"{family}.pt"
-        torch.save(checkpoint, path)
+        model = save_checkpoint(folder, path, imgsz=96)
         assert export.main(["--weights", str(path)]) == 0
         capsys.readouterr()
         session = onnxruntime.InferenceSession(path.with_suffix(".onnx"))
         images = torch.rand(1, 3, 96, 96)
         results = [*map(torch.from_numpy, session.run(None, {"images": images.numpy()}))]
         with torch.no_grad():
-            expected = model.eval().predict(images)
+            expected = model.predict(images)
         result, other = (torch.cat((b[0], 1000 * s[0]), 1) for b, s in (expected, results))
         distances = torch.cdist(result, other, p=torch.inf)
         assert distances.amin(0).max() < 0.05 and distances.amin(1).max() < 0.05
