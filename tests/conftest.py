@@ -148,6 +148,17 @@ def run_train(**options: object) -> int:
     return train.main(train_args(**options))
 
 
+def torchrun(processes: int) -> list[str]:
+    """Return the words after `python` to run a script in several processes, with `preloaded`.
+
+    torchrun forks them, so that they need not import torch either. The script's imports are found
+    in the working directory.
+    """
+    program = "import sys; from torch.distributed.run import main; sys.exit(main())"
+    fork = ["--run-path", "--start-method", "fork"]
+    return ["-c", program, "--standalone", *fork, "--nproc_per_node", str(processes)]
+
+
 def resume_train(path: object = None, **options: object) -> int:
     """Run `train.py --resume PATH` in this process, with no other options than these."""
     import train

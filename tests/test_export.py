@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from preloaded import run_python
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
@@ -77,11 +78,7 @@ def raw_predictions(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def test_export_onnx_dynamic_shapes(weights, real_images, tmp_path):
-    process = subprocess.run(
-        [sys.executable, ROOT / "export.py", "--weights", weights, "--dynamic"],
-        capture_output=True,
-        text=True,
-    )
+    process = run_python([ROOT / "export.py", "--weights", weights, "--dynamic"])
     assert process.returncode == 0, process.stderr
     assert "best.onnx" in process.stdout
     assert "max difference from PyTorch on random input: " in process.stdout

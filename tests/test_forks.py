@@ -10,11 +10,11 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, assert_same_run, load_state, read_results, write_tiny
+from preloaded import run_python
 
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 EDITS = dict(re.findall(r"^### \(([a-z])\).*?\n.*?^```diff\n(.*?)^```", CONTRIBUTING, re.M | re.S))
@@ -50,9 +50,8 @@ class Fork:
         self.data = write_tiny(path / "tiny", train=18)
 
     def run_python(self, *words: object, status: int = 0) -> str:
-        command = [sys.executable, *map(str, words)]
         env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(self.path)}
-        done = subprocess.run(command, cwd=self.path, env=env, capture_output=True, text=True)
+        done = run_python(words, cwd=self.path, env=env)
         assert done.returncode == status, done.stderr
         return done.stdout + done.stderr
 

@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,14 +13,15 @@ import pytest
 import torch
 from conftest import (
     ROOT,
-    TORCHRUN,
     assert_same_run,
     bitwise_equal,
     load_state,
     read_results,
+    torchrun,
     train_args,
     write_tiny,
 )
+from preloaded import run_python, start_python
 from torch.utils.data import DataLoader
 
 from data.config import read_data_config
@@ -61,21 +61,16 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals"
 
 
 def launcher(world_size: int) -> list[str]:
-    """Return the start of a command that runs a script in `world_size` processes."""
-    return [*TORCHRUN, str(world_size)] if world_size > 1 else [sys.executable]
+    """Return the words after `python` that run a script in `world_size` processes."""
+    return torchrun(world_size) if world_size > 1 else []
 
 
 def run_checked(
     command: Sequence[object], announce: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a command, which must succeed; phase_train.py announces to `announce`."""
-    process = subprocess.run(
-        [*map(str, command)],
-        capture_output=True,
-        text=True,
-        timeout=2 * TIMEOUT,
-        env=os.environ | ({"ANNOUNCE": str(announce)} if announce else {}),
-    )
+    env = os.environ | ({"ANNOUNCE": str(announce)} if announce else {})
+    process = run_python(command, timeout=2 * TIMEOUT, cwd=ROOT, env=env)
     assert process.returncode == 0, process.stderr
     return process
 
@@ -146,12 +141,12 @@ class KilledRun:
         self.announce = announce
         for file in announce.parent.glob(f"{announce.name}.?"):
             file.unlink()
-        self.process = subprocess.Popen(
-            [*map(str, command)],
+        self.process = start_python(
+            command,
+            cwd=ROOT,
             env=os.environ | {"ANNOUNCE": str(announce)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            text=True,
         )
 
     def status(self, rank: int) -> tuple[int, str]:
@@ -301,7 +296,7 @@ def test_resume_in_two_processes_makes_the_same_samples(
     epochs, batches, size = 8, 5, 4  # of 18 images in each epoch, two of them twice
     _, args = uninterrupted()
     options = ["--workers", 0, "--epochs", epochs, "--noplots", "--noval"]
-    command = [sys.executable, PHASE_TRAIN, *args, *options]
+    command = [PHASE_TRAIN, *args, *options]
     run_checked([*command, "--project", tmp_path / "uninterrupted"], tmp_path / "one")
     train_samples, _ = read_samples(tmp_path / "one.0.samples")
     assert len(train_samples) == epochs * batches * size >= epochs * NUM_TRAIN

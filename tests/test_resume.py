@@ -2,10 +2,8 @@
 
 import math
 import os
-import resource
 import signal
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -24,6 +22,7 @@ from conftest import (
     without_short_run_warnings,
     write_hyp,
 )
+from preloaded import run_python, start_python
 
 import options
 from data.dataset import ValSet
@@ -125,12 +124,9 @@ def test_signal_in_the_evaluation_ends_the_run_after_it(tiny, tmp_path, capsys):
 def test_ctrl_c_reaches_workers_which_still_deliver_their_batches(tiny, tmp_path):
     """A terminal sends SIGINT to every process of the run."""
     args = train_args(data=tiny, epochs=500, workers=2, noplots=True, project=tmp_path)
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *args],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+    pipe = subprocess.PIPE
+    process = start_python(
+        [ROOT / "train.py", *args], stdout=pipe, stderr=pipe, start_new_session=True
     )
     assert any(line.startswith("epoch 1 ") for line in process.stdout)
     os.killpg(process.pid, signal.SIGINT)
@@ -243,12 +239,12 @@ def test_full_disk_is_reported_and_the_last_checkpoint_stays(moved_run, tmp_path
     before = last.read_bytes()
     assert len(before) > 20e6
     args = ["--resume", str(run_dir), "--data", str(data), "--save-every", "0.0001"]
-    limited = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *args],
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000, 20_000_000)),
+    program = (
+        "import resource, sys; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000, 20_000_000)); "
+        "import train; sys.exit(train.main())"
     )
+    limited = run_python(["-c", program, *args], cwd=ROOT)
     assert limited.returncode == 2, limited.stderr
     *warnings, error = without_short_run_warnings(limited.stderr).splitlines()
     problem = "cannot be written: File too large; the last checkpoint stays as it is"

@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-import sys
 
 import pytest
 import yaml
@@ -19,6 +18,7 @@ from conftest import (
     write_hyp,
     write_tiny,
 )
+from preloaded import run_python
 
 from options import defaults
 from utils.schedulers import AnnealingLR
@@ -36,8 +36,7 @@ COLUMNS = [
 
 def run_command(*args: object, cwd=None) -> subprocess.CompletedProcess:
     """Run `python train.py ARGS` as a user does, in a process of its own."""
-    command = [sys.executable, str(ROOT / "train.py"), *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+    return run_python([ROOT / "train.py", *args], cwd=cwd)
 
 
 # ---------------------------------------------------------------------------- what a run does

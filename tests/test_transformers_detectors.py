@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from conftest import (
     signal_at,
     write_hyp,
 )
+from preloaded import run_python
 from torch.nn import functional as F
 from torchvision.io import encode_png
 from torchvision.ops import box_convert
@@ -419,8 +419,7 @@ def test_old_version_is_one_sentence(tiny, monkeypatch, capsys):
 
 def test_import_of_the_scripts_does_not_import_transformers():
     program = "import sys, train, val, detect, export; print('transformers' in sys.modules)"
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    done = run_python(["-c", program], cwd=ROOT)
     assert done.stdout == "False\n"
 
 

@@ -17,6 +17,7 @@ from conftest import (
     write_hyp,
     write_tiny,
 )
+from preloaded import run_python
 
 import utils.shared_memory
 from utils.errors import UserError, environment_error
@@ -72,8 +73,7 @@ def run_with(start_method: str, project: Path, options: dict[str, object]) -> No
     program = project / "program.py"
     program.write_text(PROGRAM)
     arguments = train_args(**options, project=project)
-    command = [sys.executable, program, start_method, ROOT, *arguments]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=TIMEOUT)
+    done = run_python([program, start_method, ROOT, *arguments])
     assert done.returncode == 0, done.stderr
     assert without_short_run_warnings(done.stderr) == ""
 
@@ -116,14 +116,7 @@ def test_signal_to_every_process_leaves_the_forkserver_and_its_workers(tiny, tmp
     hyp = write_hyp(tmp_path, "accumulate: 12\n")
     options = {"data": tiny, "hyp": hyp, "epochs": 20, "batch_size": 1, "workers": 1}
     arguments = train_args(**options, noplots=True, noval=True, project=tmp_path)
-    command = [sys.executable, program, ROOT, *arguments]
-    done = subprocess.run(
-        [*map(str, command)],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        start_new_session=True,
-    )
+    done = run_python([program, ROOT, *arguments], start_new_session=True)
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
     assert_one_line_error(done.stderr, "stopped by SIGTERM at epoch 1, batch 12")
 
