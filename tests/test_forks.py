@@ -88,7 +88,7 @@ def test_every_edit_is_tested():
 
 @for_edit("a")
 def test_loss_term(fork):
-    whole, resumed = fork.train_and_kill("obj: 0.5\n")
+    whole, resumed = fork.train_and_kill("optimizer: sgd\nobj: 0.5\n")
     assert_same_run(whole, resumed)
     for row in read_results(whole):
         assert float(row["train/obj"]) > 0 and float(row["val/obj"]) > 0
@@ -97,14 +97,16 @@ def test_loss_term(fork):
 
 @for_edit("b")
 def test_copy_paste_augmentation(fork):
-    whole, resumed = fork.train_and_kill("copy_paste: 1.0\n", "--workers", 2)
+    whole, resumed = fork.train_and_kill("optimizer: sgd\ncopy_paste: 1.0\n", "--workers", 2)
     assert_same_run(whole, resumed)
 
 
 @for_edit("c")
 def test_one_cycle_schedule(fork):
     """Per batch, by the formula written out here; with more epochs, that of the longer run."""
-    whole, resumed = fork.train_and_kill("scheduler: {name: onecycle, pct_start: 0.4}\n")
+    whole, resumed = fork.train_and_kill(
+        "optimizer: sgd\nscheduler: {name: onecycle, pct_start: 0.4}\n"
+    )
     assert_same_run(whole, resumed)
     epochs = EPOCHS + 2
     fork.run_python("train.py", "--resume", resumed, "--epochs", epochs)
@@ -125,7 +127,7 @@ def test_one_cycle_schedule(fork):
 
 @for_edit("d")
 def test_second_average(fork):
-    whole, resumed = fork.train_and_kill("{}\n")
+    whole, resumed = fork.train_and_kill("optimizer: sgd\n")
     assert_same_run(whole, resumed)
     num_steps = EPOCHS * math.ceil(18 / 4)
     assert int(load_state(resumed)["swa"]["n_averaged"]) == num_steps
@@ -150,7 +152,7 @@ def test_new_columns(fork):
     """In results.csv, TensorBoard and the report."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    whole, resumed = fork.train_and_kill("{}\n", "--tensorboard")
+    whole, resumed = fork.train_and_kill("optimizer: sgd\n", "--tensorboard")
     assert_same_run(whole, resumed)
     columns = {"train/grad_norm", "metrics/mAP90"}
     for row in read_results(whole):
