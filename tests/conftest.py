@@ -30,6 +30,7 @@ settings.load_profile("slow machines")
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+QUICK_HYP = ROOT / "tests" / "quick.yaml"
 BCCD = ROOT.parent / "shared" / "datasets" / "bccd"
 
 
@@ -127,12 +128,12 @@ def bccd() -> Path:
 
 
 def train_args(**options: object) -> list[str]:
-    """Return arguments of a quick run on the CPU, changed by `options`.
+    """Return arguments of a quick run on the CPU with SGD, changed by `options`.
 
     An option that is True is given without a value, one that is None or False not at all:
     `train_args(data=tiny, epochs=2, workers=None, noplots=True)`.
     """
-    quick = {"imgsz": 64, "batch_size": 4, "workers": 0, "device": "cpu"}
+    quick = {"imgsz": 64, "batch_size": 4, "workers": 0, "device": "cpu", "hyp": QUICK_HYP}
     arguments = []
     for name, value in (quick | options).items():
         if value is not None and value is not False:
@@ -163,7 +164,7 @@ def resume_train(path: object = None, **options: object) -> int:
     """Run `train.py --resume PATH` in this process, with no other options than these."""
     import train
 
-    none = dict.fromkeys(("imgsz", "batch_size", "workers", "device"))
+    none = dict.fromkeys(("imgsz", "batch_size", "workers", "device", "hyp"))
     path = True if path is None else path
     return train.main(train_args(**none | {"resume": path} | options))
 

@@ -30,7 +30,9 @@ from models.yolo import YOLO, Neck
 from utils.checkpoint import save_checkpoint
 from utils.hyp import Hyp
 
-PLAIN_COSINE = "lr0: 0.01\nscheduler: {warmup_epoch: 0, eta_min: 0, epoch_scale: 0}\n"
+PLAIN_COSINE = (
+    "optimizer: sgd\nlr0: 0.01\nscheduler: {warmup_epoch: 0, eta_min: 0, epoch_scale: 0}\n"
+)
 
 
 def cosine(epoch: float, epochs: int) -> float:
@@ -149,7 +151,7 @@ def test_ctrl_c_reaches_workers_which_still_deliver_their_batches(tiny, tmp_path
     ids=["multi-scale", "backbone"],
 )
 def test_resume_is_exact_with_options_that_change_training(changes, tiny, tmp_path):
-    args = {"data": tiny, "epochs": 3, "noplots": True, **changes}
+    args = {"data": tiny, "hyp": None, "epochs": 3, "noplots": True, **changes}  # Muon
     assert run_train(**args, project=tmp_path / "whole") == 0
     with signal_at("batch", epoch=1, batch=1):
         assert run_train(**args, project=tmp_path) == 143
@@ -303,7 +305,9 @@ def test_more_epochs_after_a_stop_within_an_epoch(tiny, tmp_path):
 
 def test_more_epochs_have_the_rates_of_a_run_that_was_longer_from_the_start(tiny, tmp_path):
     """From the epoch it is extended in, within a warm-up, with restarts at fractions of the run."""
-    hyp = write_hyp(tmp_path, "scheduler: {warmup_epoch: 3, steps: [50%], epoch_scale: 1}\n")
+    hyp = write_hyp(
+        tmp_path, "optimizer: sgd\nscheduler: {warmup_epoch: 3, steps: [50%], epoch_scale: 1}\n"
+    )
     args = {"hyp": hyp, "data": tiny, "noplots": True, "noval": True}
     assert run_train(**args, epochs=8, project=tmp_path / "long") == 0
     with signal_at("batch", epoch=1, batch=1):
@@ -324,7 +328,7 @@ def test_more_epochs_are_saved_before_the_first_batch(tiny, tmp_path):
 
 
 def test_more_epochs_after_full_length_are_not_early_stopped(tiny, tmp_path):
-    hyp = write_hyp(tmp_path, "lr0: 1e-9\nscheduler: {warmup_epoch: 0}\n")
+    hyp = write_hyp(tmp_path, f"{SGD}lr0: 1e-9\nscheduler: {{warmup_epoch: 0}}\n")
     args = {"hyp": hyp, "data": tiny, "noplots": True, "noval": True, "patience": 1}
     assert run_train(**args, epochs=1, project=tmp_path) == 0
     for epochs in (3, 4):

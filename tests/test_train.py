@@ -115,7 +115,7 @@ def test_train_loads_the_weights_that_fit(tiny, tmp_path, capsys):
 
 
 def test_train_is_repeatable_and_depends_on_the_seed(tiny, tmp_path):
-    args = {"data": tiny, "epochs": 1, "noplots": True, "project": tmp_path}
+    args = {"data": tiny, "hyp": None, "epochs": 1, "noplots": True, "project": tmp_path}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         assert run_train(**args, name=name, seed=seed) == 0
     a, b, c = (load_state(tmp_path / name)["model"] for name in "abc")
@@ -128,7 +128,7 @@ def test_train_is_repeatable_and_depends_on_the_seed(tiny, tmp_path):
 def test_train_learns_one_class(tmp_path):
     """Bright rectangles: 40 images, two hundred steps, from random weights."""
     data = write_tiny(tmp_path / "one", train=40, val=20, classes=1)
-    args = {"epochs": 20, "noplots": True, "noval": True}
+    args = {"hyp": None, "epochs": 20, "noplots": True, "noval": True}
     assert run_train(data=data, **args, project=tmp_path) == 0
     assert load_state(tmp_path / "exp")["progress"]["best_map"] > 0.2
 
@@ -146,7 +146,7 @@ def test_train_learns_one_class_on_real_images(bccd, tmp_path):
     data = tmp_path / "data.yaml"
     data.write_text("train: images\nval: images\nnames: [WBC]\n")
     args = {"epochs": 20, "imgsz": 96, "batch_size": 8, "noplots": True, "noval": True}
-    assert run_train(data=data, **args, project=tmp_path / "runs") == 0
+    assert run_train(data=data, hyp=None, **args, project=tmp_path / "runs") == 0
     assert load_state(tmp_path / "runs" / "exp")["progress"]["best_map"] > 0.1
 
 

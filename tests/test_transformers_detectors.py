@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -387,7 +388,8 @@ def edit_json(file: Path, **values: object) -> None:
         ("{folder}", {"processor": None}, ["cannot be read: "]),
     ],
 )
-def test_error_messages(name, edits, parts, dfine_folder, tiny, tmp_path, capsys):
+def test_error_messages(name, edits, parts, dfine_folder, tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between tries to reach the hub
     folder = shutil.copytree(dfine_folder, tmp_path / "copy")
     options = {"weights": "DEFAULT", "imgsz": edits.pop("imgsz", 64)}
     if "weights" in edits:
