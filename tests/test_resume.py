@@ -328,7 +328,7 @@ def test_more_epochs_are_saved_before_the_first_batch(tiny, tmp_path):
 
 
 def test_more_epochs_after_full_length_are_not_early_stopped(tiny, tmp_path):
-    hyp = write_hyp(tmp_path, f"{SGD}lr0: 1e-9\nscheduler: {{warmup_epoch: 0}}\n")
+    hyp = write_hyp(tmp_path, "optimizer: sgd\nlr0: 1e-9\nscheduler: {warmup_epoch: 0}\n")
     args = {"hyp": hyp, "data": tiny, "noplots": True, "noval": True, "patience": 1}
     assert run_train(**args, epochs=1, project=tmp_path) == 0
     for epochs in (3, 4):

@@ -86,7 +86,10 @@ def test_train_counts_the_samples_of_its_batches(tiny, tmp_path, capsys):
     """
     args = {"data": tiny, "batch_size": 5, "noval": True, "noplots": True, "project": tmp_path}
     decay = "learning_rate_decay_a: 0.1, learning_rate_decay_b: 0.5"
-    hyp = write_hyp(tmp_path, f"lr0: 0.004\nscheduler: {{name: poly, warmup_epoch: 1, {decay}}}\n")
+    hyp = write_hyp(
+        tmp_path,
+        f"optimizer: sgd\nlr0: 0.004\nscheduler: {{name: poly, warmup_epoch: 1, {decay}}}\n",
+    )
     assert run_train(hyp=hyp, epochs=3, **args) == 0
     expected = [0.004 * 2 / 3, *(0.004 / (1 + 0.1 * t) ** 0.5 for t in (20, 32))]
     rates = [float(row["lr/0"]) for row in read_results(tmp_path / "exp")]
@@ -165,7 +168,7 @@ def test_train_warns_of_a_run_without_mosaics(text, epochs, has_warning, tiny, t
 
 
 def test_train_stops_early(tiny, tmp_path, capsys):
-    hyp = write_hyp(tmp_path, "lr0: 1e-9\nscheduler: {warmup_epoch: 0}\n")
+    hyp = write_hyp(tmp_path, "optimizer: sgd\nlr0: 1e-9\nscheduler: {warmup_epoch: 0}\n")
     args = {"hyp": hyp, "data": tiny, "epochs": 20, "noplots": True, "project": tmp_path}
     assert run_train(**args, patience=2) == 0
     message = "early stopping: mAP50-95 has not improved for 2 epochs"
@@ -200,7 +203,7 @@ def test_train_compares_the_learning_rate_with_the_plan_at_every_batch(tiny, tmp
         return [lr * factors[-1] for lr in rates(self, epoch, samples)]
 
     monkeypatch.setattr(AnnealingLR, "_rates", rates_that_change)
-    hyp = write_hyp(tmp_path, "scheduler: {name: constant, warmup_epoch: 1}\n")
+    hyp = write_hyp(tmp_path, "optimizer: sgd\nscheduler: {name: constant, warmup_epoch: 1}\n")
     args = {"hyp": hyp, "data": tiny, "epochs": 3, "noplots": True, "noval": True}
     expected = r"AnnealingLR: epoch 1, batch 2: the learning rate of group 0 is .* was planned"
     with (

@@ -24,7 +24,7 @@ from utils.errors import UserError, environment_error
 from utils.shared_memory import check_shared_memory
 
 TIMEOUT = 300  # seconds; on a busy machine the imports alone can take a minute
-POLY = "scheduler: {name: poly, learning_rate_decay_a: 0.01, learning_rate_decay_b: 0.5}\n"
+POLY = "optimizer: sgd\nscheduler: {name: poly, learning_rate_decay_a: 0.01, learning_rate_decay_b: 0.5}\n"
 NUM_IMAGES = 150
 
 # Python 3.14 starts workers with forkserver on Linux; macOS and Windows do with spawn. With a limit
@@ -113,7 +113,7 @@ def test_signal_to_every_process_leaves_the_forkserver_and_its_workers(tiny, tmp
     """As batch systems send it. The optimizer step under way needs ten more batches."""
     program = tmp_path / "program.py"
     program.write_text(SIGNAL_ALL)
-    hyp = write_hyp(tmp_path, "accumulate: 12\n")
+    hyp = write_hyp(tmp_path, "optimizer: sgd\naccumulate: 12\n")
     options = {"data": tiny, "hyp": hyp, "epochs": 20, "batch_size": 1, "workers": 1}
     arguments = train_args(**options, noplots=True, noval=True, project=tmp_path)
     done = run_python([program, ROOT, *arguments], start_new_session=True)
