@@ -24,7 +24,10 @@ from utils.errors import UserError, environment_error
 from utils.shared_memory import check_shared_memory
 
 TIMEOUT = 300  # seconds; on a busy machine the imports alone can take a minute
-POLY = "optimizer: sgd\nscheduler: {name: poly, learning_rate_decay_a: 0.01, learning_rate_decay_b: 0.5}\n"
+POLY = """
+optimizer: sgd
+scheduler: {name: poly, learning_rate_decay_a: 0.01, learning_rate_decay_b: 0.5}
+"""
 NUM_IMAGES = 150
 
 # Python 3.14 starts workers with forkserver on Linux; macOS and Windows do with spawn. With a limit
