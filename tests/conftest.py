@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import sys
+import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -97,19 +98,38 @@ def tiny(tmp_path: Path) -> Path:
     return write_tiny(tmp_path / "tiny")
 
 
+def shared_folder(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Return a folder that the first process of the tests that needs it fills with `make`."""
+    base = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    folder, complete = base / name, base / f"{name} is complete"
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        while not complete.exists():
+            time.sleep(0.1)
+        return folder
+    try:
+        make(folder)
+    finally:
+        complete.touch()  # or the other processes wait for ever
+    return folder
+
+
+def train_long(folder: Path) -> None:
+    data = write_tiny(folder / "tiny", train=24)
+    hyp = write_hyp(folder, "close_mosaic: 4\n")
+    assert run_train(data=data, hyp=hyp, epochs=20, workers=None, project=folder) == 0
+
+
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory) -> Path:
-    """A folder with the data set `tiny` and a run `exp` on it that has learned something."""
-    folder = tmp_path_factory.mktemp("trained")
-    data = write_tiny(folder / "tiny", train=24)
-    hyp = folder / "h.yaml"
-    hyp.write_text("close_mosaic: 4\n")
-    size = ["--imgsz", "64", "--batch-size", "4", "--device", "cpu", "--epochs", "20"]
-    arguments = ["--hyp", hyp, "--data", data, *size, "--project", folder]
-    import train
+    """A folder with the data set `tiny` and a run `exp` on it that has learned something.
 
-    assert train.main([*map(str, arguments)]) == 0
-    return folder
+    Shared by all processes of the tests: files may be added to it, and none changed.
+    """
+    return shared_folder(tmp_path_factory, "trained", train_long)
 
 
 @pytest.fixture
@@ -293,18 +313,20 @@ def write_hyp(folder: Path, text: str) -> Path:
     return path
 
 
+def train_and_stop(folder: Path) -> None:
+    options = {"hyp": write_hyp(folder, "lr0: 0.004\n"), "data": write_tiny(folder / "data")}
+    with signal_at("batch", epoch=1, batch=1):
+        status = run_train(**options, epochs=3, noplots=True, project=folder / "runs")
+    assert status == 128 + signal.SIGTERM
+
+
 @pytest.fixture(scope="session")
 def interrupted_run(tmp_path_factory) -> Path:
     """A folder with a dataset in `data` and in `runs/exp` a run of 3 epochs that a signal stopped.
 
     It stopped at epoch 1, batch 2 of 3. Not to be changed: see `moved_run`.
     """
-    folder = tmp_path_factory.mktemp("interrupted")
-    options = {"hyp": write_hyp(folder, "lr0: 0.004\n"), "data": write_tiny(folder / "data")}
-    with signal_at("batch", epoch=1, batch=1):
-        status = run_train(**options, epochs=3, noplots=True, project=folder / "runs")
-    assert status == 128 + signal.SIGTERM
-    return folder
+    return shared_folder(tmp_path_factory, "interrupted", train_and_stop)
 
 
 @pytest.fixture
