@@ -33,8 +33,8 @@ from utils.inference import run_inference
 from utils.metrics import evaluate
 
 PHASE_TRAIN = Path(__file__).with_name("phase_train.py")
-NUM_TRAIN, NUM_VAL = 18, 24  # images
-EPOCHS, LONG_EPOCHS = 8, 80  # of a run that is killed a few times, or many times
+NUM_TRAIN, NUM_VAL = 10, 12  # images
+EPOCHS, LONG_EPOCHS = 8, 130  # of a run that is killed a few times, or many times
 # All state that a run can have: momentum, accumulation over an uneven number of batches, counted
 # samples, restarts, every augmentation.
 HYP = """
@@ -295,7 +295,7 @@ def test_resume_in_two_processes_makes_the_same_samples(
     Each process makes its fraction of the samples that the uninterrupted run made from there on,
     in the same order.
     """
-    epochs, batches, size = 6, 5, 4  # of 18 images in each epoch, two of them twice
+    epochs, batches, size = 6, 3, 4  # of 10 images in each epoch, two of them twice
     _, args = uninterrupted()
     options = ["--workers", 0, "--epochs", epochs, "--noplots", "--noval"]
     command = [PHASE_TRAIN, *args, *options]
