@@ -55,12 +55,13 @@ class Fork:
         assert done.returncode == status, done.stderr
         return done.stdout + done.stderr
 
-    def train_and_kill(self, hyp: str, *options: object) -> tuple[Path, Path]:
+    def train_and_kill(self, hyp: str, *options: object, noplots: bool = True) -> tuple[Path, Path]:
         """Train without interruption, and with a kill and a resume; return both run directories."""
         (self.path / "fork.yaml").write_text(hyp)
         arguments = [
             *("--hyp", "fork.yaml", "--data", self.data, "--imgsz", 64, "--batch-size", 4),
-            *("--epochs", EPOCHS, "--device", "cpu", *options, "--project", "runs", "--name"),
+            *("--epochs", EPOCHS, "--device", "cpu", *options, *(["--noplots"] if noplots else [])),
+            *("--project", "runs", "--name"),
         ]
         self.run_python("train.py", *arguments, "whole")
         every_step = ["--save-every", 1e-6]
@@ -152,7 +153,7 @@ def test_new_columns(fork):
     """In results.csv, TensorBoard and the report."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    whole, resumed = fork.train_and_kill("optimizer: sgd\n", "--tensorboard")
+    whole, resumed = fork.train_and_kill("optimizer: sgd\n", "--tensorboard", noplots=False)
     assert_same_run(whole, resumed)
     columns = {"train/grad_norm", "metrics/mAP90"}
     for row in read_results(whole):
