@@ -85,10 +85,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "test_readme",
         "test_kills",
         "test_forks",
-        "test_resume",
-        "test_user_errors",
         "test_environment_errors",
+        "test_resume",
+        "test_export",
+        "test_train",
         "test_workers",
+        "test_device_sync",
+        "test_user_errors",
+        "test_distributed",
+        "test_transformers_detectors",
+        "test_torchvision_detectors",
     ]
     items.sort(key=lambda item: long.index(item.path.stem) if item.path.stem in long else len(long))
 
