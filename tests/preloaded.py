@@ -7,12 +7,14 @@ its environment (`PYTHONIOENCODING`, `PYTHONHASHSEED`, `OMP_NUM_THREADS`) was do
 of that starts a new interpreter.
 """
 
+import atexit
 import contextlib
 import gc
 import importlib
 import json
 import os
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -138,8 +140,10 @@ def open_stream(
 def server() -> socket.socket:
     """Start the process that forks; it ends when this one has closed the connection."""
     own, remote = socket.socketpair(type=socket.SOCK_SEQPACKET)
+    bytecode = tempfile.mkdtemp(prefix="bytecode-")
+    atexit.register(shutil.rmtree, bytecode, ignore_errors=True)
     with remote:
-        words = [sys.executable, __file__, str(remote.fileno())]
+        words = [sys.executable, __file__, str(remote.fileno()), bytecode]
         subprocess.Popen(words, pass_fds=[remote.fileno()], stdin=subprocess.DEVNULL)
     return own
 
@@ -214,6 +218,8 @@ def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     for name in LIBRARIES:
         importlib.import_module(name)
+    # The modules of the repository are compiled once, whatever PYTHONDONTWRITEBYTECODE says.
+    sys.pycache_prefix, sys.dont_write_bytecode = sys.argv[2], False
     gc.freeze()
     request = serve(connection)
     if request:
