@@ -78,13 +78,13 @@ def test_evaluate_agrees_with_pycocotools_on_a_trained_model(bccd):
     optimizer = torch.optim.AdamW(model.parameters(), 0.002)
     train_set = TrainSet(train, Hyp(mosaic=0), 0, 0)
     for epoch in range(4):
-        sampler = EpochBatchSampler(len(train_set), 16, (96, 96), 0)
+        sampler = EpochBatchSampler(len(train_set), 16, (160, 160), 0)
         sampler.epoch = epoch
         for images, targets in DataLoader(train_set, batch_sampler=sampler, collate_fn=collate):
             optimizer.zero_grad()
             sum(model(images, targets).values()).backward()
             optimizer.step()
-    loader = DataLoader(ValSet(val, 96, 32), batch_size=16, collate_fn=collate)
+    loader = DataLoader(ValSet(val, 160, 32), batch_size=16, collate_fn=collate)
     detections = run_inference(model, loader, torch.device("cpu"), torch.float32)
     assert len(detections) > 1000
     result = assert_agrees_with_pycocotools(val.ground_truth(), detections)
