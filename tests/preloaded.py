@@ -154,6 +154,7 @@ def server() -> socket.socket:
 def serve(connection: socket.socket) -> dict | None:
     """Fork a process for each request; return there the request, and None at the end."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal; the tests end this process
     while True:
         message, fds, _, _ = socket.recv_fds(connection, MESSAGE_BYTES, 3)
         if not message:
@@ -177,7 +178,6 @@ def answer(request: dict, reply_fd: int, stdout: int, stderr: int) -> dict:
         return request
     os.close(stdout)
     os.close(stderr)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with socket.socket(fileno=reply_fd) as reply:
         reply.send(str(pid).encode())
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
