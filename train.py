@@ -434,6 +434,7 @@ def main(argv: list[str] | None = None) -> None:
             stage("results_plots")
             with keep_going.without(path / "results.png"):
                 draw_results(progress.history, path / "results.png")
+            curves = path / "results.png" if keep_going.succeeded else None
             with keep_going.without(path / "val_batch.jpg"):
                 images, targets = next(iter(run.loaders.val))
                 with torch.no_grad(), autocast(run.device, run.dtype):
@@ -453,6 +454,7 @@ def main(argv: list[str] | None = None) -> None:
                     detections=progress.best_detections,
                     files=run.val_data.files,
                     read_image=partial(read_image, channels=run.val_data.channels),
+                    curves=curves,
                 )
                 write_report(path, summary, keep_going)
                 reports.append(f"report: {path / 'report.html'}")

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,7 @@ settings.load_profile("slow machines")
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+QUICK_HYP = ROOT / "tests" / "quick.yaml"
 BCCD = ROOT.parent / "shared" / "datasets" / "bccd"
 
 
@@ -84,10 +86,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "test_readme",
         "test_kills",
         "test_forks",
-        "test_resume",
-        "test_user_errors",
         "test_environment_errors",
+        "test_resume",
+        "test_export",
+        "test_train",
         "test_workers",
+        "test_device_sync",
+        "test_user_errors",
+        "test_distributed",
+        "test_transformers_detectors",
+        "test_torchvision_detectors",
     ]
     items.sort(key=lambda item: long.index(item.path.stem) if item.path.stem in long else len(long))
 
@@ -97,19 +105,38 @@ def tiny(tmp_path: Path) -> Path:
     return write_tiny(tmp_path / "tiny")
 
 
+def shared_folder(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Return a folder that the first process of the tests that needs it fills with `make`."""
+    base = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    folder, complete = base / name, base / f"{name} is complete"
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        while not complete.exists():
+            time.sleep(0.1)
+        return folder
+    try:
+        make(folder)
+    finally:
+        complete.touch()  # or the other processes wait for ever
+    return folder
+
+
+def train_long(folder: Path) -> None:
+    data = write_tiny(folder / "tiny", train=24)
+    hyp = write_hyp(folder, "close_mosaic: 4\n")
+    assert run_train(data=data, hyp=hyp, epochs=20, workers=None, project=folder) == 0
+
+
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory) -> Path:
-    """A folder with the data set `tiny` and a run `exp` on it that has learned something."""
-    folder = tmp_path_factory.mktemp("trained")
-    data = write_tiny(folder / "tiny", train=24)
-    hyp = folder / "h.yaml"
-    hyp.write_text("close_mosaic: 4\n")
-    size = ["--imgsz", "64", "--batch-size", "4", "--device", "cpu", "--epochs", "20"]
-    arguments = ["--hyp", hyp, "--data", data, *size, "--project", folder]
-    import train
+    """A folder with the data set `tiny` and a run `exp` on it that has learned something.
 
-    assert train.main([*map(str, arguments)]) == 0
-    return folder
+    Shared by all processes of the tests: files may be added to it, and none changed.
+    """
+    return shared_folder(tmp_path_factory, "trained", train_long)
 
 
 @pytest.fixture
@@ -128,12 +155,12 @@ def bccd() -> Path:
 
 
 def train_args(**options: object) -> list[str]:
-    """Return arguments of a quick run on the CPU, changed by `options`.
+    """Return arguments of a quick run on the CPU with SGD, changed by `options`.
 
     An option that is True is given without a value, one that is None or False not at all:
     `train_args(data=tiny, epochs=2, workers=None, noplots=True)`.
     """
-    quick = {"imgsz": 64, "batch_size": 4, "workers": 0, "device": "cpu"}
+    quick = {"imgsz": 64, "batch_size": 4, "workers": 0, "device": "cpu", "hyp": QUICK_HYP}
     arguments = []
     for name, value in (quick | options).items():
         if value is not None and value is not False:
@@ -149,11 +176,22 @@ def run_train(**options: object) -> int:
     return train.main(train_args(**options))
 
 
+def torchrun(processes: int) -> list[str]:
+    """Return the words after `python` to run a script in several processes, with `preloaded`.
+
+    torchrun forks them, so that they need not import torch either. The script's imports are found
+    in the working directory.
+    """
+    program = "import sys; from torch.distributed.run import main; sys.exit(main())"
+    fork = ["--run-path", "--start-method", "fork"]
+    return ["-c", program, "--standalone", *fork, "--nproc_per_node", str(processes)]
+
+
 def resume_train(path: object = None, **options: object) -> int:
     """Run `train.py --resume PATH` in this process, with no other options than these."""
     import train
 
-    none = dict.fromkeys(("imgsz", "batch_size", "workers", "device"))
+    none = dict.fromkeys(("imgsz", "batch_size", "workers", "device", "hyp"))
     path = True if path is None else path
     return train.main(train_args(**none | {"resume": path} | options))
 
@@ -299,18 +337,20 @@ def write_hyp(folder: Path, text: str) -> Path:
     return path
 
 
+def train_and_stop(folder: Path) -> None:
+    options = {"hyp": write_hyp(folder, "lr0: 0.004\n"), "data": write_tiny(folder / "data")}
+    with signal_at("batch", epoch=1, batch=1):
+        status = run_train(**options, epochs=3, noplots=True, project=folder / "runs")
+    assert status == 128 + signal.SIGTERM
+
+
 @pytest.fixture(scope="session")
 def interrupted_run(tmp_path_factory) -> Path:
     """A folder with a dataset in `data` and in `runs/exp` a run of 3 epochs that a signal stopped.
 
     It stopped at epoch 1, batch 2 of 3. Not to be changed: see `moved_run`.
     """
-    folder = tmp_path_factory.mktemp("interrupted")
-    options = {"hyp": write_hyp(folder, "lr0: 0.004\n"), "data": write_tiny(folder / "data")}
-    with signal_at("batch", epoch=1, batch=1):
-        status = run_train(**options, epochs=3, noplots=True, project=folder / "runs")
-    assert status == 128 + signal.SIGTERM
-    return folder
+    return shared_folder(tmp_path_factory, "interrupted", train_and_stop)
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def test_names_are_types():
 
 
 def test_fp16_run_learns_and_resumes_bitwise_identically(tiny, tmp_path):
-    args = {"data": tiny, "epochs": 6, "amp": "fp16", "noplots": True}
+    args = {"data": tiny, "hyp": None, "epochs": 6, "amp": "fp16", "noplots": True}
     assert run_train(**args, project=tmp_path / "whole") == 0
     whole = load_state(tmp_path / "whole" / "exp")
     scaler = whole["scaler"]

@@ -26,7 +26,7 @@ from utils.hyp import Hyp, load_hyp
 
 def test_run_with_class_weights_resumes_exactly(tiny, tmp_path):
     options = {"data": tiny, "epochs": 2, "batch_size": 6, "noplots": True, "project": tmp_path}
-    hyp = write_hyp(tmp_path, "class_weights: {class1: 3}\n")
+    hyp = write_hyp(tmp_path, "optimizer: sgd\nclass_weights: {class1: 3}\n")
     assert run_train(**options, hyp=hyp, name="whole") == 0
     with signal_at("batch", epoch=1):
         status = run_train(**options, hyp=hyp, name="cut")
@@ -34,7 +34,7 @@ def test_run_with_class_weights_resumes_exactly(tiny, tmp_path):
     assert resume_train(tmp_path / "cut") == 0
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
-    hyp = write_hyp(tmp_path, "class_weights: [1, 1]\n")
+    hyp = write_hyp(tmp_path, "optimizer: sgd\nclass_weights: [1, 1]\n")
     assert run_train(**options, hyp=hyp, name="ones") == 0
     assert run_train(**options, name="none") == 0
     assert_same_run(tmp_path / "ones", tmp_path / "none", ignore=("args", "hyp"))

@@ -96,7 +96,8 @@ def test_models_without_graphs():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("amp", ["bf16", "fp16", "off"])
 def test_run_is_bitwise_identical(amp, tiny, tmp_path):
-    args = {"data": tiny, "epochs": 2, "noplots": True, "device": "cuda", "deterministic": True}
+    args = {"data": tiny, "hyp": None, "epochs": 2, "noplots": True}
+    args |= {"device": "cuda", "deterministic": True}
     assert run_train(**args, amp=amp, project=tmp_path / "one") == 0
     assert run_train(**args, amp=amp, cuda_graphs=True, project=tmp_path / "other") == 0
     assert_same_run(tmp_path / "one" / "exp", tmp_path / "other" / "exp", ignore=("args",))

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from preloaded import run_python
 from test_formats import png_bomb
 from torchvision.transforms.v2.functional import to_pil_image
 
@@ -47,12 +47,10 @@ def read_labels(results: Path) -> dict[str, np.ndarray]:
 
 def test_detect_directory_matches_val(trained_run, tmp_path):
     images = trained_run / "tiny" / "images" / "val"
-    command = [sys.executable, ROOT / "detect.py", "--weights", best_weights(trained_run)]
+    command = [ROOT / "detect.py", "--weights", best_weights(trained_run)]
     command += ["--source", images, "--conf", "0.05", "--iou", "0.7", "--device", "cpu"]
     command += ["--save-txt", "--save-json"]
-    process = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, cwd=tmp_path
-    )
+    process = run_python(command, cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     results = tmp_path / "runs" / "detect" / "exp"
     assert {p.name for p in results.glob("*.png")} == {p.name for p in images.iterdir()}

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
+from preloaded import start_python
 
 import detect
 from data import urls
@@ -228,11 +228,9 @@ def test_a_server_that_does_not_answer_is_one_sentence(capsys):
 def test_ctrl_c_ends_a_stream_with_its_frames_written(server, trained_run, tmp_path):
     best = trained_run / "exp" / "weights" / "best.pt"
     url = f"http://me:secret@{server}/live"
-    command = [sys.executable, "detect.py", "--weights", best, "--source", url, "--save-json"]
+    command = ["detect.py", "--weights", best, "--source", url, "--save-json"]
     command += ["--project", tmp_path, "--device", "cpu", "--imgsz", "64", "--save-txt"]
-    process = subprocess.Popen(
-        [str(word) for word in command], cwd=ROOT, stdout=subprocess.PIPE, text=True, bufsize=1
-    )
+    process = start_python(command, cwd=ROOT, stdout=subprocess.PIPE)
     lines = [process.stdout.readline() for _ in range(5)]
     process.send_signal(signal.SIGINT)
     lines += process.stdout.readlines()

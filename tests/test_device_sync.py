@@ -5,11 +5,10 @@ device_sync.py; a process of its own, because a device is registered for good.
 """
 
 import json
-import subprocess
-import sys
 
 import pytest
 from conftest import ROOT
+from preloaded import run_python
 
 OPTIMIZERS = ("sgd", "adamw", "muon")
 
@@ -19,11 +18,7 @@ def waits_in_a_step(
 ) -> dict[str, list[tuple[str, str]]]:
     """Return by optimizer what waited for the device in a step: what, and the line."""
     script = ROOT / "tests" / "device_sync.py"
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", script, model, *optimizers],
-        capture_output=True,
-        text=True,
-    )
+    result = run_python([script, model, *optimizers])
     if result.returncode == 3:
         pytest.skip(result.stdout)
     # An operation that mixes devices has ended it.

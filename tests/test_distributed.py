@@ -2,12 +2,12 @@
 
 import os
 import subprocess
-import sys
 from datetime import timedelta
 
 import pytest
 import torch.distributed as dist
-from conftest import ROOT, TORCHRUN, WARNING, train_args, write_tiny
+from conftest import ROOT, TORCHRUN, WARNING, torchrun, train_args, write_tiny
+from preloaded import run_python
 
 from data.sampler import EpochBatchSampler
 from utils.distributed import DistributedContext
@@ -81,10 +81,8 @@ print("passed", flush=True)
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_distributed_context_computes_the_same_in_several_processes(processes, tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
-    launcher = [*TORCHRUN, str(processes)] if processes > 1 else [sys.executable]
-    done = subprocess.run(
-        [*launcher, tmp_path / "program.py", str(ROOT)], capture_output=True, text=True, timeout=300
-    )
+    launcher = torchrun(processes) if processes > 1 else []
+    done = run_python([*launcher, tmp_path / "program.py", ROOT])
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("passed") == processes
 
@@ -153,11 +151,8 @@ def test_processes_share_annotations_and_the_filling_of_the_disk_cache(tmp_path)
     """At last an image of the share of rank 1 cannot be decoded, which only that rank says."""
     (tmp_path / "program.py").write_text(DATA_PROGRAM)
     data = write_tiny(tmp_path / "tiny")
-    done = subprocess.run(
-        [*TORCHRUN, "2", tmp_path / "program.py", str(ROOT), data],
-        capture_output=True,
-        text=True,
-        timeout=300,
+    done = run_python(
+        [*torchrun(2), tmp_path / "program.py", ROOT, data],
         env=os.environ | {"TMPDIR": str(tmp_path)},
     )
     assert done.stdout == "complete\n", done.stderr
@@ -218,12 +213,7 @@ def test_user_error_in_several_processes(tmp_path):
         "--epochs",
         "1",
     ]
-    done = subprocess.run(
-        [*TORCHRUN, "2", str(ROOT / "train.py"), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_python([*torchrun(2), ROOT / "train.py", *arguments], cwd=ROOT)
     assert done.returncode != 0 and "train.py: --sync-bn" in done.stderr
     assert not (tmp_path / "runs").exists()
 

@@ -76,16 +76,12 @@ def raw_predictions(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     return boxes, p.cls_logits.sigmoid()
 
 
-def test_export_onnx_dynamic_shapes(weights, real_images, tmp_path):
-    process = subprocess.run(
-        [sys.executable, ROOT / "export.py", "--weights", weights, "--dynamic"],
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stderr
-    assert "best.onnx" in process.stdout
-    assert "max difference from PyTorch on random input: " in process.stdout
-    assert "px for boxes (2, " in process.stdout
+def test_export_onnx_dynamic_shapes(weights, real_images, tmp_path, capsys):
+    run_export(weights, "--dynamic")
+    stdout = capsys.readouterr().out
+    assert "best.onnx" in stdout
+    assert "max difference from PyTorch on random input: " in stdout
+    assert "px for boxes (2, " in stdout
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best.onnx", "best.pt"]
     session = onnxruntime.InferenceSession(tmp_path / "best.onnx")
     metadata = session.get_modelmeta().custom_metadata_map
@@ -119,14 +115,38 @@ def test_export_onnx_with_nms(trained_run, weights, real_images, tmp_path):
     assert num_boxes > 8
 
 
+def tensor_constants(graph: torch.Graph) -> list[Tensor]:
+    """Return the tensors in a TorchScript graph that are not moved with the module."""
+    constants = (node for node in graph.findAllNodes("prim::Constant"))
+    return [c.t("value") for c in constants if c.output().type().kind() == "TensorType"]
+
+
+def assert_script_can_be_moved(exported: torch.jit.ScriptModule, nms: bool) -> None:
+    """The file can be moved to another device."""
+    graph = exported.inlined_graph
+    # Scalars on the CPU can be combined with tensors on any device.
+    assert all(constant.ndim == 0 for constant in tensor_constants(graph))
+    if not nms:  # in NMS only such scalars have a device
+        assert "Device" not in str(graph)
+
+
+def assert_program_can_be_moved(program: torch.export.ExportedProgram) -> None:
+    """The file can be moved to another device."""
+    assert not program.constants
+    assert not any("device" in node.kwargs for node in program.graph.nodes)
+
+
 @pytest.mark.parametrize("format", ["torchscript", "torch_export"])
 def test_export_torch_formats(format, weights, real_images, tmp_path):
     run_export(weights, "--format", format, "--imgsz", 128, 160)
     metadata = {"names": "", "stride": ""}
     if format == "torchscript":
         exported = torch.jit.load(tmp_path / "best.torchscript", _extra_files=metadata)
+        assert_script_can_be_moved(exported, nms=False)
     else:
-        exported = torch.export.load(tmp_path / "best.pt2", extra_files=metadata).module()
+        program = torch.export.load(tmp_path / "best.pt2", extra_files=metadata)
+        assert_program_can_be_moved(program)
+        exported = program.module()
     assert json.loads(metadata["names"]) == ["class0", "class1"]
     assert metadata["stride"] in ("32", b"32")
     model = load(weights)
@@ -134,6 +154,9 @@ def test_export_torch_formats(format, weights, real_images, tmp_path):
         with torch.no_grad():
             boxes, scores = max_diffs(raw_predictions(model, images), exported(images))
         assert boxes < 0.01 and scores < 1e-4
+    if format == "torch_export":
+        outputs = exported.to("meta")(torch.rand(1, 3, 128, 160, device="meta"))
+        assert [tuple(t.shape) for t in outputs] == [(1, 420, 4), (1, 420, 2)]
 
 
 @pytest.fixture
@@ -171,7 +194,9 @@ def test_export_torch_export_with_nms_of_no_one_and_many_boxes(
     for conf in [one] if dynamic else [one, 1.0]:  # with 1, nothing in the image of the export
         options = ["--conf", conf, *(["--dynamic"] if dynamic else [])]
         run_export(sensitive_weights, "--format", "torch_export", "--nms", "--imgsz", 64, *options)
-        exported = torch.export.load(tmp_path / "best.pt2").module()
+        program = torch.export.load(tmp_path / "best.pt2")
+        assert_program_can_be_moved(program)
+        exported = program.module()
         model.set_thresholds(conf, 0.45)
         for image in images:
             (detections,) = model(image)
@@ -180,32 +205,12 @@ def test_export_torch_export_with_nms_of_no_one_and_many_boxes(
             assert boxes < 0.01 and scores < 1e-4 and labels == 0
 
 
-def tensor_constants(graph: torch.Graph) -> list[Tensor]:
-    """Return the tensors in a TorchScript graph that are not moved with the module."""
-    constants = (node for node in graph.findAllNodes("prim::Constant"))
-    return [c.t("value") for c in constants if c.output().type().kind() == "TensorType"]
-
-
-@pytest.mark.parametrize("nms", [False, True])
-def test_export_torchscript_can_be_moved_to_another_device(nms, weights, tmp_path):
-    run_export(weights, "--format", "torchscript", *(["--nms"] if nms else []))
-    graph = torch.jit.load(tmp_path / "best.torchscript").inlined_graph
-    # Scalars on the CPU can be combined with tensors on any device.
-    assert all(constant.ndim == 0 for constant in tensor_constants(graph))
-    if not nms:  # in NMS only such scalars have a device
-        assert "Device" not in str(graph)
-
-
-@pytest.mark.parametrize("options", [[], ["--dynamic"], ["--nms"], ["--nms", "--dynamic"]])
-def test_export_torch_export_can_be_moved_to_another_device(options, weights, tmp_path):
-    run_export(weights, "--format", "torch_export", *options)
+def test_export_torch_export_of_any_size_can_be_moved_to_another_device(weights, tmp_path):
+    run_export(weights, "--format", "torch_export", "--dynamic")
     program = torch.export.load(tmp_path / "best.pt2")
-    assert not program.constants
-    assert not any("device" in node.kwargs for node in program.graph.nodes)
-    if "--nms" not in options:  # "meta" cannot compute the number of boxes
-        images = torch.rand(2 if options else 1, 3, 64, 64, device="meta")
-        outputs = program.module().to("meta")(images)
-        assert [tuple(t.shape) for t in outputs] == [(len(images), 84, 4), (len(images), 84, 2)]
+    assert_program_can_be_moved(program)
+    outputs = program.module().to("meta")(torch.rand(2, 3, 64, 64, device="meta"))
+    assert [tuple(t.shape) for t in outputs] == [(2, 84, 4), (2, 84, 2)]
 
 
 def test_export_half_precision(weights, real_images, tmp_path):
@@ -329,6 +334,7 @@ def test_export_says_what_was_rounded_and_what_the_file_needs(weights, tmp_path,
         "--imgsz 100 64: not a multiple of 32; the file is for images of 128 x 64 "
         "(height x width)\n"
     )
+    assert_script_can_be_moved(torch.jit.load(tmp_path / "best.torchscript"), nms=True)
     assert "torch.jit.load of PyTorch" in stdout and "`import torchvision` before it" in stdout
     load = "import torch, sys; torch.jit.load(sys.argv[1])"
     for imports, status in (("import torchvision; ", 0), ("", 1)):

@@ -1,10 +1,9 @@
 """A hyp file of YOLOv5 keeps its schedule and augmentation, and lists what is not converted."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from preloaded import run_python
 
 from utils.errors import UserError
 from utils.from_yolov5 import main
@@ -52,8 +51,7 @@ CONVERTED = {
 
 def test_from_yolov5_converts_what_it_can_and_lists_the_rest(tmp_path):
     (tmp_path / "low.yaml").write_text(LOW)
-    command = [sys.executable, "-m", "utils.from_yolov5", str(tmp_path / "low.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = run_python(["-m", "utils.from_yolov5", tmp_path / "low.yaml"], cwd=ROOT)
     assert done.returncode == 0 and done.stderr == ""
     (tmp_path / "mine.yaml").write_text(done.stdout)
     hyp = load_hyp(tmp_path / "mine.yaml")

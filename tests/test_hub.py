@@ -2,12 +2,11 @@
 
 import importlib
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from preloaded import run_python
 
 import hubconf
 from predictor import load
@@ -55,9 +54,7 @@ def test_hub_load_next_to_own_modules(load_model, own_first, trained_run, tmp_pa
         "import sys\nfrom pathlib import Path\nimport torch\npath = list(sys.path)\n"
         f"WEIGHTS = {str(weights)!r}\n" + "".join(steps) + CHECK
     )
-    process = subprocess.run(
-        [sys.executable, program], capture_output=True, text=True, cwd=tmp_path, timeout=120
-    )
+    process = run_python([program], cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     assert process.stdout == "class0 class1\n"
 

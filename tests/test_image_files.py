@@ -2,8 +2,6 @@
 
 import importlib.util
 import struct
-import subprocess
-import sys
 from io import BytesIO
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 from conftest import write_tiny
 from PIL import Image
+from preloaded import run_python
 from torchvision.io import ImageReadMode, decode_image
 
 from data.config import read_data_config
@@ -295,9 +294,7 @@ def test_scan_of_odd_images_writes_nothing_to_stderr(tmp_path):
         "for file in sys.argv[1:]: isinstance(image_size(file), str) or read_image(file)"
     )
     files = map(str, sorted(tmp_path.iterdir()))
-    done = subprocess.run(
-        [sys.executable, "-c", code, *files], cwd=ROOT, capture_output=True, text=True
-    )
+    done = run_python(["-c", code, *files], cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, "")
 
 

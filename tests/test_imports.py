@@ -1,9 +1,9 @@
 """How modules depend on each other, and that importing them has no side effects."""
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
+
+from preloaded import run_python
 
 ROOT = Path(__file__).parents[1]
 FILES = [
@@ -96,8 +96,7 @@ def test_scripts_import_names_that_exist():
 
 def run_program(text: str, tmp_path: Path) -> str:
     (tmp_path / "program.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{text}")
-    command = [sys.executable, str(tmp_path / "program.py")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    done = run_python([tmp_path / "program.py"], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -3,12 +3,11 @@
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from preloaded import run_python
 
 from utils.interrupt import SIGNALS, Interrupted, StopSignals, worker_init
 
@@ -108,4 +107,5 @@ def test_import_has_no_side_effects():
         "assert multiprocessing.queues.Queue._on_queue_feeder_error is hook\n"
         "assert handlers == [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]"
     )
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)
+    done = run_python(["-c", program], cwd=ROOT)
+    assert done.returncode == 0, done.stderr

@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,14 +13,15 @@ import pytest
 import torch
 from conftest import (
     ROOT,
-    TORCHRUN,
     assert_same_run,
     bitwise_equal,
     load_state,
     read_results,
+    torchrun,
     train_args,
     write_tiny,
 )
+from preloaded import run_python, start_python
 from torch.utils.data import DataLoader
 
 from data.config import read_data_config
@@ -33,8 +33,8 @@ from utils.inference import run_inference
 from utils.metrics import evaluate
 
 PHASE_TRAIN = Path(__file__).with_name("phase_train.py")
-NUM_TRAIN, NUM_VAL = 18, 24  # images
-EPOCHS, LONG_EPOCHS = 12, 80  # of a run that is killed a few times, or many times
+NUM_TRAIN, NUM_VAL = 10, 12  # images
+EPOCHS, LONG_EPOCHS = 8, 130  # of a run that is killed a few times, or many times
 # All state that a run can have: momentum, accumulation over an uneven number of batches, counted
 # samples, restarts, every augmentation.
 HYP = """
@@ -47,7 +47,7 @@ scheduler: {scheduler}
 """
 SCHEDULERS = {
     "sgd": "{name: poly, warmup_epoch: 3, learning_rate_decay_a: 0.01, learning_rate_decay_b: 0.5}",
-    "muon": "{warmup_epoch: 3, steps: [5, 60%], epoch_scale: 2}",
+    "muon": "{warmup_epoch: 3, steps: [4, 75%], epoch_scale: 2}",
     "adamw": "{warmup_epoch: 1, lf: 'lambda x, y: (1 - x / y) * 0.8 + 0.2'}",
 }
 # Phases of a run -> the longest time to wait in them before the kill, in seconds: long enough for
@@ -61,21 +61,16 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals"
 
 
 def launcher(world_size: int) -> list[str]:
-    """Return the start of a command that runs a script in `world_size` processes."""
-    return [*TORCHRUN, str(world_size)] if world_size > 1 else [sys.executable]
+    """Return the words after `python` that run a script in `world_size` processes."""
+    return torchrun(world_size) if world_size > 1 else []
 
 
 def run_checked(
     command: Sequence[object], announce: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a command, which must succeed; phase_train.py announces to `announce`."""
-    process = subprocess.run(
-        [*map(str, command)],
-        capture_output=True,
-        text=True,
-        timeout=2 * TIMEOUT,
-        env=os.environ | ({"ANNOUNCE": str(announce)} if announce else {}),
-    )
+    env = os.environ | ({"ANNOUNCE": str(announce)} if announce else {})
+    process = run_python(command, timeout=2 * TIMEOUT, cwd=ROOT, env=env)
     assert process.returncode == 0, process.stderr
     return process
 
@@ -116,8 +111,9 @@ def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Unint
         device: str = "cpu",
         deterministic: bool = False,
         amp: str = "auto",
+        weights: Path | None = None,
     ) -> tuple[Path, list[str]]:
-        key = optimizer, world_size, epochs, device, deterministic, amp
+        key = optimizer, world_size, epochs, device, deterministic, amp, weights
         if key not in runs:
             project = tmp_path_factory.mktemp("uninterrupted")
             hyp = project / "h.yaml"
@@ -129,6 +125,7 @@ def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Unint
                 device=device,
                 deterministic=deterministic,
                 amp=amp,
+                weights=weights,
                 workers=None,
             )
             command = [*launcher(world_size), ROOT / "train.py", *args]
@@ -146,12 +143,12 @@ class KilledRun:
         self.announce = announce
         for file in announce.parent.glob(f"{announce.name}.?"):
             file.unlink()
-        self.process = subprocess.Popen(
-            [*map(str, command)],
+        self.process = start_python(
+            command,
+            cwd=ROOT,
             env=os.environ | {"ANNOUNCE": str(announce)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            text=True,
         )
 
     def status(self, rank: int) -> tuple[int, str]:
@@ -281,11 +278,11 @@ def test_torchrun_restarts_killed_processes(uninterrupted: Uninterrupted, tmp_pa
     reference, args = uninterrupted(world_size=2)
     program = [PHASE_TRAIN, *args, "--workers", 0, *AUTO_RESUME, "--project", tmp_path]
     run = KilledRun([*launcher(2), *program], tmp_path / "announced")
-    run.kill("training", 1.0, rank=1)
+    run.kill("training", 0.3, rank=1)
     assert run.process.wait(TIMEOUT) != 0
     run = KilledRun([*launcher(2), "--max-restarts", 3, *program], tmp_path / "announced")
     pid, _ = run.kill("validation", 0.1, rank=0)
-    run.kill("training", 1.0, rank=0, previous_pid=pid)
+    run.kill("training", 0.3, rank=0, previous_pid=pid)
     assert run.process.wait(2 * TIMEOUT) == 0, run.process.stderr.read()
     assert_same_outputs(reference, tmp_path / "exp")
 
@@ -298,17 +295,17 @@ def test_resume_in_two_processes_makes_the_same_samples(
     Each process makes its fraction of the samples that the uninterrupted run made from there on,
     in the same order.
     """
-    epochs, batches, size = 8, 5, 4  # of 18 images in each epoch, two of them twice
+    epochs, batches, size = 6, 3, 4  # of 10 images in each epoch, two of them twice
     _, args = uninterrupted()
     options = ["--workers", 0, "--epochs", epochs, "--noplots", "--noval"]
-    command = [sys.executable, PHASE_TRAIN, *args, *options]
+    command = [PHASE_TRAIN, *args, *options]
     run_checked([*command, "--project", tmp_path / "uninterrupted"], tmp_path / "one")
     train_samples, _ = read_samples(tmp_path / "one.0.samples")
     assert len(train_samples) == epochs * batches * size >= epochs * NUM_TRAIN
 
     killed = [*command, "--project", tmp_path / "killed", "--save-every", 0.001]
     run = KilledRun(killed, tmp_path / "first")
-    run.kill("training", 0.5)
+    run.kill("training", 0.3)
     run.process.wait()
     run_dir = tmp_path / "killed" / "exp"
     progress = load_state(run_dir)["progress"]
@@ -330,9 +327,11 @@ def test_resume_in_two_processes_makes_the_same_samples(
 
 
 def test_validation_in_two_processes_has_the_metrics_of_one(
-    uninterrupted: Uninterrupted, data: Path
+    uninterrupted: Uninterrupted, data: Path, trained_run: Path
 ) -> None:
-    run_dir, _ = uninterrupted(world_size=2, epochs=40)
+    """Of a model that detects something."""
+    weights = trained_run / "exp" / "weights" / "best.pt"
+    run_dir, _ = uninterrupted(world_size=2, epochs=4, weights=weights)
     best = load_state(run_dir, "best.pt")
     split = read_split(read_data_config(data), "val")
     model = build_model("yolo-n", 2)

@@ -66,7 +66,8 @@ def test_nonfinite_step_is_skipped_and_leaves_no_trace(
         saved.append(copy.deepcopy(checkpoint))
 
     monkeypatch.setattr(RunDir, "save", save)
-    assert run_train(data=tiny, epochs=3, noplots=True, project=tmp_path / "runs") == 0
+    options = {"data": tiny, "hyp": None, "epochs": 3, "noplots": True}  # Muon
+    assert run_train(**options, project=tmp_path / "runs") == 0
     before, after, end = (
         next(state for state in saved if state["progress"]["epoch"] == epoch) for epoch in (1, 2, 3)
     )
@@ -103,7 +104,7 @@ def test_nonfinite_step_is_skipped_and_leaves_no_trace(
 
 def test_nonfinite_step_is_the_same_in_a_resumed_run(nan_batches, tiny, tmp_path):
     nan_batches |= {(1, 1), (2, 0)}
-    args = {"data": tiny, "epochs": 4, "noplots": True}
+    args = {"data": tiny, "hyp": None, "epochs": 4, "noplots": True}  # Muon
     assert run_train(**args, project=tmp_path / "whole") == 0
     run_dir = tmp_path / "resumed" / "exp"
     # After the skipped step nothing is saved: the run comes to it once more.

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import few_shapes
 from PIL import Image
+from preloaded import run_python
 
 import train
 from utils import plan as plan_command
@@ -274,8 +275,7 @@ def test_check_lr_names_a_schedule_whose_plan_is_wrong():
 
 
 def run_plan(*arguments, cwd=ROOT):
-    command = [sys.executable, "-m", "utils.plan", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    return run_python(["-m", "utils.plan", *arguments], cwd=cwd)
 
 
 def test_the_command_prints_turning_points_and_draws(tmp_path):

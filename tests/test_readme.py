@@ -13,6 +13,7 @@ import onnx
 import pytest
 from conftest import ROOT, load_state, write_tiny
 from PIL import Image
+from preloaded import run_python
 
 from utils.metrics import METRICS
 
@@ -60,8 +61,12 @@ def clone(tmp_path_factory) -> Path:
     return directory
 
 
-def run_in(clone: Path, words: list[str]) -> str:
-    done = subprocess.run(words, cwd=clone, capture_output=True, text=True)
+def run_in(clone: Path, words: list[str], preloaded: bool = False) -> str:
+    """Run a command in `clone`, if `preloaded` in a process that has imported torch already."""
+    if preloaded:
+        done = run_python(words[1:], cwd=clone)
+    else:
+        done = subprocess.run(words, cwd=clone, capture_output=True, text=True)
     assert done.returncode == 0, (words, done.stderr)
     return done.stdout
 
@@ -88,19 +93,21 @@ def test_readme_train_val_detect_export(clone):
     graph = onnx.load(run_dir / "weights" / "best.onnx")
     assert {entry.key: entry.value for entry in graph.metadata_props}["stride"] == "32"
 
-    output = run_in(clone, [sys.executable, "-c", readme_snippet(README)])
+    output = run_in(clone, [sys.executable, "-c", readme_snippet(README)], preloaded=True)
     assert output.split()[0] in ("disc", "square", "triangle", "star", "cross")
     model = "torch.hub.load('.', 'custom', 'runs/train/exp/weights/best.pt', source='local')"
     code = f"import torch; print({model}.names)"
-    assert "disc" in run_in(clone, [sys.executable, "-c", code])
+    assert "disc" in run_in(clone, [sys.executable, "-c", code], preloaded=True)
 
 
 def test_readme_describe_and_convert(clone):
     write_tiny(clone / "mine", train=4, val=2)
-    assert "train: 4 images" in run_in(clone, readme_command("python -m data.describe"))
+    assert "train: 4 images" in run_in(
+        clone, readme_command("python -m data.describe"), preloaded=True
+    )
     assert (clone / "page.jpg").stat().st_size > 0
     words = readme_command("python -m data.convert voc|coco|yolo mine/data.yaml new")
-    run_in(clone, [word.replace("voc|coco|yolo", "coco") for word in words])
+    run_in(clone, [word.replace("voc|coco|yolo", "coco") for word in words], preloaded=True)
     assert (clone / "new" / "data.yaml").exists()
 
 
@@ -114,13 +121,8 @@ def test_readme_snippet_with_another_run(readme, trained_run, tmp_path):
     source = trained_run / "tiny" / "images" / "val" / "0.png"
     with Image.open(source) as original:
         original.save(image, quality=95)
-    done = subprocess.run(
-        [sys.executable, "-c", readme_snippet(readme)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = run_python(["-c", readme_snippet(readme)], cwd=tmp_path, env=env)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     name, score, *box = done.stdout.splitlines()[0].split()
     assert name in ("class0", "class1") and float(score) > 0.25 and len(box) == 4

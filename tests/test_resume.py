@@ -2,10 +2,8 @@
 
 import math
 import os
-import resource
 import signal
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -24,6 +22,7 @@ from conftest import (
     without_short_run_warnings,
     write_hyp,
 )
+from preloaded import run_python, start_python
 
 import options
 from data.dataset import ValSet
@@ -31,7 +30,9 @@ from models.yolo import YOLO, Neck
 from utils.checkpoint import save_checkpoint
 from utils.hyp import Hyp
 
-PLAIN_COSINE = "lr0: 0.01\nscheduler: {warmup_epoch: 0, eta_min: 0, epoch_scale: 0}\n"
+PLAIN_COSINE = (
+    "optimizer: sgd\nlr0: 0.01\nscheduler: {warmup_epoch: 0, eta_min: 0, epoch_scale: 0}\n"
+)
 
 
 def cosine(epoch: float, epochs: int) -> float:
@@ -125,12 +126,9 @@ def test_signal_in_the_evaluation_ends_the_run_after_it(tiny, tmp_path, capsys):
 def test_ctrl_c_reaches_workers_which_still_deliver_their_batches(tiny, tmp_path):
     """A terminal sends SIGINT to every process of the run."""
     args = train_args(data=tiny, epochs=500, workers=2, noplots=True, project=tmp_path)
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *args],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+    pipe = subprocess.PIPE
+    process = start_python(
+        [ROOT / "train.py", *args], stdout=pipe, stderr=pipe, start_new_session=True
     )
     assert any(line.startswith("epoch 1 ") for line in process.stdout)
     os.killpg(process.pid, signal.SIGINT)
@@ -153,7 +151,7 @@ def test_ctrl_c_reaches_workers_which_still_deliver_their_batches(tiny, tmp_path
     ids=["multi-scale", "backbone"],
 )
 def test_resume_is_exact_with_options_that_change_training(changes, tiny, tmp_path):
-    args = {"data": tiny, "epochs": 3, "noplots": True, **changes}
+    args = {"data": tiny, "hyp": None, "epochs": 3, "noplots": True, **changes}  # Muon
     assert run_train(**args, project=tmp_path / "whole") == 0
     with signal_at("batch", epoch=1, batch=1):
         assert run_train(**args, project=tmp_path) == 143
@@ -243,12 +241,12 @@ def test_full_disk_is_reported_and_the_last_checkpoint_stays(moved_run, tmp_path
     before = last.read_bytes()
     assert len(before) > 20e6
     args = ["--resume", str(run_dir), "--data", str(data), "--save-every", "0.0001"]
-    limited = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *args],
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000, 20_000_000)),
+    program = (
+        "import resource, sys; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000, 20_000_000)); "
+        "import train; sys.exit(train.main())"
     )
+    limited = run_python(["-c", program, *args], cwd=ROOT)
     assert limited.returncode == 2, limited.stderr
     *warnings, error = without_short_run_warnings(limited.stderr).splitlines()
     problem = "cannot be written: File too large; the last checkpoint stays as it is"
@@ -307,7 +305,9 @@ def test_more_epochs_after_a_stop_within_an_epoch(tiny, tmp_path):
 
 def test_more_epochs_have_the_rates_of_a_run_that_was_longer_from_the_start(tiny, tmp_path):
     """From the epoch it is extended in, within a warm-up, with restarts at fractions of the run."""
-    hyp = write_hyp(tmp_path, "scheduler: {warmup_epoch: 3, steps: [50%], epoch_scale: 1}\n")
+    hyp = write_hyp(
+        tmp_path, "optimizer: sgd\nscheduler: {warmup_epoch: 3, steps: [50%], epoch_scale: 1}\n"
+    )
     args = {"hyp": hyp, "data": tiny, "noplots": True, "noval": True}
     assert run_train(**args, epochs=8, project=tmp_path / "long") == 0
     with signal_at("batch", epoch=1, batch=1):
@@ -328,7 +328,7 @@ def test_more_epochs_are_saved_before_the_first_batch(tiny, tmp_path):
 
 
 def test_more_epochs_after_full_length_are_not_early_stopped(tiny, tmp_path):
-    hyp = write_hyp(tmp_path, "lr0: 1e-9\nscheduler: {warmup_epoch: 0}\n")
+    hyp = write_hyp(tmp_path, "optimizer: sgd\nlr0: 1e-9\nscheduler: {warmup_epoch: 0}\n")
     args = {"hyp": hyp, "data": tiny, "noplots": True, "noval": True, "patience": 1}
     assert run_train(**args, epochs=1, project=tmp_path) == 0
     for epochs in (3, 4):

@@ -98,7 +98,7 @@ def test_resume_of_a_finished_or_missing_run_says_so(tiny, tmp_path, capsys):
 
 
 def test_resume_refuses_to_extend_an_early_stopped_run(tiny, tmp_path, capsys):
-    hyp = write_hyp(tmp_path, "lr0: 1e-9\nscheduler: {warmup_epoch: 0}\n")
+    hyp = write_hyp(tmp_path, "optimizer: sgd\nlr0: 1e-9\nscheduler: {warmup_epoch: 0}\n")
     args = {"hyp": hyp, "data": tiny, "epochs": 9, "noplots": True, "project": tmp_path}
     assert run_train(**args, patience=1) == 0
     count = len(read_results(tmp_path / "exp"))

@@ -4,8 +4,6 @@ import json
 import math
 import re
 import runpy
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +14,7 @@ import torch
 from conftest import bitwise_equal
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from preloaded import run_python
 from torch._dynamo.testing import CompileCounter
 
 from utils.plan import plan
@@ -699,8 +698,7 @@ def test_a_compiled_optimizer_is_compiled_once():
 
 
 def test_schedulers_is_not_a_command():
-    command = [sys.executable, "-m", "utils.schedulers", "--hyp", "cawb.yaml"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = run_python(["-m", "utils.schedulers", "--hyp", "cawb.yaml"], cwd=ROOT)
     assert done.returncode == 2 and done.stdout == ""
     assert "use python -m utils.plan" in done.stderr and done.stderr.count("\n") == 1
 

@@ -127,7 +127,7 @@ def test_timm_backbone_is_frozen(tiny, tmp_path):
     weights = random_weights(NAME)
     safetensors.save_file(weights, file)
     args = {"data": tiny, "epochs": 1, "noplots": True, "backbone": f"timm/{NAME}", "weights": file}
-    assert run_train(**args, freeze="backbone", project=tmp_path) == 0
+    assert run_train(**args, freeze="backbone", hyp=None, project=tmp_path) == 0
     features = load(tmp_path / "exp" / "weights" / "best.pt").backbone.features.state_dict()
     assert len(features) > 100
     assert all(torch.equal(value, weights[key]) for key, value in features.items())

@@ -2,12 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, run_train, without_short_run_warnings, write_tiny
+from preloaded import run_python
 
 from utils import log, track
 from utils.cli import run_cli
@@ -91,7 +90,8 @@ def test_every_part_of_a_run_has_lines_and_the_end_names_the_report(tmp_path, ca
 
 
 IN_A_CHILD = """
-import json, os, sys
+import json, os, sys, warnings
+warnings.simplefilter("ignore")
 import data.convert, data.describe, detect, export, train, val, utils.from_yolov5, utils.plan
 for module, *arguments in json.loads(sys.argv[1]):
     pid = os.fork()
@@ -124,14 +124,7 @@ def test_output_that_nobody_reads_ends_quietly(trained_run, tmp_path):
     commands = [[str(word) for word in command] for command in commands]
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run(
-        [sys.executable, "-c", IN_A_CHILD, json.dumps(commands)],
-        cwd=ROOT,
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONWARNINGS": "ignore"},
-    )
+    done = run_python(["-c", IN_A_CHILD, json.dumps(commands)], cwd=ROOT, stdout=writer)
     os.close(writer)
     stderr = without_short_run_warnings(done.stderr)
     assert stderr.splitlines() == [f"{command[0]} 0" for command in commands]
@@ -144,7 +137,7 @@ def test_output_that_nobody_reads_ends_quietly(trained_run, tmp_path):
 def test_an_error_that_nobody_reads_has_its_status():
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "utils.plan", "--hyp", "no.yaml"]
-    done = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=writer)
+    command = ["-m", "utils.plan", "--hyp", "no.yaml"]
+    done = run_python(command, cwd=ROOT, stdout=writer, stderr=writer)
     os.close(writer)
     assert done.returncode == 2

@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-import sys
 
 import pytest
 import yaml
@@ -19,6 +18,7 @@ from conftest import (
     write_hyp,
     write_tiny,
 )
+from preloaded import run_python
 
 from options import defaults
 from utils.schedulers import AnnealingLR
@@ -36,8 +36,7 @@ COLUMNS = [
 
 def run_command(*args: object, cwd=None) -> subprocess.CompletedProcess:
     """Run `python train.py ARGS` as a user does, in a process of its own."""
-    command = [sys.executable, str(ROOT / "train.py"), *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+    return run_python([ROOT / "train.py", *args], cwd=cwd)
 
 
 # ---------------------------------------------------------------------------- what a run does
@@ -87,7 +86,10 @@ def test_train_counts_the_samples_of_its_batches(tiny, tmp_path, capsys):
     """
     args = {"data": tiny, "batch_size": 5, "noval": True, "noplots": True, "project": tmp_path}
     decay = "learning_rate_decay_a: 0.1, learning_rate_decay_b: 0.5"
-    hyp = write_hyp(tmp_path, f"lr0: 0.004\nscheduler: {{name: poly, warmup_epoch: 1, {decay}}}\n")
+    hyp = write_hyp(
+        tmp_path,
+        f"optimizer: sgd\nlr0: 0.004\nscheduler: {{name: poly, warmup_epoch: 1, {decay}}}\n",
+    )
     assert run_train(hyp=hyp, epochs=3, **args) == 0
     expected = [0.004 * 2 / 3, *(0.004 / (1 + 0.1 * t) ** 0.5 for t in (20, 32))]
     rates = [float(row["lr/0"]) for row in read_results(tmp_path / "exp")]
@@ -116,7 +118,7 @@ def test_train_loads_the_weights_that_fit(tiny, tmp_path, capsys):
 
 
 def test_train_is_repeatable_and_depends_on_the_seed(tiny, tmp_path):
-    args = {"data": tiny, "epochs": 1, "noplots": True, "project": tmp_path}
+    args = {"data": tiny, "hyp": None, "epochs": 1, "noplots": True, "project": tmp_path}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         assert run_train(**args, name=name, seed=seed) == 0
     a, b, c = (load_state(tmp_path / name)["model"] for name in "abc")
@@ -129,7 +131,7 @@ def test_train_is_repeatable_and_depends_on_the_seed(tiny, tmp_path):
 def test_train_learns_one_class(tmp_path):
     """Bright rectangles: 40 images, two hundred steps, from random weights."""
     data = write_tiny(tmp_path / "one", train=40, val=20, classes=1)
-    args = {"epochs": 20, "noplots": True, "noval": True}
+    args = {"hyp": None, "epochs": 20, "noplots": True, "noval": True}
     assert run_train(data=data, **args, project=tmp_path) == 0
     assert load_state(tmp_path / "exp")["progress"]["best_map"] > 0.2
 
@@ -147,7 +149,7 @@ def test_train_learns_one_class_on_real_images(bccd, tmp_path):
     data = tmp_path / "data.yaml"
     data.write_text("train: images\nval: images\nnames: [WBC]\n")
     args = {"epochs": 20, "imgsz": 96, "batch_size": 8, "noplots": True, "noval": True}
-    assert run_train(data=data, **args, project=tmp_path / "runs") == 0
+    assert run_train(data=data, hyp=None, **args, project=tmp_path / "runs") == 0
     assert load_state(tmp_path / "runs" / "exp")["progress"]["best_map"] > 0.1
 
 
@@ -166,7 +168,7 @@ def test_train_warns_of_a_run_without_mosaics(text, epochs, has_warning, tiny, t
 
 
 def test_train_stops_early(tiny, tmp_path, capsys):
-    hyp = write_hyp(tmp_path, "lr0: 1e-9\nscheduler: {warmup_epoch: 0}\n")
+    hyp = write_hyp(tmp_path, "optimizer: sgd\nlr0: 1e-9\nscheduler: {warmup_epoch: 0}\n")
     args = {"hyp": hyp, "data": tiny, "epochs": 20, "noplots": True, "project": tmp_path}
     assert run_train(**args, patience=2) == 0
     message = "early stopping: mAP50-95 has not improved for 2 epochs"
@@ -201,7 +203,7 @@ def test_train_compares_the_learning_rate_with_the_plan_at_every_batch(tiny, tmp
         return [lr * factors[-1] for lr in rates(self, epoch, samples)]
 
     monkeypatch.setattr(AnnealingLR, "_rates", rates_that_change)
-    hyp = write_hyp(tmp_path, "scheduler: {name: constant, warmup_epoch: 1}\n")
+    hyp = write_hyp(tmp_path, "optimizer: sgd\nscheduler: {name: constant, warmup_epoch: 1}\n")
     args = {"hyp": hyp, "data": tiny, "epochs": 3, "noplots": True, "noval": True}
     expected = r"AnnealingLR: epoch 1, batch 2: the learning rate of group 0 is .* was planned"
     with (

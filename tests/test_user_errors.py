@@ -6,7 +6,6 @@ import os
 import pickle
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +25,7 @@ from conftest import (
     write_tiny,
 )
 from PIL import Image
+from preloaded import run_python
 from test_formats import png_bomb
 
 import train
@@ -512,8 +512,7 @@ def test_train_invalid_input_in_a_new_process_is_one_line(tmp_path):
         case, folder = CASES[name], tmp_path / str(SUBPROCESS_CASES.index(name))
         arguments, message = prepare(case, folder)
         files = list_files(folder)
-        command = [sys.executable, ROOT / "train.py", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+        done = run_python([ROOT / "train.py", *arguments], cwd=folder)
         check_output(case, message, done.returncode, done.stdout, done.stderr)
         assert list_files(folder) == files
 

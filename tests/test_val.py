@@ -5,8 +5,6 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ import torch
 import yaml
 from conftest import read_results, run_train, write_tiny
 from PIL import Image
+from preloaded import run_python
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
@@ -88,11 +87,9 @@ def write_coco(directory: Path) -> tuple[Path, Path]:
 
 
 def test_val_metrics_match_training(trained_run):
-    command = [sys.executable, ROOT / "val.py", "--weights", best_weights(trained_run)]
+    command = [ROOT / "val.py", "--weights", best_weights(trained_run)]
     command += ["--device", "cpu", "--project", trained_run / "val"]
-    process = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, cwd=trained_run
-    )
+    process = run_python(command, cwd=trained_run)
     assert process.returncode == 0, process.stderr
     best = best_epoch(trained_run)
     results = trained_run / "val" / "exp"

@@ -3,20 +3,19 @@
 The expected values are the losses of the model for all images in one batch.
 """
 
-import subprocess
-
 import numpy as np
 import pytest
 import torch
 from conftest import (
     ROOT,
-    TORCHRUN,
     load_state,
     read_results,
     resume_train,
+    torchrun,
     train_args,
     write_tiny,
 )
+from preloaded import run_python
 from torch.utils.data import DataLoader, Subset
 
 from data.config import read_data_config
@@ -106,12 +105,7 @@ def test_val_losses_without_an_object():
 def test_val_losses_of_two_processes_with_different_numbers_of_batches(tmp_path):
     data = write_tiny(tmp_path / "tiny")  # 5 images: 3 and 2, in batches of one
     arguments = train_args(data=data, epochs=1, batch_size=2, noplots=True, project=tmp_path)
-    done = subprocess.run(
-        [*TORCHRUN, "2", str(ROOT / "train.py"), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_python([*torchrun(2), ROOT / "train.py", *arguments], cwd=ROOT)
     assert done.returncode == 0, done.stderr
     model = load(tmp_path / "exp" / "weights" / "last.pt").to(memory_format=torch.channels_last)
     expected = losses_in_one_batch(model, val_set(data), Hyp())

@@ -17,13 +17,17 @@ from conftest import (
     write_hyp,
     write_tiny,
 )
+from preloaded import run_python
 
 import utils.shared_memory
 from utils.errors import UserError, environment_error
 from utils.shared_memory import check_shared_memory
 
 TIMEOUT = 300  # seconds; on a busy machine the imports alone can take a minute
-POLY = "scheduler: {name: poly, learning_rate_decay_a: 0.01, learning_rate_decay_b: 0.5}\n"
+POLY = """
+optimizer: sgd
+scheduler: {name: poly, learning_rate_decay_a: 0.01, learning_rate_decay_b: 0.5}
+"""
 NUM_IMAGES = 150
 
 # Python 3.14 starts workers with forkserver on Linux; macOS and Windows do with spawn. With a limit
@@ -72,8 +76,7 @@ def run_with(start_method: str, project: Path, options: dict[str, object]) -> No
     program = project / "program.py"
     program.write_text(PROGRAM)
     arguments = train_args(**options, project=project)
-    command = [sys.executable, program, start_method, ROOT, *arguments]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=TIMEOUT)
+    done = run_python([program, start_method, ROOT, *arguments])
     assert done.returncode == 0, done.stderr
     assert without_short_run_warnings(done.stderr) == ""
 
@@ -113,17 +116,10 @@ def test_signal_to_every_process_leaves_the_forkserver_and_its_workers(tiny, tmp
     """As batch systems send it. The optimizer step under way needs ten more batches."""
     program = tmp_path / "program.py"
     program.write_text(SIGNAL_ALL)
-    hyp = write_hyp(tmp_path, "accumulate: 12\n")
+    hyp = write_hyp(tmp_path, "optimizer: sgd\naccumulate: 12\n")
     options = {"data": tiny, "hyp": hyp, "epochs": 20, "batch_size": 1, "workers": 1}
     arguments = train_args(**options, noplots=True, noval=True, project=tmp_path)
-    command = [sys.executable, program, ROOT, *arguments]
-    done = subprocess.run(
-        [*map(str, command)],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        start_new_session=True,
-    )
+    done = run_python([program, ROOT, *arguments], start_new_session=True)
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
     assert_one_line_error(done.stderr, "stopped by SIGTERM at epoch 1, batch 12")
 

@@ -35,7 +35,7 @@ def limit_spinning() -> None:
 
 
 def auto_threads(default: int) -> int:
-    """Return how many of `default` threads to compute with: one per free CPU, at least half of them.
+    """Return how many of `default` threads to compute with: one per free CPU, at least half.
 
     All threads wait for the one that shares its CPU with another program and gets half of it.
     """

@@ -8,6 +8,7 @@ import shlex
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,8 @@ class RunSummary:
     """The image file of each image id."""
     read_image: Callable[[str], Tensor]
     """Reads one of `files` as (C, h, w) uint8."""
+    curves: Path | None = None
+    """The picture of `rows`, if there is one already."""
 
 
 def command_line(program: str, args: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
@@ -112,7 +115,7 @@ def write_report(run_dir: Path, summary: RunSummary, keep_going: KeepGoing | Non
     sections: dict[str, Callable[[], str]] = {
         "Environment": lambda: _environment_table(summary.environment),
         "Per-class metrics": lambda: _metrics_table(summary.result),
-        "Training curves": lambda: _png(lambda file: draw_results(summary.rows, file)),
+        "Training curves": lambda: _png(partial(_write_curves, summary)),
         "Learning rate: planned and actual": lambda: _png(
             lambda file: draw_schedule(
                 summary.planned, summary.batches_per_epoch, summary.rows, file
@@ -206,6 +209,13 @@ def _png(draw: Callable[[io.BytesIO], None]) -> str:
     buffer = io.BytesIO()
     draw(buffer)
     return f"<img src='{_data_uri(buffer, 'png')}' alt=''>"
+
+
+def _write_curves(summary: RunSummary, file: io.BytesIO) -> None:
+    if summary.curves:
+        file.write(summary.curves.read_bytes())
+    else:
+        draw_results(summary.rows, file)
 
 
 def _none_correct(f1: Mapping[int, float], image_ids: Sequence[int]) -> str:
