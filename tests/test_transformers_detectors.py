@@ -385,8 +385,7 @@ def edit_json(file: Path, **values: object) -> None:
         ("{folder}", {"processor": None}, ["cannot be read: "]),
     ],
 )
-def test_error_messages(name, edits, parts, dfine_folder, tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between tries to reach the hub
+def test_error_messages(name, edits, parts, dfine_folder, tiny, tmp_path, capsys):
     folder = shutil.copytree(dfine_folder, tmp_path / "copy")
     options = {"weights": "DEFAULT", "imgsz": edits.pop("imgsz", 64)}
     if "weights" in edits:
