@@ -4,9 +4,9 @@ import copy
 import json
 import shutil
 import signal
-import socketserver
+import socket
 import sys
-import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -137,17 +137,17 @@ def detr_config(**options: object) -> object:
 CONFIGS = {"d_fine": dfine_config, "rt_detr_v2": rtdetr_config, "detr": detr_config}
 
 
-def save_folder(folder: Path, config: object, **processor: object) -> Path:
+def save_folder(folder: Path, config: object, factor: float = 1.5, **processor: object) -> Path:
     """Write a detector with random weights as publishers do; its weights are not those of a start.
 
-    Larger ones make its queries differ.
+    Larger ones, by `factor`, make its queries differ.
     """
     torch.manual_seed(5)
     model = transformers.AutoModelForObjectDetection.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1 and parameter.requires_grad:
-                parameter.mul_(1.5)
+                parameter.mul_(factor)
     model.save_pretrained(folder)
     image_processor = {"image_processor_type": "RTDetrImageProcessor", "do_normalize": False}
     (folder / "preprocessor_config.json").write_text(json.dumps(image_processor | processor))
@@ -415,29 +415,24 @@ def test_old_version_is_one_sentence(tiny, monkeypatch, capsys):
     assert_one_line_error(capsys.readouterr().err, "but 5.9.1 is installed")
 
 
-def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch, tiny, tmp_path, capsys):
-    """Its library would try six times, for half a minute."""
+def test_a_hub_that_cannot_be_reached_is_said_at_once(monkeypatch, tiny, tmp_path, capsys):
+    """Its library would try six times, and wait for half a minute in between."""
     from huggingface_hub import constants
 
-    requests = []
-
-    class Silent(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            requests.append(self.request.recv(9))
-
-    with socketserver.TCPServer(("127.0.0.1", 0), Silent) as server:
-        threading.Thread(target=server.serve_forever).start()
-        address = f"http://127.0.0.1:{server.server_address[1]}/{{repo_id}}/{{filename}}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
-        try:
-            status = run_train(model="dfine-n", weights="DEFAULT", data=tiny, project=tmp_path)
-        finally:
-            server.shutdown()
-    assert status == 2 and len(requests) == 1
-    sentence = "--model ustc-community/dfine-nano-coco: cannot be read: "
-    assert_one_line_error(capsys.readouterr().err, sentence)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]  # nobody listens there when it is closed
+    address = f"http://127.0.0.1:{port}/{{repo_id}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    waits = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    assert run_train(model="dfine-n", weights="DEFAULT", data=tiny, project=tmp_path) == 2
+    assert not waits
+    sentence = (
+        "--model ustc-community/dfine-nano-coco: cannot be read: it is not in the hub's cache"
+    )
+    assert_one_line_error(capsys.readouterr().err, sentence, "the hub does not answer: ")
 
 
 def save_checkpoint(folder: Path, path: Path, imgsz: int) -> Detector:
@@ -457,7 +452,7 @@ def save_checkpoint(folder: Path, path: Path, imgsz: int) -> Detector:
     return model.eval()
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", ["d_fine", "detr"])
 def test_exports_can_be_moved_to_another_device(family, tmp_path):
     folder = save_folder(tmp_path / "hub", CONFIGS[family]())
     path = tmp_path / "best.pt"
