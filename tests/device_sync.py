@@ -102,9 +102,10 @@ class Watch(TorchDispatchMode):
         if not on_device and not to_device:
             return func(*args, **kwargs)  # on the CPU
         if func is aten._local_scalar_dense.default:
-            self.wait("item")
-            # True: that all numbers are finite.
-            return torch.full((), args[0].dtype == torch.bool, dtype=args[0].dtype).item()
+            line = self.wait("item")
+            # transformers asks whether all numbers are finite, torchvision whether any box is empty.
+            is_true = args[0].dtype == torch.bool and line.startswith("transformers/")
+            return torch.full((), is_true, dtype=args[0].dtype).item()
         if func in (aten._to_copy.default, aten.copy_.default):
             return self.copy(func, args, kwargs, tensors)
         if func is aten.equal.default:
@@ -156,8 +157,8 @@ class Watch(TorchDispatchMode):
         with self.fake:
             return like.new_empty(shape, dtype=dtype)
 
-    def wait(self, what: str) -> None:
-        """Record it with the innermost line of this project, or of one of `LIBRARIES`."""
+    def wait(self, what: str) -> str:
+        """Record it with the innermost line of this project, or of one of `LIBRARIES`: that line."""
         line = "backward pass"
         for frame in reversed(traceback.extract_stack()):
             path = Path(frame.filename)
@@ -169,6 +170,7 @@ class Watch(TorchDispatchMode):
                 line = f"{path.relative_to(ROOT)}:{frame.lineno} {frame.line}"
                 break
         self.waits.append((what, line))
+        return line
 
 
 class Sampler:

@@ -103,6 +103,7 @@ def test_timm_backbone_run_is_stopped_and_resumed_exactly(tiny, tmp_path, capsys
     file = tmp_path / "lcnet.safetensors"
     safetensors.save_file(random_weights(NAME), file)
     args = {"data": tiny, "epochs": 2, "noplots": True, "backbone": f"timm/{NAME}", "weights": file}
+    args["hyp"] = None  # the default
     assert run_train(**args, project=tmp_path / "whole") == 0
     output = capsys.readouterr().out
     assert f"--weights {file}: loaded " in output and "hyp/finetune.yaml" in output
@@ -115,7 +116,7 @@ def test_timm_backbone_run_is_stopped_and_resumed_exactly(tiny, tmp_path, capsys
     assert_same_run(tmp_path / "whole" / "exp", tmp_path / "exp")
     for row in read_results(tmp_path / "exp"):
         rates = [float(row[f"lr/{group}"]) for group in range(4)]
-        assert rates[0] == rates[1] and rates[2] == rates[3] == pytest.approx(0.1 * rates[0])
+        assert rates[0] == rates[1] and rates[2] == rates[3] == pytest.approx(0.05 * rates[0])
     best = tmp_path / "exp" / "weights" / "best.pt"
     source = {"--source": tiny.parent / "images" / "val", "--project": tmp_path / "detect"}
     arguments = [str(text) for pair in source.items() for text in pair]
