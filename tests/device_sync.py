@@ -103,7 +103,7 @@ class Watch(TorchDispatchMode):
             return func(*args, **kwargs)  # on the CPU
         if func is aten._local_scalar_dense.default:
             line = self.wait("item")
-            # transformers asks whether all numbers are finite, torchvision whether any box is empty.
+            # transformers asks if all numbers are finite, torchvision if any box is empty.
             is_true = args[0].dtype == torch.bool and line.startswith("transformers/")
             return torch.full((), is_true, dtype=args[0].dtype).item()
         if func in (aten._to_copy.default, aten.copy_.default):
@@ -158,7 +158,7 @@ class Watch(TorchDispatchMode):
             return like.new_empty(shape, dtype=dtype)
 
     def wait(self, what: str) -> str:
-        """Record it with the innermost line of this project, or of one of `LIBRARIES`: that line."""
+        """Record and return the innermost line of this project, or of one of `LIBRARIES`."""
         line = "backward pass"
         for frame in reversed(traceback.extract_stack()):
             path = Path(frame.filename)
