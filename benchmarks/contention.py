@@ -1,11 +1,11 @@
-"""Training throughput in images/s beside other busy processes, by threads and how they wait.
+"""Training throughput in images/s next to other busy processes, by threads and how they wait.
 
     python benchmarks/contention.py --data DATA.yaml [--peer BIN]
 
 BIN is the bin directory of a virtual environment with Ultralytics. Each setting trains in a process
 of its own, with the whole loop as train.py has it. They take turns of some seconds, in which the
-others are stopped, beside 0, 1, 2 and 4 processes that do nothing but compute. "automatic", which
-decides when it starts, is started anew beside each number of them. Printed are the median over the
+others are stopped, next to 0, 1, 2 and 4 processes that do nothing but compute. "automatic", which
+decides when it starts, is started anew for each number of them. Printed are the median over the
 turns and the range. The first batch that ends in a turn does not count.
 """
 
@@ -171,7 +171,7 @@ def main() -> None:
 def measure(
     runs: dict[str, Training], count: int, args: argparse.Namespace, data: Path, folder: Path
 ) -> None:
-    """Print the throughput of all settings beside `count` busy processes, which are running."""
+    """Print the throughput of all settings next to `count` busy processes, which are running."""
     if "automatic" in runs:
         runs.pop("automatic").kill()
     runs["automatic"] = Training("automatic", args, data, folder)

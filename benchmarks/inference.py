@@ -32,7 +32,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORT, LONG = 16, 80  # images in the lists
-CONF = 0.25  # of predict, on both sides
+CONF = 0.25  # of predict, on both candidates
 
 # ----------------------------------------------------------------------------------------------
 # In a process of its own: one candidate, with the job's options
@@ -208,7 +208,7 @@ def main() -> None:
         result = (peer_job if args.job["is_peer"] else our_job)(args.job)
         print(json.dumps(result))
         return
-    sides = {
+    candidates = {
         "this repo": {"weights": str(args.weights.resolve()), "is_peer": False},
         "Ultralytics": {"weights": str(args.peer_weights.resolve()), "is_peer": True},
     }
@@ -222,10 +222,10 @@ def main() -> None:
                 for batch_size in args.batch_size if kind == "val" else [1]:
                     job = {"kind": kind, "imgsz": imgsz, "batch_size": batch_size}
                     job |= {"datasets": datasets, "shape": shape}
-                    results: dict[str, list[list[float]]] = {name: [] for name in sides}
+                    results: dict[str, list[list[float]]] = {name: [] for name in candidates}
                     for _ in range(args.rounds):
-                        for name, side in sides.items():
-                            results[name].append(run_job(pythons[name], job | side))
+                        for name, candidate in candidates.items():
+                            results[name].append(run_job(pythons[name], job | candidate))
                     report(f"{imgsz} px  {kind}, batch size {batch_size}", results)
 
 

@@ -77,8 +77,8 @@ def run_ultralytics(data: Path, args: argparse.Namespace, project: Path, *option
     command = [str(args.peer / "yolo"), "detect", "train", *pairs, *options]
     subprocess.run(command, check=True, capture_output=True)
     rows = read_rows(project / "exp" / "results.csv")
-    minutes = [float(row["time"]) / 60 for row in rows]  # cumulative
-    return Curve(minutes, [float(row["metrics/mAP50-95"]) for row in rows])
+    time = [float(row["time"]) / 60 for row in rows]  # cumulative
+    return Curve(time, [float(row["metrics/mAP50-95"]) for row in rows])
 
 
 def first_reached(curve: Curve, score: float) -> float | None:
@@ -86,16 +86,16 @@ def first_reached(curve: Curve, score: float) -> float | None:
     return next((m for m, s in zip(*curve, strict=True) if s >= score), None)
 
 
-def describe(ours: Curve, name: str, peer: Curve) -> str:
+def describe(curve: Curve, name: str, peer: Curve) -> str:
     """One line: the peer's best, and how much sooner this repository had it."""
     best = max(peer.scores)
-    peer_minutes, minutes = first_reached(peer, best), first_reached(ours, best)
-    text = f"{name}: best {best:.3f} after {peer_minutes:.1f} of {peer.minutes[-1]:.1f} minutes; "
-    if minutes is None:
-        return text + f"this repository: never, its best is {max(ours.scores):.3f}"
+    peer_time, time = first_reached(peer, best), first_reached(curve, best)
+    text = f"{name}: best {best:.3f} after {peer_time:.1f} of {peer.minutes[-1]:.1f} minutes; "
+    if time is None:
+        return text + f"this repository: never, its best is {max(curve.scores):.3f}"
     return text + (
-        f"this repository: after {minutes:.2f} minutes, {peer_minutes / minutes:.1f} times sooner "
-        f"({peer.minutes[-1] / minutes:.1f} times, against the whole run)"
+        f"this repository: after {time:.2f} minutes, {peer_time / time:.1f} times sooner "
+        f"({peer.minutes[-1] / time:.1f} times, against the whole run)"
     )
 
 
@@ -142,9 +142,9 @@ def main() -> None:
                 curves[trainer] = run(data, args, Path(project))
             points = zip(*curves[trainer], strict=True)
             print(name, trainer, *(f"{m:.2f}:{s:.3f}" for m, s in points), flush=True)
-        ours, *peers = curves.items()
+        first, *peers = curves.items()
         for trainer, curve in peers:
-            print(f"{name}, {describe(ours[1], trainer, curve)}", flush=True)
+            print(f"{name}, {describe(first[1], trainer, curve)}", flush=True)
     if args.table:
         with args.table.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)

@@ -34,7 +34,7 @@ def map_ahead(fn: Callable[[A], B], items: Iterable[A], num_threads: int) -> Ite
 
 
 class Background:
-    """Calls functions in `num_threads` threads while the program goes on.
+    """Calls functions in `num_threads` threads while the program continues.
 
     At most twice as many calls are open: then it waits for the first one.
     """

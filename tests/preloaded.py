@@ -139,13 +139,13 @@ def open_stream(
 @cache
 def server() -> socket.socket:
     """Start the process that forks; it ends when this one has closed the connection."""
-    own, remote = socket.socketpair(type=socket.SOCK_SEQPACKET)
+    local, remote = socket.socketpair(type=socket.SOCK_SEQPACKET)
     bytecode = tempfile.mkdtemp(prefix="bytecode-")
     atexit.register(shutil.rmtree, bytecode, ignore_errors=True)
     with remote:
         words = [sys.executable, __file__, str(remote.fileno()), bytecode]
         subprocess.Popen(words, pass_fds=[remote.fileno()], stdin=subprocess.DEVNULL)
-    return own
+    return local
 
 
 # ---------------------------------------------------------------------------- in the process
@@ -193,7 +193,7 @@ def run(request: dict) -> None:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
-    for number in (signal.SIGHUP, signal.SIGTERM):  # whatever the terminal of the tests ignores
+    for number in (signal.SIGHUP, signal.SIGTERM):  # even if the terminal of the tests ignores them
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     extra = [path for path in os.environ.get("PYTHONPATH", "").split(":") if path]
@@ -218,7 +218,7 @@ def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     for name in LIBRARIES:
         importlib.import_module(name)
-    # The modules of the repository are compiled once, whatever PYTHONDONTWRITEBYTECODE says.
+    # The modules of the repository are compiled once, also with PYTHONDONTWRITEBYTECODE.
     sys.pycache_prefix, sys.dont_write_bytecode = sys.argv[2], False
     gc.freeze()
     request = serve(connection)

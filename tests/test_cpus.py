@@ -30,11 +30,11 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setattr(cpus.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(cpus.time, "process_time", lambda: 0.0)
 
-    def set_machine(allowed, busy=(), quota="max 100000", share=1.0):
+    def set_machine(allowed, busy=(), quota="max 100000", load=1.0):
         def write_stat():
             lines = ["cpu  0 0 0 0 0 0 0 0 0 0"]
             for i in range(64):
-                idle = round(100 * (clock[0] - 1000) * (1 - share * (i in busy)))
+                idle = round(100 * (clock[0] - 1000) * (1 - load * (i in busy)))
                 lines.append(f"cpu{i} 7 0 5 {idle - idle // 4} {idle // 4} 0 0 0 0 0")
             (tmp_path / "stat").write_text("\n".join([*lines, "intr 1 2 3", "btime 5", ""]))
 
@@ -56,7 +56,7 @@ def test_an_idle_machine_has_all_threads(machine):
     machine(range(8))
     assert cpu_count() == 8 and auto_threads(8) == 8
     assert auto_threads(4) == 4  # torch's default, one for two hyperthreads
-    machine(range(8), busy=range(8), share=0.05)  # what a system does by itself
+    machine(range(8), busy=range(8), load=0.05)  # what a system does by itself
     assert auto_threads(8) == 8
 
 
@@ -99,7 +99,7 @@ def test_torch_decides_where_the_load_is_unknown(machine, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "spinning"),
+    ("variables", "spinning"),
     [
         ({}, cpus.SPIN_COUNT),
         ({"GOMP_SPINCOUNT": "7"}, "7"),
@@ -107,7 +107,7 @@ def test_torch_decides_where_the_load_is_unknown(machine, tmp_path):
     ],
 )
 @pytest.mark.parametrize("command", ["train.py", "val.py", "detect.py", "export.py"])
-def test_commands_limit_spinning_before_torch_is_loaded(command, given, spinning, tmp_path):
+def test_commands_limit_spinning_before_torch_is_loaded(command, variables, spinning, tmp_path):
     """A module `torch` stands in for torch; the first import of it ends the command."""
     (tmp_path / "torch.py").write_text(
         "import os, sys\nprint(os.environ.get('GOMP_SPINCOUNT'), flush=True)\nos._exit(0)\n"
@@ -118,7 +118,7 @@ def test_commands_limit_spinning_before_torch_is_loaded(command, given, spinning
     program += f"runpy.run_path({str(ROOT / command)!r}, run_name='__main__')"
     done = subprocess.run(
         [sys.executable, "-c", program],
-        env=environment | given,
+        env=environment | variables,
         capture_output=True,
         text=True,
         timeout=60,

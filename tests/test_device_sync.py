@@ -41,8 +41,8 @@ def test_training_step_of_torchvision_detectors_waits_once_outside_torchvision()
     assert [*steps] == [*OPTIMIZERS]
     for optimizer, waits in steps.items():
         torchvision = ("torchvision/", "backward pass")
-        own = [wait for wait in waits if not wait[1].startswith(torchvision)]
-        assert len(own) == 1, (optimizer, own)
+        outside = [wait for wait in waits if not wait[1].startswith(torchvision)]
+        assert len(outside) == 1, (optimizer, outside)
 
 
 def test_transformers_detectors_wait_once_outside_transformers(tmp_path):
@@ -54,13 +54,13 @@ def test_transformers_detectors_wait_once_outside_transformers(tmp_path):
     folder = save_folder(tmp_path / "hub", dfine_config(num_denoising=0))
     steps = waits_in_a_step(f"transformers/{folder}", ("adamw", "validation"))
     transformers = ("transformers/", "backward pass")
-    own = {
+    waits_of = {
         name: [wait for wait in waits if not wait[1].startswith(transformers)]
         for name, waits in steps.items()
     }
-    ((what, line),) = own["adamw"]
+    ((what, line),) = waits_of["adamw"]
     assert what == "item" and line.startswith("train.py:"), line
-    ((what, line),) = own["validation"]
+    ((what, line),) = waits_of["validation"]
     assert what == "copy to the CPU" and line.startswith("models/detector.py:"), line
 
 

@@ -79,18 +79,18 @@ def average_precision(
         # How many correct detections each recall needs.
         needed = np.searchsorted(np.arange(num_objects[area] + 1) / num_objects[area], RECALLS)
         for i in range(len(IOUS)):
-            found = np.flatnonzero(correct[:, area, i])
-            # Detections of another area are ignored, unless they have found an object.
+            indices = np.flatnonzero(correct[:, area, i])
+            # Detections of another area are ignored, unless they match an object.
             matched_inside = (matched[:, area, i] & is_inside[:, area]).cumsum()
-            wrong = num_inside[found, area] - matched_inside[found]
-            count = np.arange(1, len(found) + 1)
+            wrong = num_inside[indices, area] - matched_inside[indices]
+            count = np.arange(1, len(indices) + 1)
             best = np.maximum.accumulate((count / (count + wrong))[::-1])[::-1]
-            reached = np.searchsorted(needed, len(found), side="right") if len(found) else 0
+            reached = np.searchsorted(needed, len(indices), side="right") if len(indices) else 0
             index = np.maximum(needed[:reached] - 1, 0)
             precision[i, :reached, area] = best[index]
             precision[i, reached:, area] = 0
             if area == i == 0:
-                scores_at[1:reached] = scores[position[found]][index[1:]]
+                scores_at[1:reached] = scores[position[indices]][index[1:]]
     return precision, scores_at
 
 
@@ -164,20 +164,20 @@ def _match(pairs: Pairs, image_ids: np.ndarray, ignored: np.ndarray, crowd: np.n
     turn = _rank_in_group(image_ids)[pairs.detection]
     order = np.lexsort((pairs.object, pairs.iou, pairs.detection, turn))
     detection, object_, iou = (array[order] for array in pairs)
-    taken = np.zeros((len(crowd), *shape), bool)
+    used = np.zeros((len(crowd), *shape), bool)
     matched, correct = np.zeros((2, len(image_ids), *shape), bool)
     for start, length in zip(*_starts_and_lengths(turn[order]), strict=True):
         of_turn = slice(start, start + length)
         objects = object_[of_turn]
-        free = (iou[of_turn, None] >= thresholds)[:, None] & ~taken[objects]
+        free = (iou[of_turn, None] >= thresholds)[:, None] & ~used[objects]
         # A pair's number, higher for a better one; 0 if it cannot be matched.
         number = np.arange(1, length + 1)[:, None] + length * ~ignored[objects]
         number = np.where(free, number[:, :, None], 0)
         first, _ = _starts_and_lengths(detection[of_turn])
         best = np.maximum.reduceat(number, first)
-        found = best.nonzero()
-        best_object = objects[(best[found] - 1) % length]
-        taken[best_object, found[1], found[2]] = ~crowd[best_object]
+        indices = best.nonzero()
+        best_object = objects[(best[indices] - 1) % length]
+        used[best_object, indices[1], indices[2]] = ~crowd[best_object]
         matched[detection[of_turn][first]] = best > 0
         correct[detection[of_turn][first]] = best > length
     return Matches(matched, correct)

@@ -27,7 +27,7 @@ def cpu_count() -> int:
 def limit_spinning() -> None:
     """Let OpenMP's threads sleep soon while they wait. Call it before torch is loaded.
 
-    libgomp's threads spin for milliseconds. Beside other programs the thread that they wait for
+    libgomp's threads spin for milliseconds. Next to other programs the thread that they wait for
     often has no CPU meanwhile, because they spin on it. What the user has set stays.
     """
     if sys.platform == "linux" and not WAIT_SETTINGS & os.environ.keys():
@@ -49,7 +49,7 @@ class _Sample(NamedTuple):
 
     clock: float
     idle: float
-    own: float
+    process: float
 
 
 def _sample() -> _Sample | None:
@@ -77,7 +77,7 @@ def _free_cpus() -> float:
         end = _sample()
     if not start or not end:
         return float("inf")
-    return (end.idle - start.idle + end.own - start.own) / (end.clock - start.clock)
+    return (end.idle - start.idle + end.process - start.process) / (end.clock - start.clock)
 
 
 def _allowed_cpus() -> set[int]:

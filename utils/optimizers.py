@@ -13,7 +13,7 @@ from utils.hyp import Hyp
 # Coefficients (a, b, c, d, e) of an odd polynomial a x + b x^3 + c x^5 + d x^7 + e x^9 for each
 # iteration; together they bring singular values of 0.025 to 1 within 10% of 1. Each is the best
 # (minimax) for the range that the one before it leaves (Amsel et al., "The Polar Express", arXiv
-# 2505.16932, with degree 5). Two of degree 9 reach as far as three of degree 5, with 7 in place of
+# 2505.16932, with degree 5). Two of degree 9 reach as far as three of degree 5, with 7 instead of
 # 9 matrix products. Muon as published uses one polynomial of degree 5 five times (Jordan et al.,
 # "Muon: An optimizer for hidden layers in neural networks", 2024).
 NEWTON_SCHULZ_COEFFS = (
@@ -143,7 +143,7 @@ def orthogonalize(stacks: Sequence[Tensor], scales: Sequence[float]) -> list[Ten
     The singular vectors stay the same (Newton-Schulz iteration). Each polynomial of a matrix X is a
     matrix polynomial of its Gram matrix G = X X' times X. So all of them are multiplied up in the
     smaller space of G, where the matrices with as many rows are iterated together, and X is
-    multiplied once, in place of once for each polynomial.
+    multiplied once, instead of once for each polynomial.
     """
     wide = [x.mT if x.shape[1] > x.shape[2] else x for x in stacks]
     by_rows: dict[int, list[int]] = {}
