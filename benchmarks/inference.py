@@ -63,6 +63,9 @@ def loop(detect: Callable[[str], int], job: dict[str, Any]) -> tuple[float, floa
 def our_job(job: dict[str, Any]) -> object:
     """Run a job with this repository."""
     sys.path.insert(0, str(ROOT))
+    from utils.cpus import limit_spinning
+
+    limit_spinning()  # as the commands do
     size = ["--imgsz", str(job["imgsz"]), "--device", "cpu", "--project", job["project"]]
     weights = job["weights"]
     if job["kind"] == "val":
