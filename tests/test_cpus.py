@@ -30,7 +30,7 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setattr(cpus.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(cpus.time, "process_time", lambda: 0.0)
 
-    def set_machine(allowed, busy=(), quota="max 100000", load=1.0):
+    def set_machine(allowed, busy=(), quota="max 100000", load=1.0, load_of_a_minute=None):
         def write_stat():
             lines = ["cpu  0 0 0 0 0 0 0 0 0 0"]
             for i in range(64):
@@ -46,6 +46,8 @@ def machine(tmp_path, monkeypatch):
         (tmp_path / "cpu.max").write_text(f"{quota}\n")
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(allowed), raising=False)
         monkeypatch.setattr(cpus.time, "sleep", sleep)
+        minute = len(busy) * load if load_of_a_minute is None else load_of_a_minute
+        monkeypatch.setattr(os, "getloadavg", lambda: (minute, 0.0, 0.0), raising=False)
         write_stat()
         monkeypatch.setattr(cpus, "_START", cpus._sample())
 
@@ -58,6 +60,14 @@ def test_an_idle_machine_has_all_threads(machine):
     assert auto_threads(4) == 4  # torch's default, one for two hyperthreads
     machine(range(8), busy=range(8), load=0.05)  # what a system does by itself
     assert auto_threads(8) == 8
+
+
+def test_a_load_of_seconds_leaves_all_threads(machine):
+    """A run keeps its number of threads: a command that ended as it began must not slow it."""
+    machine(range(2), busy=[1], load_of_a_minute=0.3)
+    assert auto_threads(2) == 2
+    machine(range(2), load_of_a_minute=2.0)  # ended before the start
+    assert auto_threads(2) == 2
 
 
 def test_a_thread_for_each_free_cpu(machine):

@@ -37,10 +37,12 @@ def limit_spinning() -> None:
 def auto_threads(default: int) -> int:
     """Return how many of `default` threads to compute with: one per free CPU, at least half.
 
-    All threads wait for the one that shares its CPU with another program and gets half of it.
+    All threads wait for the one that shares its CPU with another program and gets half of it. A run
+    keeps its number, so a load of seconds, such as that of another start, must not decide it: a CPU
+    is busy only if it was for the last minute, too.
     """
     count = min(default, cpu_count())
-    free = round(min(count, _free_cpus()))
+    free = round(min(count, max(_free_cpus(), count - _load_of_a_minute())))
     return max(free, (count + 1) // 2)
 
 
@@ -78,6 +80,14 @@ def _free_cpus() -> float:
     if not start or not end:
         return float("inf")
     return (end.idle - start.idle + end.process - start.process) / (end.clock - start.clock)
+
+
+def _load_of_a_minute() -> float:
+    """Return how many threads have run or waited to run on the machine, inf if that is unknown."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return float("inf")
 
 
 def _allowed_cpus() -> set[int]:
