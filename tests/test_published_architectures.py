@@ -26,6 +26,7 @@ pytest.importorskip("scipy")
 
 from test_kills import assert_same_outputs, launcher, run_checked, run_with_kills  # noqa: E402
 from test_transformers_detectors import (  # noqa: E402
+    assert_onnx_agrees,
     dfine_config,
     save_checkpoint,
     save_folder,
@@ -182,7 +183,7 @@ def test_killed_run_with_a_timm_backbone_is_bitwise_identical(tiny, tmp_path):
 def test_onnx_equals_the_model(name, tmp_path):
     for package in ("onnx", "onnxscript"):
         pytest.importorskip(package)
-    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxruntime")
     make, imgsz, _ = ARCHITECTURES[name]
     config = make()
     # As many queries as cells: without training rounding decides which are taken.
@@ -191,14 +192,8 @@ def test_onnx_equals_the_model(name, tmp_path):
     path = tmp_path / "best.pt"
     model = save_checkpoint(folder, path, imgsz)
     assert export.main(["--weights", str(path)]) == 0
-    session = onnxruntime.InferenceSession(path.with_suffix(".onnx"))
     images = torch.rand(1, 3, imgsz, imgsz, generator=torch.Generator().manual_seed(0))
-    results = [*map(torch.from_numpy, session.run(None, {"images": images.numpy()}))]
-    with torch.no_grad():
-        expected = model.predict(images)
-    result, other = (torch.cat((b[0], 1000 * s[0]), 1) for b, s in (expected, results))
-    distances = torch.cdist(result, other, p=torch.inf)
-    assert distances.amin(0).max() < 0.05 and distances.amin(1).max() < 0.05
+    assert_onnx_agrees(model, path.with_suffix(".onnx"), images)
 
 
 @pytest.mark.kills

@@ -75,7 +75,7 @@ class RunSummary:
     read_image: Callable[[str], Tensor]
     """Reads one of `files` as (C, h, w) uint8."""
     curves: Path | None = None
-    """The picture of `rows`, if there is one already."""
+    """The file with the plot of `rows`, if it has been drawn already."""
 
 
 def command_line(program: str, args: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
