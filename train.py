@@ -38,10 +38,10 @@ from models.cuda_graph import capture_training
 from models.detector import Detector
 from models.freezing import freeze
 from models.weights import load_initial_weights
-from options import FINETUNE, FINETUNE_DETECTOR, defaults, parse_args
+from options import defaults, hyp_message, parse_args
 from utils.amp import LossScaler, amp_dtype, amp_name, autocast
 from utils.anomaly import detect_anomaly
-from utils.auto_batch import largest_batch, limit_batch
+from utils.auto_batch import auto_batch_size
 from utils.checkpoint import Part, restore
 from utils.checkpointer import Checkpointer
 from utils.cli import abs_path, cli_command
@@ -55,15 +55,16 @@ from utils.hyp import Hyp
 from utils.inference import run_inference
 from utils.interrupt import StopSignals, kill_workers_at_exit
 from utils.keep_going import KeepGoing
-from utils.letterbox import check_imgsz, imgsz_bounds, imgsz_warning, round_imgsz
+from utils.letterbox import fit_imgsz, imgsz_bounds
 from utils.log import info, plural, set_main, stage, warning
 from utils.memory import disable_malloc_trim, peak_memory_gb
 from utils.metrics import combine, evaluate_classes, format_table
+from utils.nonfinite import report_skip
 from utils.optimizers import build_optimizer
+from utils.pictures import draw_end, draw_lr_plan, draw_train_batch
 from utils.plan import build_checked_scheduler, check_lr
-from utils.plots import draw_batch, draw_plan, draw_predictions, draw_results
 from utils.progress import Progress, summary_line
-from utils.report import REPORT_CONF, RunSummary, command_line, write_report
+from utils.report import REPORT_CONF, RunSummary, command_line
 from utils.resume import (
     Start,
     check_data_unchanged,
@@ -79,7 +80,6 @@ from utils.track import Track
 from utils.val_loss import LossTotals, mean_losses
 
 ROOT = Path(__file__).resolve().parent
-MAX_CONSECUTIVE_SKIPS = 10  # optimizer steps with non-finite numbers, after which a run stops
 
 
 class Run:
@@ -166,18 +166,14 @@ def build(
         class_weights = hyp.weights_of_classes(train_data.class_names, start.hyp_file)
         model.set_class_weights(class_weights)
     args.epochs = args.epochs or config.epochs
-    args.batch_size = args.batch_size or config.batch_size
-    args.imgsz = args.imgsz or config.imgsz
-    warning(*imgsz_warning(args.imgsz, model.stride))
-    args.imgsz = round_imgsz(args.imgsz, model.stride)
+    args.imgsz = fit_imgsz(args.imgsz or config.imgsz, model.stride, model.min_size)
     min_imgsz, max_imgsz = imgsz_bounds(args.imgsz, model.stride)
-    check_imgsz(min_imgsz, model.min_size)
     check_cuda_graphs(args, hyp, device, (min_imgsz, max_imgsz), dist.world_size)
+    args.batch_size = args.batch_size or config.batch_size
     if args.batch_size == "auto":
-        fitting = dist.on_main(largest_batch, model, max_imgsz, device, run.dtype)
-        args.batch_size = limit_batch(fitting, len(train_data), config.batch_size, dist.world_size)
-        images = plural(fitting, "image")
-        info(f"--batch-size auto: {args.batch_size} (a GPU has memory for {images})")
+        args.batch_size = auto_batch_size(
+            model, max_imgsz, device, run.dtype, len(train_data), config.batch_size, dist
+        )
     if "batch_size" in overrides and args.batch_size > len(train_data):
         size = len(train_data)
         warning(f"--batch-size {args.batch_size}: larger than the training set; using {size}")
@@ -284,11 +280,8 @@ def train_one_epoch(run: Run, progress: Progress) -> None:
         images = apply_color_matrix(images, [target["color"] for target in targets], run.dtype)
         with autocast(run.device, run.dtype):
             losses = run.ddp_model(images, targets)
-        if batch == epoch == 0 and (unused := hyp.loss_weights.keys() - losses.keys()):
-            warning(
-                f"{run.args.model}: the loss weights {', '.join(sorted(unused))} have no effect; "
-                f"its losses are {', '.join(losses)}"
-            )
+        if batch == epoch == 0:
+            warning(*hyp.unused_loss_weights(losses, run.args.model))
         losses = {name: loss * hyp.loss_weights.get(name, 1.0) for name, loss in losses.items()}
         run.scaler.scale(sum(losses.values()) / (window_end - window_start)).backward()
         reduced = run.dist.all_reduce_mean(torch.stack([*losses.values()]).detach())
@@ -314,17 +307,7 @@ def train_one_epoch(run: Run, progress: Progress) -> None:
             progress.skip_step()
             run.ema.restore_buffers(run.model)
             names = run.train_data.image_names(sampler.source_images(window_start, batch))
-            warning(
-                f"epoch {epoch}, batch {batch}: loss {window_loss:.3g} or gradient norm "
-                f"{grad_norm:.3g} is not finite: skipped the optimizer step "
-                f"({progress.skipped_steps} so far); images: {names}"
-            )
-        if progress.consecutive_skips == MAX_CONSECUTIVE_SKIPS:
-            raise UserError(
-                f"{run.run_dir.path}: {MAX_CONSECUTIVE_SKIPS} consecutive steps were not finite, "
-                f"up to epoch {epoch}, batch {batch} (last.pt is from before them; "
-                "--detect-anomaly finds the first module)"
-            )
+            report_skip(progress, batch, window_loss, grad_norm, names, run.run_dir.path)
         run.scaler.update()
         run.optimizer.zero_grad()
         window_loss = 0.0
@@ -380,22 +363,17 @@ def main(argv: list[str] | None = None) -> None:
             f"{len(run.loaders.train_set)} + {len(run.val_data)} images at {args.imgsz} px, on "
             f"{run.device}, amp {amp_name(run.dtype)}, world size {dist.world_size}, into {path}"
         )
-        is_finetuning = args.hyp in (FINETUNE, FINETUNE_DETECTOR)
-        if start.checkpoint is None and is_finetuning and "hyp" not in overrides:
-            info(f"hyperparameters for pretrained weights: hyp/{args.hyp} (--hyp FILE for others)")
+        if start.checkpoint is None:
+            info(*hyp_message(args, overrides))
         warning(*mosaic_warning(run.hyp, args.epochs))
         info(*channels_message(run.train_data.channels))
         if dist.is_main:
             run.run_dir.write_yaml(hyp=run.hyp.model_dump(), args=vars(args))
         if draws_plots:
             stage("start_plots")
-            keep_going = KeepGoing()
-            with keep_going.without(path / "lr.png"):
-                draw_plan(run.lr_plan, len(run.loaders.sampler), path / "lr.png")
+            draw_lr_plan(path, run.lr_plan, len(run.loaders.sampler))
             if start.checkpoint is None:
-                images, targets = run.loaders.next_train_batch(run.dtype)
-                with keep_going.without(path / "train_batch.jpg"):
-                    draw_batch(images, targets, class_names, path / "train_batch.jpg")
+                draw_train_batch(path, run.loaders.next_train_batch(run.dtype), class_names)
         run.tensorboard.open(path, progress.epoch)
         progress.start_timer()
         run.checkpointer.save()  # fail early on a full disk; from here a kill can be resumed
@@ -431,33 +409,22 @@ def main(argv: list[str] | None = None) -> None:
         keep_going = KeepGoing()  # the run is saved; no error in a plot may end it
         reports: list[str] = []
         if draws_plots:
-            stage("results_plots")
-            with keep_going.without(path / "results.png"):
-                draw_results(progress.history, path / "results.png")
-            curves = path / "results.png" if keep_going.succeeded else None
-            with keep_going.without(path / "val_batch.jpg"):
-                images, targets = next(iter(run.loaders.val))
-                with torch.no_grad(), autocast(run.device, run.dtype):
-                    predictions = run.ema.model(images.to(run.device))
-                draw_predictions(images, targets, predictions, class_names, path / "val_batch.jpg")
-            stage("report")
-            with keep_going.without(path / "report.html"):
-                summary = RunSummary(
-                    command=command_line("train.py", vars(args), defaults()),
-                    environment=run.environment,
-                    hyp=run.hyp,
-                    rows=progress.history,
-                    planned=run.lr_plan,
-                    batches_per_epoch=len(run.loaders.sampler),
-                    result=progress.best_result,
-                    ground_truth=run.ground_truth,
-                    detections=progress.best_detections,
-                    files=run.val_data.files,
-                    read_image=partial(read_image, channels=run.val_data.channels),
-                    curves=curves,
-                )
-                write_report(path, summary, keep_going)
-                reports.append(f"report: {path / 'report.html'}")
+            summary = RunSummary(
+                command=command_line("train.py", vars(args), defaults()),
+                environment=run.environment,
+                hyp=run.hyp,
+                rows=progress.history,
+                planned=run.lr_plan,
+                batches_per_epoch=len(run.loaders.sampler),
+                result=progress.best_result,
+                ground_truth=run.ground_truth,
+                detections=progress.best_detections,
+                files=run.val_data.files,
+                read_image=partial(read_image, channels=run.val_data.channels),
+            )
+            reports = draw_end(
+                path, summary, run.loaders.val, run.ema.model, run.device, run.dtype, keep_going
+            )
         with keep_going.without("TensorBoard's images"):
             run.tensorboard.close(path, len(progress.history) - 1)
         progress.finished = keep_going.succeeded  # only a run with its plots is finished
