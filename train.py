@@ -5,14 +5,13 @@
     python train.py --resume                                        # continue the latest run
     torchrun --standalone --nproc_per_node 4 train.py --data ...    # several GPUs
 
-Read it top to bottom: build() turns arguments into objects, train_one_epoch() has the training
-step, validate() evaluates the EMA, main() is the story. To change the loop, change this file.
+Read it top to bottom: build() turns arguments into objects (run.py lists them), train_one_epoch()
+has the training step, validate() evaluates the EMA, main() is the story. To change the loop, change
+this file.
 """
 
-import argparse
 import math
 import sys
-from array import array
 from functools import partial
 from pathlib import Path
 
@@ -26,23 +25,23 @@ from torch import nn
 
 from data.augment import apply_color_matrix, mosaic_warning
 from data.config import channels_message, read_data_config
-from data.formats import Annotations, images_in_both_splits, invalid_count, read_train_val
+from data.formats import images_in_both_splits, invalid_count, read_train_val
 from data.images import read_image
-from data.loaders import Loaders, build_loaders
+from data.loaders import build_loaders
 from data.locate import find_data_yaml
 from data.prefetch import prefetch
 from data.shapes import make_builtin
 from models import build_model
 from models.batch_norm import check_batch_of_one
 from models.cuda_graph import capture_training
-from models.detector import Detector
 from models.freezing import freeze
 from models.weights import load_initial_weights
 from options import defaults, hyp_message, parse_args
+from run import Run
 from utils.amp import LossScaler, amp_dtype, amp_name, autocast
 from utils.anomaly import detect_anomaly
 from utils.auto_batch import auto_batch_size
-from utils.checkpoint import Part, restore
+from utils.checkpoint import restore
 from utils.checkpointer import Checkpointer
 from utils.cli import abs_path, cli_command
 from utils.cuda_graphs import check_cuda_graphs
@@ -50,8 +49,7 @@ from utils.device import select_device, set_deterministic, set_threads
 from utils.distributed import DistributedContext, convert_sync_batchnorm
 from utils.ema import EMA
 from utils.errors import UserError
-from utils.ground_truth import GroundTruth, limit_message
-from utils.hyp import Hyp
+from utils.ground_truth import limit_message
 from utils.inference import run_inference
 from utils.interrupt import StopSignals, kill_workers_at_exit
 from utils.keep_going import KeepGoing
@@ -73,42 +71,12 @@ from utils.resume import (
     start_or_resume,
 )
 from utils.run_dir import RunDir, new_run_dir, run_dir_of
-from utils.schedulers import BatchWarmup
 from utils.seeds import seed_everything
 from utils.tensorboard import TensorBoardLogger
 from utils.track import Track
 from utils.val_loss import LossTotals, mean_losses
 
 ROOT = Path(__file__).resolve().parent
-
-
-class Run:
-    """The objects of a run, which `build` makes."""
-
-    args: argparse.Namespace
-    hyp: Hyp
-    dist: DistributedContext
-    stop: StopSignals
-    device: torch.device
-    dtype: torch.dtype  # what the network computes in
-    environment: dict[str, object]  # what the last bits of the results depend on
-    train_data: Annotations
-    val_data: Annotations
-    ground_truth: GroundTruth  # of validation
-    loaders: Loaders
-    model: Detector
-    ddp_model: nn.Module  # `model` itself in a single process
-    frozen_modules: list[nn.Module]
-    optimizer: torch.optim.Optimizer
-    scaler: LossScaler
-    scheduler: BatchWarmup
-    lr_plan: list[array]  # of each parameter group: the learning rate of every batch
-    ema: EMA
-    progress: Progress
-    parts: dict[str, Part]  # all that is saved and restored, by name
-    run_dir: RunDir
-    checkpointer: Checkpointer
-    tensorboard: TensorBoardLogger
 
 
 def build(
