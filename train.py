@@ -93,7 +93,8 @@ def build(
 
     stage("device")
     device = run.device = select_device(args.device, dist.local_rank)
-    args.threads = set_threads(args.threads)  # for good: the last bits depend on it
+    threads = dist.on_main(set_threads, args.threads)
+    args.threads = set_threads(threads)  # in all processes and for good: the last bits depend on it
     run.dtype = amp_dtype(args.amp, device)
     same_order = args.deterministic or device.type == "cpu"
     set_deterministic(same_order)
@@ -344,7 +345,7 @@ def main(argv: list[str] | None = None) -> None:
                 draw_train_batch(path, run.loaders.next_train_batch(run.dtype), class_names)
         run.tensorboard.open(path, progress.epoch)
         progress.start_timer()
-        run.checkpointer.save()  # fail early on a full disk; from here a kill can be resumed
+        run.checkpointer.save()  # a full disk is reported early; from here a kill can be resumed
 
         while progress.epoch < args.epochs and not progress.early_stopped:
             epoch = progress.epoch
