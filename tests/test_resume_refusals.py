@@ -82,6 +82,17 @@ def test_resume_accepts_arguments_that_agree_with_the_run(moved_run):
     assert resume_train(moved_run / "runs" / "exp", **same, **free, **location, noplots=True) == 0
 
 
+def test_resume_refuses_an_argument_that_the_run_was_started_before(moved_run, capsys):
+    """In a fork that has added an argument to the code since then."""
+    run_dir = moved_run / "runs" / "exp"
+    state = load_state(run_dir)
+    del state["args"]["single_cls"]
+    torch.save(state, run_dir / "weights" / "last.pt")
+    assert resume_train(run_dir, single_cls=True) == 2
+    message = f"--single-cls: conflicts with {run_dir}, which was started without it"
+    assert_one_line_error(capsys.readouterr().err, message)
+
+
 def test_resume_of_a_finished_or_missing_run_says_so(tiny, tmp_path, capsys):
     project = tmp_path / "runs"
     assert run_train(data=tiny, epochs=1, noplots=True, project=project) == 0

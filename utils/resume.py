@@ -113,7 +113,7 @@ def resume_args(
             )
         elif key in RESUME_OVERRIDABLE or (key == "epochs" and value > saved_args["epochs"]):
             args[key] = value
-        elif not _same_value(key, value, saved := saved_args[key]):
+        elif not _same_value(key, value, saved := saved_args.get(key)):
             hint = f"need {saved} or more" if key == "epochs" else "leave it out"
             raise UserError(
                 f"{flag}: conflicts with {run_dir}, which was started {_started_with(saved)} "
