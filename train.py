@@ -205,6 +205,7 @@ def build(
         "data_fingerprint": fingerprint,
         "environment": run.environment,
         "detection_limit": limit,
+        "stride": model.stride,
     }
     run.checkpointer = Checkpointer(
         run.run_dir, header, run.parts, dist, stop, args.save_every, args.save_period

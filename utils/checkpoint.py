@@ -20,7 +20,7 @@ FORMAT = 4  # to be raised when the layout changes
 HEADER = (
     "format", "args", "hyp", "class_names", "model_config", "data_fingerprint", "environment",
 )  # fmt: skip
-NEW_HEADER = ("detection_limit",)  # what older checkpoints lack
+NEW_HEADER = ("detection_limit", "stride")  # what older checkpoints lack
 
 
 class Part(Protocol):

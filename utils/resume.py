@@ -96,6 +96,7 @@ def resume_args(
     if missing := sorted({*HEADER} - checkpoint.keys()):
         raise UserError(f"{path}: has no {', '.join(missing)} (--resume needs a last.pt)")
     saved_args, run_dir, progress = checkpoint["args"], run_dir_of(path), checkpoint["progress"]
+    stride = checkpoint.get("stride", 32)
     args = {"threads": checkpoint["environment"].get("threads")} | saved_args
     if "OMP_NUM_THREADS" in os.environ:
         args["threads"] = None
@@ -113,7 +114,7 @@ def resume_args(
             )
         elif key in RESUME_OVERRIDABLE or (key == "epochs" and value > saved_args["epochs"]):
             args[key] = value
-        elif not _same_value(key, value, saved := saved_args.get(key)):
+        elif not _same_value(key, value, saved := saved_args.get(key), stride):
             hint = f"need {saved} or more" if key == "epochs" else "leave it out"
             raise UserError(
                 f"{flag}: conflicts with {run_dir}, which was started {_started_with(saved)} "
@@ -148,9 +149,9 @@ def _check_location(key: str, value: str, flag: str, run_dir: Path) -> None:
         )
 
 
-def _same_value(key: str, value: Any, saved: Any) -> bool:
+def _same_value(key: str, value: Any, saved: Any, stride: int) -> bool:
     if key == "imgsz":  # the run has what was asked for, rounded to the model's stride
-        return imgsz_bounds(value) == imgsz_bounds(saved)
+        return imgsz_bounds(value, stride) == imgsz_bounds(saved, stride)
     if key == "batch_size" and value == "auto":  # the run has the number that auto found
         return True
     return value == saved
