@@ -6,6 +6,7 @@ import signal
 import subprocess
 
 import numpy as np
+import PIL
 import pytest
 import torch
 import torch.nn.functional as F
@@ -208,6 +209,19 @@ def test_resume_of_a_moved_run_needs_and_stores_the_new_data_path(
         away.rename(interrupted_run / "data")
     assert len(read_results(run_dir)) == 3
     assert load_state(run_dir)["args"]["data"] == str(data.resolve())
+
+
+def test_resume_names_the_libraries_that_have_changed(moved_run, capsys):
+    """NumPy draws the random numbers; a run from before a version was saved says nothing of it."""
+    run_dir = moved_run / "runs" / "exp"
+    state = load_state(run_dir)
+    state["environment"]["numpy"] = "1.0"
+    state["environment"].pop("Pillow", None)
+    save_checkpoint(state, run_dir / "weights" / "last.pt")
+    with signal_at("batch"):
+        assert resume_train(run_dir, data=moved_run / "data" / "data.yaml") == 143
+    assert f"environment changed (numpy 1.0 -> {np.__version__}): " in capsys.readouterr().err
+    assert load_state(run_dir)["environment"]["Pillow"] == PIL.__version__
 
 
 def test_resume_with_weights_on_another_disk(moved_run, tmp_path):

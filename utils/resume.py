@@ -8,7 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL
 import torch
+import torchvision
 
 from utils.amp import amp_name
 from utils.checkpoint import HEADER, checkpoint_errors, load_checkpoint
@@ -183,10 +186,13 @@ def numerics_environment(
 ) -> dict[str, Any]:
     """Return what the last bits of a sum depend on: versions, hardware, threads, processes.
 
-    libraries: those whose versions matter besides torch's.
+    libraries: those whose versions matter besides these.
     """
     environment = {
         "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "numpy": np.__version__,  # its random numbers
+        "Pillow": PIL.__version__,
         "device": device.type,
         "amp": amp_name(dtype),
         "world_size": world_size,
@@ -200,11 +206,14 @@ def numerics_environment(
 
 
 def environment_diff(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:
-    """Return what differs between two `numerics_environment`s, as text; "" if nothing does."""
+    """Return what differs between two `numerics_environment`s, as text; "" if nothing does.
+
+    Of what is not `saved`, such as the GPU of a run that had none, nothing is said.
+    """
     return ", ".join(
-        f"{key} {saved.get(key)} -> {value}"
+        f"{key} {saved[key]} -> {value}"
         for key, value in current.items()
-        if saved.get(key) != value
+        if saved.get(key, value) != value
     )
 
 
@@ -216,6 +225,6 @@ def resume_warnings(start: Start, environment: Mapping[str, Any]) -> list[str]:
         message = f"the schedule from here on is that of {start.args.epochs} epochs, not {epochs}"
         messages.append(f"--epochs {start.args.epochs}: {message}")
     if changes := environment_diff(start.checkpoint["environment"], environment):
-        message = f"environment changed ({changes}): results will not be bitwise identical"
+        message = f"environment changed ({changes}): results may not be bitwise identical"
         messages.append(f"{start.path}: {message}")
     return messages
