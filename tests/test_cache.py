@@ -65,7 +65,7 @@ def change_label_of_equal_size(root):
 
 
 def touch_image(root):
-    os.utime(root / "images" / "train" / "3.png", ns=(time.time_ns(), time.time_ns() + 10**9))
+    os.utime(root / "images" / "train" / "3.png", ns=(time.time_ns(), time.time_ns() - 10**9))
 
 
 def replace_image(root):
