@@ -136,8 +136,8 @@ def build(
         model.set_class_weights(class_weights)
     args.epochs = args.epochs or config.epochs
     args.imgsz = fit_imgsz(args.imgsz or config.imgsz, model.stride, model.min_size)
-    min_imgsz, max_imgsz = imgsz_bounds(args.imgsz, model.stride)
-    check_cuda_graphs(args, hyp, device, (min_imgsz, max_imgsz), dist.world_size)
+    min_imgsz, max_imgsz = bounds = imgsz_bounds(args.imgsz, model.stride)
+    check_cuda_graphs(args, hyp, device, bounds, dist.world_size, "cuda_graphs" in overrides)
     args.batch_size = args.batch_size or config.batch_size
     if args.batch_size == "auto":
         args.batch_size = auto_batch_size(

@@ -211,6 +211,20 @@ def test_resume_of_a_moved_run_needs_and_stores_the_new_data_path(
     assert load_state(run_dir)["args"]["data"] == str(data.resolve())
 
 
+def test_resume_without_a_gpu_of_a_run_with_cuda_graphs(moved_run, capsys):
+    """They change no number; only a command that asks for them where there are none is refused."""
+    run_dir, data = moved_run / "runs" / "exp", moved_run / "data" / "data.yaml"
+    state = load_state(run_dir)
+    state["args"]["cuda_graphs"] = True
+    save_checkpoint(state, run_dir / "weights" / "last.pt")
+    problem = "--cuda-graphs: does not work with --device cpu (it needs a CUDA device)"
+    assert resume_train(run_dir, data=data, cuda_graphs=True) == 2
+    assert capsys.readouterr().err == f"train.py: {problem}\n"
+    with signal_at("batch"):
+        assert resume_train(run_dir, data=data) == 143
+    assert f"{problem}; the run continues without\n" in capsys.readouterr().err
+
+
 def test_resume_names_the_libraries_that_have_changed(moved_run, capsys):
     """NumPy draws the random numbers; a run from before a version was saved says nothing of it."""
     run_dir = moved_run / "runs" / "exp"
