@@ -225,6 +225,15 @@ def test_resume_without_a_gpu_of_a_run_with_cuda_graphs(moved_run, capsys):
     assert f"{problem}; the run continues without\n" in capsys.readouterr().err
 
 
+def test_detect_anomaly_is_for_the_start_that_asks_for_it(moved_run):
+    """It takes twice as long and ends a run where a step would be skipped."""
+    run_dir, data = moved_run / "runs" / "exp", moved_run / "data" / "data.yaml"
+    for detect_anomaly in (True, False):
+        with signal_at("batch"):
+            assert resume_train(run_dir, data=data, detect_anomaly=detect_anomaly) == 143
+        assert load_state(run_dir)["args"]["detect_anomaly"] == detect_anomaly
+
+
 def test_resume_names_the_libraries_that_have_changed(moved_run, capsys):
     """NumPy draws the random numbers; a run from before a version was saved says nothing of it."""
     run_dir = moved_run / "runs" / "exp"

@@ -101,6 +101,7 @@ def resume_args(
     saved_args, run_dir, progress = checkpoint["args"], run_dir_of(path), checkpoint["progress"]
     stride = checkpoint.get("stride", 32)
     args = {"threads": checkpoint["environment"].get("threads")} | saved_args
+    args["detect_anomaly"] = False  # only where it is asked for: it slows a run, and may end it
     if "OMP_NUM_THREADS" in os.environ:
         args["threads"] = None
     for key, value in overrides.items():
