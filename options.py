@@ -1,6 +1,7 @@
 """The arguments of `train.py`, each declared once; the loop reads them as `args.NAME`."""
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 from models import MODELS, SHORTHANDS, backbone_name, model_name
@@ -220,6 +221,16 @@ def _has_published_weights(args: argparse.Namespace) -> bool:
     """Return whether training starts from weights of others: published, or in their file format."""
     weights = args.weights or ""
     return args.pretrained or weights == "DEFAULT" or weights.endswith(".safetensors")
+
+
+def hyp_message(args: argparse.Namespace, given: Mapping[str, Any]) -> list[str]:
+    """Return a message if the hyp file was chosen because of the weights, else [].
+
+    `args` and `given` are what `parse_args` returned.
+    """
+    if "hyp" in given or args.hyp not in (FINETUNE, FINETUNE_DETECTOR):
+        return []
+    return [f"hyperparameters for pretrained weights: hyp/{args.hyp} (--hyp FILE for others)"]
 
 
 def defaults() -> dict[str, Any]:

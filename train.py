@@ -5,14 +5,13 @@
     python train.py --resume                                        # continue the latest run
     torchrun --standalone --nproc_per_node 4 train.py --data ...    # several GPUs
 
-Read it top to bottom: build() turns arguments into objects, train_one_epoch() has the training
-step, validate() evaluates the EMA, main() is the story. To change the loop, change this file.
+Read it top to bottom: build() turns arguments into objects (run.py lists them), train_one_epoch()
+has the training step, validate() evaluates the EMA, main() is the story. To change the loop, change
+this file.
 """
 
-import argparse
 import math
 import sys
-from array import array
 from functools import partial
 from pathlib import Path
 
@@ -26,23 +25,23 @@ from torch import nn
 
 from data.augment import apply_color_matrix, mosaic_warning
 from data.config import channels_message, read_data_config
-from data.formats import Annotations, images_in_both_splits, invalid_count, read_train_val
+from data.formats import images_in_both_splits, invalid_count, read_train_val
 from data.images import read_image
-from data.loaders import Loaders, build_loaders
+from data.loaders import build_loaders
 from data.locate import find_data_yaml
 from data.prefetch import prefetch
 from data.shapes import make_builtin
 from models import build_model
 from models.batch_norm import check_batch_of_one
 from models.cuda_graph import capture_training
-from models.detector import Detector
 from models.freezing import freeze
 from models.weights import load_initial_weights
-from options import FINETUNE, FINETUNE_DETECTOR, defaults, parse_args
+from options import defaults, hyp_message, parse_args
+from run import Run
 from utils.amp import LossScaler, amp_dtype, amp_name, autocast
 from utils.anomaly import detect_anomaly
-from utils.auto_batch import largest_batch, limit_batch
-from utils.checkpoint import Part, restore
+from utils.auto_batch import auto_batch_size
+from utils.checkpoint import restore
 from utils.checkpointer import Checkpointer
 from utils.cli import abs_path, cli_command
 from utils.cuda_graphs import check_cuda_graphs
@@ -50,20 +49,20 @@ from utils.device import select_device, set_deterministic, set_threads
 from utils.distributed import DistributedContext, convert_sync_batchnorm
 from utils.ema import EMA
 from utils.errors import UserError
-from utils.ground_truth import GroundTruth, limit_message
-from utils.hyp import Hyp
+from utils.ground_truth import limit_message
 from utils.inference import run_inference
 from utils.interrupt import StopSignals, kill_workers_at_exit
 from utils.keep_going import KeepGoing
-from utils.letterbox import check_imgsz, imgsz_bounds, imgsz_warning, round_imgsz
+from utils.letterbox import fit_imgsz, imgsz_bounds
 from utils.log import info, plural, set_main, stage, warning
 from utils.memory import disable_malloc_trim, peak_memory_gb
 from utils.metrics import combine, evaluate_classes, format_table
+from utils.nonfinite import report_skip
 from utils.optimizers import build_optimizer
+from utils.pictures import draw_end, draw_lr_plan, draw_train_batch
 from utils.plan import build_checked_scheduler, check_lr
-from utils.plots import draw_batch, draw_plan, draw_predictions, draw_results
 from utils.progress import Progress, summary_line
-from utils.report import REPORT_CONF, RunSummary, command_line, write_report
+from utils.report import REPORT_CONF, RunSummary, command_line
 from utils.resume import (
     Start,
     check_data_unchanged,
@@ -72,43 +71,12 @@ from utils.resume import (
     start_or_resume,
 )
 from utils.run_dir import RunDir, new_run_dir, run_dir_of
-from utils.schedulers import BatchWarmup
 from utils.seeds import seed_everything
 from utils.tensorboard import TensorBoardLogger
 from utils.track import Track
 from utils.val_loss import LossTotals, mean_losses
 
 ROOT = Path(__file__).resolve().parent
-MAX_CONSECUTIVE_SKIPS = 10  # optimizer steps with non-finite numbers, after which a run stops
-
-
-class Run:
-    """The objects of a run, which `build` makes."""
-
-    args: argparse.Namespace
-    hyp: Hyp
-    dist: DistributedContext
-    stop: StopSignals
-    device: torch.device
-    dtype: torch.dtype  # what the network computes in
-    environment: dict[str, object]  # what the last bits of the results depend on
-    train_data: Annotations
-    val_data: Annotations
-    ground_truth: GroundTruth  # of validation
-    loaders: Loaders
-    model: Detector
-    ddp_model: nn.Module  # `model` itself in a single process
-    frozen_modules: list[nn.Module]
-    optimizer: torch.optim.Optimizer
-    scaler: LossScaler
-    scheduler: BatchWarmup
-    lr_plan: list[array]  # of each parameter group: the learning rate of every batch
-    ema: EMA
-    progress: Progress
-    parts: dict[str, Part]  # all that is saved and restored, by name
-    run_dir: RunDir
-    checkpointer: Checkpointer
-    tensorboard: TensorBoardLogger
 
 
 def build(
@@ -125,7 +93,8 @@ def build(
 
     stage("device")
     device = run.device = select_device(args.device, dist.local_rank)
-    args.threads = set_threads(args.threads)  # for good: the last bits depend on it
+    threads = dist.on_main(set_threads, args.threads)
+    args.threads = set_threads(threads)  # in all processes and for good: the last bits depend on it
     run.dtype = amp_dtype(args.amp, device)
     same_order = args.deterministic or device.type == "cpu"
     set_deterministic(same_order)
@@ -166,18 +135,14 @@ def build(
         class_weights = hyp.weights_of_classes(train_data.class_names, start.hyp_file)
         model.set_class_weights(class_weights)
     args.epochs = args.epochs or config.epochs
+    args.imgsz = fit_imgsz(args.imgsz or config.imgsz, model.stride, model.min_size)
+    min_imgsz, max_imgsz = bounds = imgsz_bounds(args.imgsz, model.stride)
+    check_cuda_graphs(args, hyp, device, bounds, dist.world_size, "cuda_graphs" in overrides)
     args.batch_size = args.batch_size or config.batch_size
-    args.imgsz = args.imgsz or config.imgsz
-    warning(*imgsz_warning(args.imgsz, model.stride))
-    args.imgsz = round_imgsz(args.imgsz, model.stride)
-    min_imgsz, max_imgsz = imgsz_bounds(args.imgsz, model.stride)
-    check_imgsz(min_imgsz, model.min_size)
-    check_cuda_graphs(args, hyp, device, (min_imgsz, max_imgsz), dist.world_size)
     if args.batch_size == "auto":
-        fitting = dist.on_main(largest_batch, model, max_imgsz, device, run.dtype)
-        args.batch_size = limit_batch(fitting, len(train_data), config.batch_size, dist.world_size)
-        images = plural(fitting, "image")
-        info(f"--batch-size auto: {args.batch_size} (a GPU has memory for {images})")
+        args.batch_size = auto_batch_size(
+            model, max_imgsz, device, run.dtype, len(train_data), config.batch_size, dist
+        )
     if "batch_size" in overrides and args.batch_size > len(train_data):
         size = len(train_data)
         warning(f"--batch-size {args.batch_size}: larger than the training set; using {size}")
@@ -240,6 +205,7 @@ def build(
         "data_fingerprint": fingerprint,
         "environment": run.environment,
         "detection_limit": limit,
+        "stride": model.stride,
     }
     run.checkpointer = Checkpointer(
         run.run_dir, header, run.parts, dist, stop, args.save_every, args.save_period
@@ -284,11 +250,8 @@ def train_one_epoch(run: Run, progress: Progress) -> None:
         images = apply_color_matrix(images, [target["color"] for target in targets], run.dtype)
         with autocast(run.device, run.dtype):
             losses = run.ddp_model(images, targets)
-        if batch == epoch == 0 and (unused := hyp.loss_weights.keys() - losses.keys()):
-            warning(
-                f"{run.args.model}: the loss weights {', '.join(sorted(unused))} have no effect; "
-                f"its losses are {', '.join(losses)}"
-            )
+        if batch == epoch == 0:
+            warning(*hyp.unused_loss_weights(losses, run.args.model))
         losses = {name: loss * hyp.loss_weights.get(name, 1.0) for name, loss in losses.items()}
         run.scaler.scale(sum(losses.values()) / (window_end - window_start)).backward()
         reduced = run.dist.all_reduce_mean(torch.stack([*losses.values()]).detach())
@@ -314,17 +277,7 @@ def train_one_epoch(run: Run, progress: Progress) -> None:
             progress.skip_step()
             run.ema.restore_buffers(run.model)
             names = run.train_data.image_names(sampler.source_images(window_start, batch))
-            warning(
-                f"epoch {epoch}, batch {batch}: loss {window_loss:.3g} or gradient norm "
-                f"{grad_norm:.3g} is not finite: skipped the optimizer step "
-                f"({progress.skipped_steps} so far); images: {names}"
-            )
-        if progress.consecutive_skips == MAX_CONSECUTIVE_SKIPS:
-            raise UserError(
-                f"{run.run_dir.path}: {MAX_CONSECUTIVE_SKIPS} consecutive steps were not finite, "
-                f"up to epoch {epoch}, batch {batch} (last.pt is from before them; "
-                "--detect-anomaly finds the first module)"
-            )
+            report_skip(progress, batch, window_loss, grad_norm, names, run.run_dir.path)
         run.scaler.update()
         run.optimizer.zero_grad()
         window_loss = 0.0
@@ -380,25 +333,20 @@ def main(argv: list[str] | None = None) -> None:
             f"{len(run.loaders.train_set)} + {len(run.val_data)} images at {args.imgsz} px, on "
             f"{run.device}, amp {amp_name(run.dtype)}, world size {dist.world_size}, into {path}"
         )
-        is_finetuning = args.hyp in (FINETUNE, FINETUNE_DETECTOR)
-        if start.checkpoint is None and is_finetuning and "hyp" not in overrides:
-            info(f"hyperparameters for pretrained weights: hyp/{args.hyp} (--hyp FILE for others)")
+        if start.checkpoint is None:
+            info(*hyp_message(args, overrides))
         warning(*mosaic_warning(run.hyp, args.epochs))
         info(*channels_message(run.train_data.channels))
         if dist.is_main:
             run.run_dir.write_yaml(hyp=run.hyp.model_dump(), args=vars(args))
         if draws_plots:
             stage("start_plots")
-            keep_going = KeepGoing()
-            with keep_going.without(path / "lr.png"):
-                draw_plan(run.lr_plan, len(run.loaders.sampler), path / "lr.png")
+            draw_lr_plan(path, run.lr_plan, len(run.loaders.sampler))
             if start.checkpoint is None:
-                images, targets = run.loaders.next_train_batch(run.dtype)
-                with keep_going.without(path / "train_batch.jpg"):
-                    draw_batch(images, targets, class_names, path / "train_batch.jpg")
+                draw_train_batch(path, run.loaders.next_train_batch(run.dtype), class_names)
         run.tensorboard.open(path, progress.epoch)
         progress.start_timer()
-        run.checkpointer.save()  # fail early on a full disk; from here a kill can be resumed
+        run.checkpointer.save()  # a full disk is reported early; from here a kill can be resumed
 
         while progress.epoch < args.epochs and not progress.early_stopped:
             epoch = progress.epoch
@@ -431,33 +379,22 @@ def main(argv: list[str] | None = None) -> None:
         keep_going = KeepGoing()  # the run is saved; no error in a plot may end it
         reports: list[str] = []
         if draws_plots:
-            stage("results_plots")
-            with keep_going.without(path / "results.png"):
-                draw_results(progress.history, path / "results.png")
-            curves = path / "results.png" if keep_going.succeeded else None
-            with keep_going.without(path / "val_batch.jpg"):
-                images, targets = next(iter(run.loaders.val))
-                with torch.no_grad(), autocast(run.device, run.dtype):
-                    predictions = run.ema.model(images.to(run.device))
-                draw_predictions(images, targets, predictions, class_names, path / "val_batch.jpg")
-            stage("report")
-            with keep_going.without(path / "report.html"):
-                summary = RunSummary(
-                    command=command_line("train.py", vars(args), defaults()),
-                    environment=run.environment,
-                    hyp=run.hyp,
-                    rows=progress.history,
-                    planned=run.lr_plan,
-                    batches_per_epoch=len(run.loaders.sampler),
-                    result=progress.best_result,
-                    ground_truth=run.ground_truth,
-                    detections=progress.best_detections,
-                    files=run.val_data.files,
-                    read_image=partial(read_image, channels=run.val_data.channels),
-                    curves=curves,
-                )
-                write_report(path, summary, keep_going)
-                reports.append(f"report: {path / 'report.html'}")
+            summary = RunSummary(
+                command=command_line("train.py", vars(args), defaults()),
+                environment=run.environment,
+                hyp=run.hyp,
+                rows=progress.history,
+                planned=run.lr_plan,
+                batches_per_epoch=len(run.loaders.sampler),
+                result=progress.best_result,
+                ground_truth=run.ground_truth,
+                detections=progress.best_detections,
+                files=run.val_data.files,
+                read_image=partial(read_image, channels=run.val_data.channels),
+            )
+            reports = draw_end(
+                path, summary, run.loaders.val, run.ema.model, run.device, run.dtype, keep_going
+            )
         with keep_going.without("TensorBoard's images"):
             run.tensorboard.close(path, len(progress.history) - 1)
         progress.finished = keep_going.succeeded  # only a run with its plots is finished

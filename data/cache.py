@@ -28,27 +28,30 @@ def cached(path: Path, cache_key: str, scan: Callable[[], tuple[Arrays, Iterable
     arrays = _read(path, cache_key)
     if arrays is not None:
         return arrays
-    start = time.monotonic()
+    start, start_ns = time.monotonic(), time.time_ns()
     arrays, inputs = scan()
     if time.monotonic() - start > MIN_SCAN_SECONDS:
-        _write(path, cache_key, arrays, list(inputs))
+        _write(path, cache_key, arrays, list(inputs), start_ns)
     return arrays
 
 
-def _fingerprint(cache_key: str, inputs: Iterable[str]) -> np.ndarray:
+def _fingerprint(cache_key: str, inputs: Iterable[str]) -> tuple[np.ndarray, int]:
     """Return a hash (32,) uint8 of the key and the path, size and time of every input.
 
-    A missing input counts, too: the hash changes when it appears.
+    Also the latest of the times, in nanoseconds. A missing input counts, too: the hash changes when
+    it appears.
     """
     digest = hashlib.blake2b(cache_key.encode("utf-8", "surrogatepass"), digest_size=32)
+    latest_ns = 0
     for name in inputs:
         try:
             status = os.stat(name)  # noqa: PTH116 - faster than Path, 200,000 times
             text = f"\n{name} {status.st_size} {status.st_mtime_ns}"
+            latest_ns = max(latest_ns, status.st_mtime_ns)
         except OSError:
             text = f"\n{name}"
         digest.update(text.encode("utf-8", "surrogatepass"))
-    return np.frombuffer(digest.digest(), np.uint8)
+    return np.frombuffer(digest.digest(), np.uint8), latest_ns
 
 
 def _read(path: Path, cache_key: str) -> Arrays | None:
@@ -56,7 +59,8 @@ def _read(path: Path, cache_key: str) -> Arrays | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             inputs = file["inputs"].tobytes().decode("utf-8", "surrogatepass").split("\0")
-            if np.array_equal(file["fingerprint"], _fingerprint(cache_key, inputs)):
+            fingerprint, _ = _fingerprint(cache_key, inputs)
+            if np.array_equal(file["fingerprint"], fingerprint):
                 names = set(file.files) - {"inputs", "fingerprint"}
                 return {name: file[name] for name in names}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
@@ -64,9 +68,13 @@ def _read(path: Path, cache_key: str) -> Arrays | None:
     return None
 
 
-def _write(path: Path, cache_key: str, arrays: Arrays, inputs: list[str]) -> None:
+def _write(
+    path: Path, cache_key: str, arrays: Arrays, inputs: list[str], scan_start_ns: int
+) -> None:
     names = np.frombuffer("\0".join(inputs).encode("utf-8", "surrogatepass"), np.uint8)
-    fingerprint = _fingerprint(cache_key, inputs)
+    fingerprint, latest_ns = _fingerprint(cache_key, inputs)
+    if latest_ns >= scan_start_ns:
+        return  # it was changed during the scan, perhaps after it was read
     try:
         with atomic_write(path, durable=False) as file:
             np.savez(file, **arrays, inputs=names, fingerprint=fingerprint)

@@ -56,7 +56,8 @@ def build_loaders(
         workers = default_workers(device, dist.local_world_size)
     if workers:
         start_forkserver()
-    process_batch_size = math.ceil(args.batch_size / dist.world_size)
+    batch_size = min(args.batch_size, max(len(train_data), len(val_data)))
+    process_batch_size = math.ceil(batch_size / dist.world_size)
     sample_bytes = train_data.channels * imgsz[1] ** 2
     check_shared_memory(process_batch_size * sample_bytes, workers, dist.local_world_size)
     mosaic_until = args.epochs - hyp.close_mosaic

@@ -15,7 +15,8 @@ def draw_images(files: Iterable[str], root: str, fraction: float, seed: int) -> 
     others. An image that is named twice counts once.
     """
     prefix = os.path.join(root, "")  # noqa: PTH118 - with a slash at its end
-    keys = [os.path.normpath(file).removeprefix(prefix) for file in files]
+    paths = (os.path.normpath(file).removeprefix(prefix) for file in files)
+    keys = [path.replace(os.sep, "/") for path in paths]  # on Windows, too
     numbers = {key: _number(key, seed) for key in keys}
     ranked = sorted(numbers, key=numbers.__getitem__)
     val_keys = {*ranked[: round(fraction * len(ranked))]}

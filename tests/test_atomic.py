@@ -1,6 +1,8 @@
 """utils/atomic.py: a file is replaced completely or not at all."""
 
+import errno
 import os
+import stat
 
 import pytest
 
@@ -39,5 +41,21 @@ def test_atomic_write_of_a_cache_by_two_processes_at_once(tmp_path, monkeypatch)
             second.write(b"comp")
             first.flush()
         assert (tmp_path / "file").read_bytes() == b"comp"
+    assert (tmp_path / "file").read_bytes() == b"complete"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_atomic_write_where_a_directory_cannot_be_synced(tmp_path, monkeypatch):
+    """As on some network file systems: the file is in its place all the same."""
+    fsync = os.fsync
+
+    def fsync_files_only(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync_files_only)
+    with atomic_write(tmp_path / "file") as file:
+        file.write(b"complete")
     assert (tmp_path / "file").read_bytes() == b"complete"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -5,6 +5,7 @@ import torch
 from conftest import load_state, read_results, resume_train, run_train, signal_at, write_tiny
 
 import train
+from utils import auto_batch
 from utils.auto_batch import largest_fitting_batch, limit_batch, memory_budget
 from utils.errors import UserError
 
@@ -62,7 +63,7 @@ def test_auto_batch_requires_cuda(tmp_path, capsys):
 def test_auto_batch_of_a_resumed_run_is_the_one_it_was_started_with(tiny, tmp_path, monkeypatch):
     """The same command starts, resumes and reports a run; another free memory changes nothing."""
     sizes = iter([3, 5])  # images that fit, at the first start and at any other
-    monkeypatch.setattr(train, "largest_batch", lambda *_: next(sizes))
+    monkeypatch.setattr(auto_batch, "largest_batch", lambda *_: next(sizes))
     args = {"data": tiny, "noplots": True, "project": tmp_path, "batch_size": "auto", "epochs": 2}
     with signal_at("batch", epoch=1, batch=1):
         assert run_train(**args, resume="auto") == 143

@@ -65,7 +65,7 @@ def change_label_of_equal_size(root):
 
 
 def touch_image(root):
-    os.utime(root / "images" / "train" / "3.png", ns=(time.time_ns(), time.time_ns() + 10**9))
+    os.utime(root / "images" / "train" / "3.png", ns=(time.time_ns(), time.time_ns() - 10**9))
 
 
 def replace_image(root):
@@ -153,3 +153,21 @@ def test_cache_file_can_be_read_by_whom_the_umask_allows(tiny, scans, umask, mod
         os.umask(previous)
     (cache_file,) = tiny.parent.glob("train-*.npz")
     assert cache_file.stat().st_mode & 0o777 == mode
+
+
+def test_scan_of_a_file_that_changes_meanwhile_is_not_cached(tmp_path, monkeypatch):
+    """As when somebody draws boxes while a run starts: the next one must not miss them."""
+    monkeypatch.setattr(data.cache, "MIN_SCAN_SECONDS", -1.0)
+    label, counts = tmp_path / "label.txt", []
+    label.write_text("1")
+
+    def scan():
+        count = int(label.read_text())
+        counts.append(count)
+        if count == 1:
+            time.sleep(0.05)  # longer than a tick of the file system's clock
+            label.write_text("2")
+        return {"count": np.array([count])}, [str(label)]
+
+    cached = [data.cache.cached(tmp_path / "x.npz", "key", scan)["count"][0] for _ in range(3)]
+    assert cached == [1, 2, 2] and counts == [1, 2]

@@ -85,6 +85,21 @@ def test_load_names_corrupted_and_foreign_files(tmp_path):
             load_checkpoint(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ...")],
+)
+def test_load_without_enough_memory_does_not_call_the_file_corrupted(error, tmp_path, monkeypatch):
+    save_checkpoint({"x": 1}, tmp_path / "last.pt")
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(type(error)):
+        load_checkpoint(tmp_path / "last.pt")
+
+
 def test_load_refuses_a_compressed_file(tmp_path):
     """A thousandth of the bytes it would take in memory."""
     save_checkpoint({"epoch": 1, "w": torch.zeros(10_000_000)}, tmp_path / "last.pt")

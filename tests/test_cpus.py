@@ -108,6 +108,12 @@ def test_torch_decides_where_the_load_is_unknown(machine, tmp_path):
     assert auto_threads(4) == 4
 
 
+def test_torch_decides_where_a_container_numbers_its_cpus_anew(machine):
+    """/proc/stat begins with cpu0 there, and the affinity has the numbers of the host."""
+    machine([70, 71, 72, 73], load_of_a_minute=20.0)
+    assert auto_threads(4) == 4
+
+
 @pytest.mark.parametrize(
     ("variables", "spinning"),
     [

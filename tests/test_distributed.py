@@ -87,6 +87,31 @@ def test_distributed_context_computes_the_same_in_several_processes(processes, t
     assert done.stdout.count("passed") == processes
 
 
+THREADS_PROGRAM = """
+import os, sys
+sys.path[:0] = sys.argv[1:3]
+import torch, train
+from conftest import fail_at
+from utils import device
+
+del os.environ["OMP_NUM_THREADS"]  # torchrun sets it only where it starts several processes
+device._default_threads = lambda: 4
+device.auto_threads = lambda _: 2 + int(os.environ["RANK"])  # of machines with another load
+try:
+    with fail_at("data"):
+        train.main(["--device", "cpu"])
+except ZeroDivisionError:
+    print("threads:", torch.get_num_threads(), flush=True)
+"""
+
+
+def test_processes_compute_with_one_number_of_threads(tmp_path):
+    """It is saved with the run, and each of them has it when the run is resumed."""
+    (tmp_path / "program.py").write_text(THREADS_PROGRAM)
+    done = run_python([*torchrun(2), tmp_path / "program.py", ROOT, ROOT / "tests"], cwd=tmp_path)
+    assert done.stdout.count("threads: 2\n") == 2, done.stdout + done.stderr
+
+
 # Run in two processes: reading the annotations, and filling `--cache disk`.
 DATA_PROGRAM = """
 import sys

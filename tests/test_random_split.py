@@ -1,9 +1,11 @@
 """`val: 20%` draws the images of validation from those of `train`: the same ones every time."""
 
 import json
+import ntpath
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import (
@@ -16,6 +18,7 @@ from conftest import (
 )
 
 import val
+from data import random_split
 from data.config import read_data_config
 from data.formats import read_split, read_train_val
 from data.random_split import draw_images
@@ -56,6 +59,14 @@ def test_random_split_moves_few_images_when_one_is_added():
     assert (part != more[:-1]).sum() <= 1
     twice = draw_images([*files, files[0]], "/data", 0.2, 0)
     assert twice[0] == twice[-1] and (twice[:-1] == part).all()
+
+
+def test_random_split_is_the_same_on_windows(monkeypatch):
+    names = [(folder, f"{i}.jpg") for folder in ("day", "night") for i in range(50)]
+    posix = draw_images(["/".join(("/data", *name)) for name in names], "/data", 0.2, 0)
+    monkeypatch.setattr(random_split, "os", SimpleNamespace(path=ntpath, sep="\\"))
+    windows = draw_images(["\\".join(("C:\\data", *name)) for name in names], "C:\\data", 0.2, 0)
+    assert posix.sum() == 20 and (posix == windows).all()
 
 
 def test_random_split_of_a_coco_json(tiny):

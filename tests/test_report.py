@@ -121,6 +121,12 @@ def test_command_line_omits_defaults_and_resume():
     assert command_line("train.py", args, defaults) == expected
 
 
+def test_command_line_omits_arguments_that_a_resumed_run_has_and_this_version_lacks():
+    assert command_line("train.py", {"mixup": 0.5, "seed": 1}, {"seed": 0}) == (
+        "python train.py --seed 1"
+    )
+
+
 def test_per_image_f1():
     # Images 0 to 4; each box is 10 x 10 pixels.
     label_x_crowd = np.array([(0, 0, 0), (1, 50, 0), (0, 0, 0), (0, 50, 0), (1, 0, 0), (0, 0, 1)])

@@ -6,6 +6,7 @@ import signal
 import subprocess
 
 import numpy as np
+import PIL
 import pytest
 import torch
 import torch.nn.functional as F
@@ -208,6 +209,42 @@ def test_resume_of_a_moved_run_needs_and_stores_the_new_data_path(
         away.rename(interrupted_run / "data")
     assert len(read_results(run_dir)) == 3
     assert load_state(run_dir)["args"]["data"] == str(data.resolve())
+
+
+def test_resume_without_a_gpu_of_a_run_with_cuda_graphs(moved_run, capsys):
+    """They change no number; only a command that asks for them where there are none is refused."""
+    run_dir, data = moved_run / "runs" / "exp", moved_run / "data" / "data.yaml"
+    state = load_state(run_dir)
+    state["args"]["cuda_graphs"] = True
+    save_checkpoint(state, run_dir / "weights" / "last.pt")
+    problem = "--cuda-graphs: does not work with --device cpu (it needs a CUDA device)"
+    assert resume_train(run_dir, data=data, cuda_graphs=True) == 2
+    assert capsys.readouterr().err == f"train.py: {problem}\n"
+    with signal_at("batch"):
+        assert resume_train(run_dir, data=data) == 143
+    assert f"{problem}; the run continues without\n" in capsys.readouterr().err
+
+
+def test_detect_anomaly_is_for_the_start_that_asks_for_it(moved_run):
+    """It takes twice as long and ends a run where a step would be skipped."""
+    run_dir, data = moved_run / "runs" / "exp", moved_run / "data" / "data.yaml"
+    for detect_anomaly in (True, False):
+        with signal_at("batch"):
+            assert resume_train(run_dir, data=data, detect_anomaly=detect_anomaly) == 143
+        assert load_state(run_dir)["args"]["detect_anomaly"] == detect_anomaly
+
+
+def test_resume_names_the_libraries_that_have_changed(moved_run, capsys):
+    """NumPy draws the random numbers; a run from before a version was saved says nothing of it."""
+    run_dir = moved_run / "runs" / "exp"
+    state = load_state(run_dir)
+    state["environment"]["numpy"] = "1.0"
+    state["environment"].pop("Pillow", None)
+    save_checkpoint(state, run_dir / "weights" / "last.pt")
+    with signal_at("batch"):
+        assert resume_train(run_dir, data=moved_run / "data" / "data.yaml") == 143
+    assert f"environment changed (numpy 1.0 -> {np.__version__}): " in capsys.readouterr().err
+    assert load_state(run_dir)["environment"]["Pillow"] == PIL.__version__
 
 
 def test_resume_with_weights_on_another_disk(moved_run, tmp_path):

@@ -10,12 +10,14 @@ from conftest import (
     read_results,
     resume_train,
     run_train,
+    signal_at,
     write_hyp,
 )
 
 import detect
 import export
 import val
+from models.detector import Detector
 from utils.checkpoint import FORMAT
 
 
@@ -80,6 +82,30 @@ def test_resume_accepts_arguments_that_agree_with_the_run(moved_run):
     free = {"data": moved_run / "data" / "data.yaml", "workers": 1, "save_every": 0}
     location = {"name": "runs/exp", "project": moved_run}
     assert resume_train(moved_run / "runs" / "exp", **same, **free, **location, noplots=True) == 0
+
+
+def test_resume_compares_image_sizes_as_the_model_rounds_them(tiny, tmp_path, monkeypatch, capsys):
+    """The same command starts and resumes a run of a model of another stride than 32."""
+    monkeypatch.setattr(Detector, "stride", 96)
+    args = {"data": tiny, "epochs": 1, "noplots": True, "project": tmp_path}
+    with signal_at("batch", epoch=0, batch=0):
+        assert run_train(**args, imgsz=64) == 143
+    assert load_state(tmp_path / "exp")["args"]["imgsz"] == 96
+    capsys.readouterr()
+    assert run_train(**args, imgsz=128, resume="auto") == 2
+    assert_one_line_error(capsys.readouterr().err, "--imgsz 128: conflicts with", "with 96")
+    assert run_train(**args, imgsz=64, resume="auto") == 0
+
+
+def test_resume_refuses_an_argument_that_the_run_was_started_before(moved_run, capsys):
+    """In a fork that has added an argument to the code since then."""
+    run_dir = moved_run / "runs" / "exp"
+    state = load_state(run_dir)
+    del state["args"]["single_cls"]
+    torch.save(state, run_dir / "weights" / "last.pt")
+    assert resume_train(run_dir, single_cls=True) == 2
+    message = f"--single-cls: conflicts with {run_dir}, which was started without it"
+    assert_one_line_error(capsys.readouterr().err, message)
 
 
 def test_resume_of_a_finished_or_missing_run_says_so(tiny, tmp_path, capsys):

@@ -5,7 +5,8 @@ import signal
 import sys
 
 import pytest
-from conftest import read_results, write_tiny
+from conftest import ROOT, read_results, write_tiny
+from preloaded import run_python
 
 import train
 from utils.tensorboard import TensorBoardLogger
@@ -56,6 +57,26 @@ def test_tensorboard_logs_a_column_that_appears_later(tmp_path):
     events = read_events(tmp_path)
     assert set(events.Tags()["scalars"]) == {"train/box", "train/obj"}
     assert [(event.step, event.value) for event in events.Scalars("train/obj")] == [(1, 0.25)]
+
+
+def test_tensorboard_on_a_full_disk_does_not_end_the_run(tmp_path):
+    """No file may grow beyond 2 kB, which is less than these events need."""
+    pytest.importorskip("tensorboard")
+    program = f"""
+import resource
+from pathlib import Path
+from utils.tensorboard import TensorBoardLogger
+logger = TensorBoardLogger(True)
+logger.open(Path({str(tmp_path)!r}), 0)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+for epoch in range(100):
+    logger.log_epoch({{"epoch": epoch, "train/box": 1.0}})
+logger.close(Path({str(tmp_path)!r}), 99)
+print("complete")
+"""
+    done = run_python(["-c", program], cwd=ROOT)
+    assert done.returncode == 0 and done.stdout == "complete\n", done.stderr
+    assert done.stderr.count("TensorBoard: cannot be written: File too large") == 1
 
 
 def test_tensorboard_disabled_does_nothing(tmp_path):

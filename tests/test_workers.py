@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from conftest import (
     ROOT,
     assert_one_line_error,
     assert_same_run,
+    fail_at,
+    run_train,
     train_args,
     without_short_run_warnings,
     write_hyp,
@@ -177,6 +180,16 @@ def test_full_shared_memory_is_one_line_in_the_loop(small_shm, tiny, tmp_path):
 )
 def test_environment_error_keeps_the_hint_of_shared_memory(text):
     assert "out of shared memory" in environment_error(RuntimeError(text))
+
+
+def test_shared_memory_is_for_the_images_that_there_are(tiny, tmp_path, monkeypatch):
+    """A --batch-size above the number of images is that number, and needs no memory for more."""
+    monkeypatch.setattr(utils.shared_memory, "SHM_DIR", tmp_path)
+    usage = namedtuple("usage", "free")(1_000_000)  # bytes; a batch of all images is 12 * 3 * 64**2
+    monkeypatch.setattr(utils.shared_memory.shutil, "disk_usage", lambda _: usage)
+    options = {"data": tiny, "batch_size": 1000, "workers": 1, "epochs": 1}
+    with fail_at("weights"), pytest.raises(ZeroDivisionError):
+        run_train(**options, project=tmp_path)
 
 
 def test_check_shared_memory_names_the_workers_that_fit(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,8 +33,17 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)
         raise
-    if durable and os.name == "posix":  # without this a power failure can undo the rename
-        directory = os.open(path.parent, os.O_RDONLY)
+    if durable and os.name == "posix":
+        _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    """Wait until a rename in the directory is on disk; a power failure can undo it otherwise.
+
+    Some network file systems cannot do it. That is no failure of the file, which is in its place.
+    """
+    with suppress(OSError):
+        directory = os.open(path, os.O_RDONLY)
         try:
             os.fsync(directory)
         finally:

@@ -8,12 +8,35 @@ import torch
 from torch import nn
 
 from utils.amp import autocast
+from utils.distributed import DistributedContext
 from utils.errors import UserError
+from utils.log import info, plural
 
 PROBE_SIZES = (1, 2, 4, 8, 16)  # images
 # Of the GPU's free memory. The rest is for the optimizer, and for images with more boxes than here.
 MEMORY_FRACTION = 0.8
 MIN_STEPS = 100  # of an epoch: the learning rate is not adapted to the batch size
+
+
+def auto_batch_size(
+    model: nn.Module,
+    imgsz: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    num_images: int,
+    at_least: int,
+    dist: DistributedContext,
+) -> int:
+    """Return the global batch size for images of `imgsz` pixels, and print it.
+
+    The main process measures `largest_batch`; `limit_batch` makes a batch size of it. Raises
+    UserError as `largest_batch` does.
+    """
+    fitting = dist.on_main(largest_batch, model, imgsz, device, dtype)
+    batch_size = limit_batch(fitting, num_images, at_least, dist.world_size)
+    images = plural(fitting, "image")
+    info(f"--batch-size auto: {batch_size} (a GPU has memory for {images})")
+    return batch_size
 
 
 def largest_batch(model: nn.Module, imgsz: int, device: torch.device, dtype: torch.dtype) -> int:

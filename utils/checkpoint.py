@@ -14,13 +14,13 @@ from typing import Any, Protocol
 import torch
 
 from utils.atomic import atomic_write
-from utils.errors import UserError
+from utils.errors import UserError, environment_error
 
 FORMAT = 4  # to be raised when the layout changes
 HEADER = (
     "format", "args", "hyp", "class_names", "model_config", "data_fingerprint", "environment",
 )  # fmt: skip
-NEW_HEADER = ("detection_limit",)  # what older checkpoints lack
+NEW_HEADER = ("detection_limit", "stride")  # what older checkpoints lack
 
 
 class Part(Protocol):
@@ -51,7 +51,8 @@ def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Load the checkpoint `path` to the CPU.
 
-    Raises UserError when it is not found, corrupted, of another format, or not one of ours.
+    Raises UserError when it is not found, corrupted, of another format, or not one of ours, and
+    MemoryError or RuntimeError when there is too little memory for it.
     """
     try:
         # torch.save writes zip files; torch's loader for older formats is not needed.
@@ -62,7 +63,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True) if intact else None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except Exception:  # corrupted bytes make the reader fail in any possible way
+    except Exception as error:  # corrupted bytes make the reader fail in any possible way
+        if environment_error(error):  # too little memory
+            raise
         state = None
     if not isinstance(state, dict) or "format" not in state:
         raise UserError(

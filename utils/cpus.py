@@ -55,15 +55,22 @@ class _Sample(NamedTuple):
 
 
 def _sample() -> _Sample | None:
-    """Return a sample, or None where there is no /proc/stat."""
+    """Return a sample, or None where /proc/stat does not have the CPUs of this process.
+
+    Other systems have no such file. In some containers it counts from cpu0, while the affinity has
+    the numbers of the host.
+    """
     try:
         lines = STAT_PATH.read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
-    names, ticks = {f"cpu{i}" for i in _allowed_cpus()}, 0
+    missing, ticks = {f"cpu{i}" for i in _allowed_cpus()}, 0
     for name, *values in map(str.split, lines):
-        if name in names:
+        if name in missing:
+            missing.remove(name)
             ticks += int(values[3]) + int(values[4])  # idle, and waiting for a disk
+    if missing:
+        return None
     return _Sample(time.monotonic(), ticks / TICKS_PER_SECOND, time.process_time())
 
 

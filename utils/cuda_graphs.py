@@ -6,12 +6,22 @@ import torch
 
 from utils.errors import UserError
 from utils.hyp import Hyp
+from utils.log import warning
 
 
 def check_cuda_graphs(
-    args: Namespace, hyp: Hyp, device: torch.device, imgsz: tuple[int, int], world_size: int
+    args: Namespace,
+    hyp: Hyp,
+    device: torch.device,
+    imgsz: tuple[int, int],
+    world_size: int,
+    is_given: bool = True,
 ) -> None:
     """Raise UserError if `--cuda-graphs` is given with what it excludes.
+
+    A run that was started with it may be resumed on another device, or by more processes. If it
+    `is_given` by that command, too, it is an error; otherwise a warning, and `args.cuda_graphs`
+    becomes False.
 
     Graphs are recorded for one shape of a batch (`imgsz`: the smallest and the largest), and they
     overwrite the gradients of the batch before. DDP would wait for the whole backward pass before
@@ -27,6 +37,11 @@ def check_cuda_graphs(
         "--detect-anomaly (use one of the two)": args.detect_anomaly,
         f"--compile {args.compile} (use one of the two)": args.compile is not None,
     }
-    for what, is_given in excluded.items():
-        if is_given:
-            raise UserError(f"--cuda-graphs: does not work with {what}")
+    conflicts = [what for what, is_there in excluded.items() if is_there]
+    if not conflicts:
+        return
+    problem = f"--cuda-graphs: does not work with {conflicts[0]}"
+    if is_given:
+        raise UserError(problem)
+    warning(f"{problem}; the run continues without")
+    args.cuda_graphs = False

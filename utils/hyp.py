@@ -1,7 +1,7 @@
 """The hyp file: every hyperparameter with its default, range and meaning, as a strict model."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Union, get_type_hints
 
@@ -269,6 +269,15 @@ class Hyp(LossWeights, OptimizerHyp):
                 "`python -m utils.from_yolov5 FILE > mine.yaml`"
             )
         return content
+
+    def unused_loss_weights(self, losses: Collection[str], model: str) -> list[str]:
+        """Return a message if `model` has none of the `losses` that a weight is for, else []."""
+        unused = ", ".join(sorted(self.loss_weights.keys() - losses))
+        if not unused:
+            return []
+        return [
+            f"{model}: the loss weights {unused} have no effect; its losses are {', '.join(losses)}"
+        ]
 
     def weights_of_classes(self, class_names: Sequence[str], hyp_file: Path) -> list[float]:
         """Return `class_weights`, which must not be None, in the order of the classes.

@@ -3,6 +3,7 @@
 import math
 
 from utils.errors import UserError
+from utils.log import warning
 
 GRAY = 114  # value of the padding around a letterboxed image, of 255
 MAX_IMGSZ = 16384  # pixels; one training sample of this size takes 0.8 GB
@@ -34,6 +35,16 @@ def imgsz_warning(imgsz: int | str, stride: int = 32) -> list[str]:
     if str(multiple) == str(imgsz):
         return []
     return [f"--imgsz {imgsz}: not a multiple of {stride}; using {multiple}"]
+
+
+def fit_imgsz(imgsz: int | str, stride: int, min_size: int) -> int | str:
+    """Return `imgsz`, pixels or "MIN-MAX", in multiples of the model's `stride`.
+
+    Warns if they are other numbers. Raises UserError if one is below the model's `min_size`.
+    """
+    warning(*imgsz_warning(imgsz, stride))
+    check_imgsz(imgsz_bounds(imgsz, stride)[0], min_size)
+    return round_imgsz(imgsz, stride)
 
 
 def check_imgsz(imgsz: int, min_size: int) -> None:

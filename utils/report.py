@@ -79,10 +79,13 @@ class RunSummary:
 
 
 def command_line(program: str, args: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
-    """Return the command that runs `program` with `args`, without defaults and --resume."""
+    """Return the command that runs `program` with `args`, without defaults and --resume.
+
+    An argument without a default is one of an older version, and left out.
+    """
     words = ["python", program]
     for key, value in args.items():
-        if value != defaults[key] and key != "resume":
+        if key in defaults and value != defaults[key] and key != "resume":
             words.append(f"--{key.replace('_', '-')}")
             if value is not True:
                 words.append(str(value))

@@ -8,7 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL
 import torch
+import torchvision
 
 from utils.amp import amp_name
 from utils.checkpoint import HEADER, checkpoint_errors, load_checkpoint
@@ -96,7 +99,9 @@ def resume_args(
     if missing := sorted({*HEADER} - checkpoint.keys()):
         raise UserError(f"{path}: has no {', '.join(missing)} (--resume needs a last.pt)")
     saved_args, run_dir, progress = checkpoint["args"], run_dir_of(path), checkpoint["progress"]
+    stride = checkpoint.get("stride", 32)
     args = {"threads": checkpoint["environment"].get("threads")} | saved_args
+    args["detect_anomaly"] = False  # only where it is asked for: it slows a run, and may end it
     if "OMP_NUM_THREADS" in os.environ:
         args["threads"] = None
     for key, value in overrides.items():
@@ -113,7 +118,7 @@ def resume_args(
             )
         elif key in RESUME_OVERRIDABLE or (key == "epochs" and value > saved_args["epochs"]):
             args[key] = value
-        elif not _same_value(key, value, saved := saved_args[key]):
+        elif not _same_value(key, value, saved := saved_args.get(key), stride):
             hint = f"need {saved} or more" if key == "epochs" else "leave it out"
             raise UserError(
                 f"{flag}: conflicts with {run_dir}, which was started {_started_with(saved)} "
@@ -148,9 +153,9 @@ def _check_location(key: str, value: str, flag: str, run_dir: Path) -> None:
         )
 
 
-def _same_value(key: str, value: Any, saved: Any) -> bool:
+def _same_value(key: str, value: Any, saved: Any, stride: int) -> bool:
     if key == "imgsz":  # the run has what was asked for, rounded to the model's stride
-        return imgsz_bounds(value) == imgsz_bounds(saved)
+        return imgsz_bounds(value, stride) == imgsz_bounds(saved, stride)
     if key == "batch_size" and value == "auto":  # the run has the number that auto found
         return True
     return value == saved
@@ -182,10 +187,13 @@ def numerics_environment(
 ) -> dict[str, Any]:
     """Return what the last bits of a sum depend on: versions, hardware, threads, processes.
 
-    libraries: those whose versions matter besides torch's.
+    libraries: those whose versions matter besides these.
     """
     environment = {
         "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "numpy": np.__version__,  # its random numbers
+        "Pillow": PIL.__version__,
         "device": device.type,
         "amp": amp_name(dtype),
         "world_size": world_size,
@@ -199,11 +207,14 @@ def numerics_environment(
 
 
 def environment_diff(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:
-    """Return what differs between two `numerics_environment`s, as text; "" if nothing does."""
+    """Return what differs between two `numerics_environment`s, as text; "" if nothing does.
+
+    Of what is not `saved`, such as the GPU of a run that had none, nothing is said.
+    """
     return ", ".join(
-        f"{key} {saved.get(key)} -> {value}"
+        f"{key} {saved[key]} -> {value}"
         for key, value in current.items()
-        if saved.get(key) != value
+        if saved.get(key, value) != value
     )
 
 
@@ -215,6 +226,6 @@ def resume_warnings(start: Start, environment: Mapping[str, Any]) -> list[str]:
         message = f"the schedule from here on is that of {start.args.epochs} epochs, not {epochs}"
         messages.append(f"--epochs {start.args.epochs}: {message}")
     if changes := environment_diff(start.checkpoint["environment"], environment):
-        message = f"environment changed ({changes}): results will not be bitwise identical"
+        message = f"environment changed ({changes}): results may not be bitwise identical"
         messages.append(f"{start.path}: {message}")
     return messages

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from utils.errors import UserError
+from utils.log import warning
 
 
 class TensorBoardLogger:
@@ -32,12 +33,21 @@ class TensorBoardLogger:
             self._writer = self._writer_class(str(run_dir), purge_step=first_epoch)
 
     def log_epoch(self, row: Mapping[str, Any]) -> None:
-        """Add a row of results.csv, each column to its curve; columns that are None are skipped."""
-        if self._writer:
+        """Add a row of results.csv, each column to its curve; columns that are None are skipped.
+
+        If it cannot be written, this prints a warning, and later rows are not written either.
+        """
+        if not self._writer:
+            return
+        try:
             for name, value in row.items():
                 if name != "epoch" and value is not None:
                     self._writer.add_scalar(name, value, row["epoch"])
             self._writer.flush()
+        except OSError as error:  # a full disk
+            reason = error.strerror or error
+            warning(f"TensorBoard: cannot be written: {reason} (the run continues without it)")
+            self._writer = None
 
     def close(self, run_dir: Path, epoch: int) -> None:
         """Add every image in `run_dir` under its file name, at step `epoch`, and finish writing."""
