@@ -1,6 +1,5 @@
 """`--resume`: the checkpoint a run continues from, and the arguments it continues with."""
 
-import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -102,8 +101,6 @@ def resume_args(
     stride = checkpoint.get("stride", 32)
     args = {"threads": checkpoint["environment"].get("threads")} | saved_args
     args["detect_anomaly"] = False  # only where it is asked for: it slows a run, and may end it
-    if "OMP_NUM_THREADS" in os.environ:
-        args["threads"] = None
     for key, value in overrides.items():
         flag = f"--{key.replace('_', '-')}" + ("" if value is True else f" {value}")
         if key in LOCATION_ARGS:
