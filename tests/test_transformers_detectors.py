@@ -383,6 +383,7 @@ def edit_json(file: Path, **values: object) -> None:
         ("{folder}", {"imgsz": 32}, ["--imgsz 32: the model needs at least 64 pixels"]),
         ("{folder}", {"weights": None}, ["--weights DEFAULT: ", "cannot be read: "]),
         ("{folder}", {"processor": None}, ["cannot be read: "]),
+        ("{folder}", {"processor": {"do_normalize": True}}, ["found image_mean None", "three"]),
     ],
 )
 def test_error_messages(name, edits, parts, dfine_folder, tiny, tmp_path, capsys):
@@ -392,8 +393,8 @@ def test_error_messages(name, edits, parts, dfine_folder, tiny, tmp_path, capsys
         edits.pop("weights")
         (folder / "model.safetensors").unlink()
     if "processor" in edits:
-        edits.pop("processor")
-        (folder / "preprocessor_config.json").unlink()
+        processor, file = edits.pop("processor"), folder / "preprocessor_config.json"
+        file.write_text(json.dumps(processor)) if processor else file.unlink()
     edit_json(folder / "config.json", **edits)
     model = name.format(folder=f"transformers/{folder}")
     assert run_train(**options, model=model, data=tiny, project=tmp_path) == 2
