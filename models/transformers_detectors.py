@@ -238,8 +238,7 @@ class TransformersDetector(Detector):
 
         `class_names` must be set. A row is what a tensor holds for one class.
         """
-        donor = load_donor(self.source)
-        saved = donor.state_dict()
+        donor, saved = load_donor(self.source)
         names = {_plain_name(label): int(k) for k, label in donor.config.id2label.items()}
         rows = {
             k: names[_plain_name(name)]

@@ -158,16 +158,17 @@ def build(source: str, config: Mapping[str, Any], num_classes: int) -> nn.Module
         raise UserError(f"--model {source}: cannot be built: {reason[:200]}") from None
 
 
-def load_donor(source: str) -> nn.Module:
-    """Return the detector of a hub id or folder with its weights.
+def load_donor(source: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """Return the detector of a hub id or folder with its weights, and its state.
 
-    Not read from the file directly, because transformers renames tensors of older files to what its
-    modules are called now.
+    What its file does not have is not in the state: transformers leaves it random. The file is not
+    read directly, because transformers renames tensors of older ones to what its modules are called
+    now.
     """
     from transformers import AutoConfig, AutoModelForObjectDetection
 
     config = AutoConfig.for_model(**_read_config(source))
-    return _fetch(
+    donor, loading = _fetch(
         f"--weights DEFAULT: {source}",
         lambda: AutoModelForObjectDetection.from_pretrained(
             source,
@@ -175,5 +176,8 @@ def load_donor(source: str) -> nn.Module:
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
         ),
     )
+    missing = set(loading["missing_keys"])
+    return donor, {k: v for k, v in donor.state_dict().items() if k not in missing}

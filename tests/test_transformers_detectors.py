@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,8 @@ from torchvision.ops import box_convert
 transformers = pytest.importorskip("transformers", minversion="5.18")
 pytest.importorskip("scipy")
 
+from safetensors.torch import load_file, save_file  # noqa: E402
+
 import detect  # noqa: E402
 import export  # noqa: E402
 import val  # noqa: E402
@@ -36,6 +39,7 @@ from models.detector import Detector  # noqa: E402
 from models.deterministic_sampling import DeterministicSampling  # noqa: E402
 from models.freezing import freeze  # noqa: E402
 from utils.checkpoint import FORMAT  # noqa: E402
+from utils.errors import UserError  # noqa: E402
 from utils.metrics import METRICS  # noqa: E402
 
 ADAMW = "optimizer: adamw\nlr0: 0.0005\nweight_decay: 0.0001\ngrad_clip: 0.1\nclose_mosaic: 1\n"
@@ -298,6 +302,25 @@ def test_rows_of_classes_of_the_same_name_are_kept(dfine_folder):
     after = model.detector.state_dict()["model.enc_score_head.weight"]
     assert torch.equal(after[:3], before[:3])
     assert torch.equal(after[3], donor["model.enc_score_head.weight"][2])
+
+
+def test_weights_that_are_not_in_the_file_are_not_called_loaded(dfine_folder, tmp_path):
+    folder = shutil.copytree(dfine_folder, tmp_path / "copy")
+    weights = load_file(folder / "model.safetensors")
+    save = partial(save_file, filename=folder / "model.safetensors", metadata={"format": "pt"})
+    model = build_model(f"transformers/{folder}", 4)
+    model.class_names = tuple(CLASSES.values())
+    before = {k: v.clone() for k, v in model.detector.state_dict().items()}
+    backbone = {k: v for k, v in weights.items() if k.startswith("model.backbone.")}
+    save(backbone)
+    message = model.load_pretrained()
+    count = sum(p.numel() for p in model.detector.model.backbone.parameters())
+    assert message.startswith(f"--weights DEFAULT: loaded {count:,} of the model's ")
+    after = model.detector.state_dict()
+    assert all(torch.equal(after[k], backbone.get(k, before[k])) for k in before)
+    save({f"other.{k}": v for k, v in weights.items()})
+    with pytest.raises(UserError, match=r"--weights DEFAULT: 0 of .* parameters fit"):
+        model.load_pretrained()
 
 
 def test_new_classes_start_with_a_probability_of_0_01(dfine_folder):
