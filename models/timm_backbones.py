@@ -7,6 +7,7 @@ import difflib
 import logging
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -110,6 +111,8 @@ class TimmBackbone(nn.Module):
         Raises UserError if the file cannot be read, or is of another network.
         """
         flag = f"--weights {path}"
+        if not Path(path).is_file():
+            raise UserError(f"{flag}: not found")
         allowed = f"need those of the whole network {self.name}, as timm publishes them"
         return self._load(flag, "cannot be loaded", allowed, file=path, custom_load=False)
 

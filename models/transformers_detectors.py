@@ -257,6 +257,8 @@ class TransformersDetector(Detector):
                 # Of "no object", where there is such a row.
                 tensor[here:] = values[there:].to(tensor.dtype)
         message += f" from {self.source}"
+        if not donors:
+            return f"{message}; those of the {here} classes are not in the file"
         if rows:
             text = ", ".join(self.class_names[k] for k in rows)
             return f"{message}; those of {len(rows)} of {here} classes are kept, by name: {text}"

@@ -187,7 +187,7 @@ def test_weights_that_cannot_be_had_are_one_sentence(cache, tiny, tmp_path, caps
     error = capsys.readouterr().err
     assert_one_line_error(error, f"--weights DEFAULT: cannot be downloaded from {page}: ")
     assert run_train(**args, weights=tmp_path / "none.safetensors") == 2
-    assert_one_line_error(capsys.readouterr().err, "none.safetensors: cannot be loaded: ")
+    assert_one_line_error(capsys.readouterr().err, "none.safetensors: not found")
     other = {f"backbone.{key}": value for key, value in random_weights(NAME).items()}
     safetensors.save_file(other, tmp_path / "other.safetensors")
     assert run_train(**args, weights=tmp_path / "other.safetensors") == 2

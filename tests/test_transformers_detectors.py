@@ -316,6 +316,7 @@ def test_weights_that_are_not_in_the_file_are_not_called_loaded(dfine_folder, tm
     message = model.load_pretrained()
     count = sum(p.numel() for p in model.detector.model.backbone.parameters())
     assert message.startswith(f"--weights DEFAULT: loaded {count:,} of the model's ")
+    assert message.endswith("; those of the 4 classes are not in the file")
     after = model.detector.state_dict()
     assert all(torch.equal(after[k], backbone.get(k, before[k])) for k in before)
     save({f"other.{k}": v for k, v in weights.items()})
