@@ -136,7 +136,7 @@ def detect_objects(args: argparse.Namespace) -> None:
     first_frame = next(frames)  # raises for an invalid source before a directory is created
 
     results_dir = new_dir(Path(args.project), args.name, args.exist_ok)
-    results = ResultWriter(results_dir, predictor.names, args.save_txt)
+    results = ResultWriter(results_dir, predictor.names, args.save_txt, args.save_json)
     num_images = num_failed = 0
     start_time = time.perf_counter()
     # A signal, the way to end a camera or a stream, is answered after the frame under way.
@@ -166,15 +166,21 @@ def detect_objects(args: argparse.Namespace) -> None:
 class ResultWriter:
     """Writes the results to `directory`: images and videos with the boxes, and label files.
 
-    No file of this run replaces another one. `predictions` collects the rows of predictions.json.
-    Images are drawn and encoded by threads, and are all written after `close`.
+    No file of this run replaces another one. With `save_json`, `predictions` collects the rows of
+    predictions.json. Images are drawn and encoded by threads, and are all written after `close`.
     """
 
-    def __init__(self, directory: Path, class_names: Sequence[str], save_txt: bool) -> None:
-        self.directory, self.class_names, self.save_txt = directory, class_names, save_txt
+    def __init__(
+        self,
+        directory: Path,
+        class_names: Sequence[str],
+        save_txt: bool,
+        save_json: bool = False,
+    ) -> None:
+        self.directory, self.class_names = directory, class_names
+        self.save_txt, self.save_json = save_txt, save_json
         self.predictions: list[dict[str, Any]] = []
         self._video: VideoWriter | None = None
-        self._video_source = ""
         self._last_frame: Future | None = None  # of the video: the last one given to a thread
         self._used_stems: set[str] = set()  # images in two directories may have the same name
         self._threads = Background(min(WRITERS, cpu_count()))
@@ -199,30 +205,22 @@ class ResultWriter:
             suffix = suffix if suffix.lower() in WRITTEN_SUFFIXES else ".jpg"
             path = self._new_path(frame.source, suffix)
             self._threads.call(self._write_image, path, frame.image, detections)
-            stem = path.stem
         else:
-            if self._video is None or frame.source != self._video_source:
+            if frame.index == 0:
                 self._close_video()
                 self._video = VideoWriter(self._new_path(frame.source, ".mp4"))
-                self._video_source = frame.source
+            path = self._video.path
             self._last_frame = self._threads.call(
                 self._write_frame, self._video, self._last_frame, frame, detections
             )
-            stem = unique_stem(f"{self._video.path.stem}_{frame.index}.txt", self._used_stems)
         if self.save_txt:
+            stem = path.stem
+            if frame.index is not None:
+                stem = unique_stem(f"{stem}_{frame.index}.txt", self._used_stems)
             label_file = self.directory / "labels" / f"{stem}.txt"
             write_labels(label_file, detections, frame.image.shape[-2:])
-        boxes, scores = detections["boxes"].tolist(), detections["scores"].tolist()
-        for name, box, score in zip(names, boxes, scores, strict=True):
-            self.predictions.append(
-                {
-                    "file": frame.source,
-                    "frame": frame.index,
-                    "class": name,
-                    "box": [round(value, 3) for value in box],
-                    "score": score,
-                }
-            )
+        if self.save_json:  # a camera never ends: nothing is kept that nobody has asked for
+            self.predictions += rows_of_json(frame, detections, names)
 
     def _new_path(self, source: str, suffix: str) -> Path:
         """Return the path of a result. Raises UserError if it is that of `source` itself."""
@@ -269,6 +267,23 @@ class ResultWriter:
 def _file_name(source: str) -> str:
     """Return a file name, or path, from which that of a result is made."""
     return url_name(source) if is_url(source) else source
+
+
+def rows_of_json(
+    frame: Frame, detections: dict[str, Tensor], names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return a row of predictions.json for each of the detections, whose classes are `names`."""
+    boxes, scores = detections["boxes"].tolist(), detections["scores"].tolist()
+    return [
+        {
+            "file": frame.source,
+            "frame": frame.index,
+            "class": name,
+            "box": [round(value, 3) for value in box],
+            "score": score,
+        }
+        for name, box, score in zip(names, boxes, scores, strict=True)
+    ]
 
 
 def write_labels(path: Path, detections: dict[str, Tensor], size: tuple[int, int]) -> None:

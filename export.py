@@ -140,8 +140,8 @@ def check_target(path: Path) -> None:
 def export(args: argparse.Namespace) -> None:
     """Write the detector in `args.weights` in `args.format`, next to it, and check the result."""
     check_args(args)
-    target = Path(args.weights).with_suffix(SUFFIXES[args.format])
     model = load(args.weights)
+    target = Path(args.weights).with_suffix(SUFFIXES[args.format])
     check_target(target)
     if not model.exportable:
         raise UserError(

@@ -12,7 +12,7 @@ from data.augment import resize
 from data.images import checked_image, pil_to_tensor
 from models import load as load_model
 from models.detector import Detections, Detector
-from models.folding import FoldedCopy
+from models.folding import fold_batch_norms
 from utils.amp import amp_dtype, autocast
 from utils.device import select_device
 from utils.errors import UserError
@@ -28,8 +28,9 @@ class Predictor:
 
     Attributes:
         model: the torch module, a `Detector` in evaluation mode; to train or export it, or to have
-            gradients, call it. The predictor computes with a copy whose batch norms are folded into
-            its convolutions, made anew after the weights have changed.
+            gradients, call it. Until somebody asks for it, a predictor of `load` computes with a
+            copy whose batch norms are folded into its convolutions, and from then on with this one,
+            whatever is done to it.
         channels: of an image; 3 are RGB.
         names: the class names; the name of label k is `names[k]`.
         imgsz: pixels of the longer side of the images that the model gets.
@@ -40,7 +41,7 @@ class Predictor:
 
     # Also an error for an attribute that it does not have, such as YOLOv5's `max_det`.
     __slots__ = (
-        *("_can_change", "_folded", "_model"),
+        *("_folded", "_model"),
         *("channels", "classes", "conf", "device", "imgsz", "iou", "names"),
     )
 
@@ -64,8 +65,7 @@ class Predictor:
                 raise UserError(f"{name}: found {value}, need a number from 0 to 1")
         self.device = select_device(device)
         self._model = model.to(self.device, memory_format=torch.channels_last)
-        self._folded = FoldedCopy()
-        self._can_change = True  # others may have the model
+        self._folded: Detector | None = None  # others may have the model, and change it
         self.names, self.channels = model.class_names, model.channels
         self.imgsz = imgsz or model.imgsz
         check_imgsz(self.imgsz, model.min_size)
@@ -77,7 +77,7 @@ class Predictor:
     @property
     def model(self) -> Detector:
         """The torch module; see above."""
-        self._can_change = True
+        self._folded = None
         return self._model
 
     def __call__(self, images: ImageInput | Sequence[ImageInput]) -> Detections:
@@ -101,8 +101,6 @@ class Predictor:
         height, width = image.shape[-2:]
         new_height, new_width = letterbox_size(height, width, self.imgsz)
         resized = resize(image, new_height, new_width).to(self.device)
-        if self._can_change:
-            self._model.eval()
         self._model.set_thresholds(self.conf, self.iou)
         with autocast(self.device, amp_dtype("auto", self.device)):
             (detections,) = self._run([resized])
@@ -117,11 +115,10 @@ class Predictor:
 
     def _run(self, images: list[Tensor]) -> Detections:
         """Return what the model, in evaluation mode, does; with its own post-processing."""
-        if not self._model.exportable:  # its network cannot be called separately
-            return self._model(images)
+        if self._folded is None:
+            return self._model.eval()(images)
         batch, sizes = self._model.prepare(images)
-        network = self._folded.of(self._model, self._can_change)
-        return self._model.postprocess(*network.predict(batch), sizes)
+        return self._model.postprocess(*self._folded.predict(batch), sizes)
 
 
 def load(
@@ -137,7 +134,9 @@ def load(
     The other arguments are those of `Predictor`. Raises UserError as it and `models.load` do.
     """
     predictor = Predictor(load_model(path), device, conf, iou, imgsz, classes)
-    predictor._can_change = False  # nobody else has it, until it is asked for
+    model = predictor._model  # nobody else has it, until it is asked for
+    if model.exportable:  # its network can be called separately
+        predictor._folded = fold_batch_norms(model)
     return predictor
 
 

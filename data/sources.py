@@ -13,7 +13,7 @@ from data.images import checked_image, image_suffixes
 from data.listing import Listing, has_suffix, list_images
 from data.threads import map_ahead
 from data.urls import fetch_image, is_url, without_password
-from data.video import VIDEO_SUFFIXES, read_video
+from data.video import VIDEO_SUFFIXES, is_camera, read_video
 from utils.cpus import cpu_count
 from utils.errors import UserError
 from utils.log import info, plural
@@ -38,7 +38,7 @@ def iter_images(source: str, channels: int = 3) -> Iterator[Frame]:
     Raises UserError if the source is not found, contains no images and videos, or is a single video
     that cannot be read.
     """
-    if source.isdecimal() and not Path(source).exists():
+    if is_camera(source):
         yield from _iter_video(source, channels, is_only=True)
         return
     if is_url(source):

@@ -10,7 +10,8 @@ import urllib.error
 import urllib.request
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from urllib.parse import unquote
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from data.images import IMAGE_SUFFIXES
 from utils.errors import UserError
@@ -66,7 +67,7 @@ def fetch_image(url: str) -> bytes | None:
 def open_url(url: str) -> HTTPResponse:
     """Return the answer to a request for an http or https URL. Raises UserError if there is none.
 
-    A user's name and password in the URL are sent as basic authentication.
+    A user's name and password in the URL are sent as basic authentication, to its own host only.
     """
     address = without_password(url)
     headers = {"User-Agent": "Mozilla/5.0 (compatible; detect.py)"}
@@ -84,6 +85,18 @@ def open_url(url: str) -> HTTPResponse:
     raise UserError(f"{address}: cannot be read: {reason}")
 
 
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, without the password to another host, or from https to http."""
+
+    def redirect_request(self, req: urllib.request.Request, *answer: Any) -> Any:
+        """Return the next request, as the base class does."""
+        redirected = super().redirect_request(req, *answer)
+        old, new = urlsplit(req.full_url), urlsplit(redirected.full_url)
+        if old.netloc.lower() != new.netloc.lower() or old.scheme > new.scheme:
+            redirected.remove_header("Authorization")
+        return redirected
+
+
 def _opener() -> urllib.request.OpenerDirector:
     """Return an opener for http and https alone: no server may lead to a file of this machine."""
     opener = urllib.request.OpenerDirector()
@@ -91,7 +104,7 @@ def _opener() -> urllib.request.OpenerDirector:
         urllib.request.ProxyHandler,
         urllib.request.HTTPHandler,
         urllib.request.HTTPSHandler,
-        urllib.request.HTTPRedirectHandler,
+        _Redirects,
         urllib.request.HTTPErrorProcessor,
         urllib.request.HTTPDefaultErrorHandler,
         urllib.request.UnknownHandler,

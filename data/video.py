@@ -43,12 +43,17 @@ def _import_cv2(source: str) -> ModuleType:
     return cv2
 
 
+def is_camera(source: str) -> bool:
+    """Return whether `source` is the index of a camera: a number, and there is no such file."""
+    return source.isdecimal() and len(source) < 10 and not Path(source).exists()
+
+
 def read_video(source: str) -> Iterator[tuple[Tensor, float]]:
     """Yield the frames (3, h, w) uint8 RGB of a video, each with the frames per second.
 
-    `source` is a file, a URL, or the index of a camera, if there is no such file. Raises UserError
-    if OpenCV is not installed, cannot read a frame, or reads fewer frames than the file says it
-    has, or a stream ends, which does not say how many it has: this after the last frame.
+    `source` is a file, a URL or the index of a camera. Raises UserError if OpenCV is not installed,
+    cannot read a frame, or reads fewer frames than the file says it has, or a stream ends, which
+    does not say how many it has: this after the last frame.
     """
     has_url = is_url(source)
     name = without_password(source) if has_url else source
@@ -75,8 +80,10 @@ def read_video(source: str) -> Iterator[tuple[Tensor, float]]:
 
 def _open(cv2: ModuleType, source: str) -> Any:
     """Return OpenCV's reader of a file, a URL or a camera; what cannot be opened has no frames."""
+    if is_camera(source):
+        return cv2.VideoCapture(int(source))
     if not is_url(source):
-        return cv2.VideoCapture(source if Path(source).is_file() else int(source))
+        return cv2.VideoCapture(_path_for_cv2(Path(source)))
     timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, STREAM_TIMEOUT]
     timeouts += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, STREAM_TIMEOUT]
     key = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
@@ -87,6 +94,17 @@ def _open(cv2: ModuleType, source: str) -> Any:
         return cv2.VideoCapture(source, cv2.CAP_FFMPEG, timeouts)
     finally:
         del os.environ[key]  # a local file is opened without it
+
+
+def _path_for_cv2(path: Path) -> str:
+    """Return a path as OpenCV takes it. Raises UserError if it is not UTF-8: OpenCV would crash."""
+    # Absolute, because FFmpeg takes what is before the colon of 10:30.mp4 for a protocol.
+    text = str(path.absolute())
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: OpenCV needs a path in UTF-8 (rename it)") from None
+    return text
 
 
 def _why_no_frame(source: str) -> str:
@@ -108,6 +126,7 @@ class VideoWriter:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._writer: Any = None
+        self._count = 0
 
     def write(self, image: Tensor, fps: float) -> None:
         """Append a frame (3, h, w) uint8 RGB. Raises UserError if the file cannot be written."""
@@ -115,12 +134,20 @@ class VideoWriter:
         if self._writer is None:
             codec = cv2.VideoWriter_fourcc(*"mp4v")
             height, width = image.shape[1:]
-            self._writer = cv2.VideoWriter(str(self.path), codec, fps, (width, height))
+            self._writer = cv2.VideoWriter(_path_for_cv2(self.path), codec, fps, (width, height))
             if not self._writer.isOpened():
                 raise UserError(f"{self.path}: cannot be written as a video (MPEG-4, by OpenCV)")
         self._writer.write(cv2.cvtColor(image.permute(1, 2, 0).numpy(), cv2.COLOR_RGB2BGR))
+        self._count += 1
 
     def close(self) -> None:
-        """Finish the file."""
-        if self._writer is not None:
-            self._writer.release()
+        """Finish the file. Raises UserError if its frames are not in it, as on a full disk."""
+        if self._writer is None:
+            return
+        self._writer.release()
+        cv2 = _import_cv2(str(self.path))
+        # OpenCV reports no error of a write.
+        count = cv2.VideoCapture(_path_for_cv2(self.path)).get(cv2.CAP_PROP_FRAME_COUNT)
+        if count < self._count:
+            frames = plural(self._count, "frame")
+            raise UserError(f"{self.path}: {frames} could not be written (is the disk full?)")

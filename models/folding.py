@@ -3,13 +3,11 @@
 import copy
 from itertools import pairwise
 
-import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.blocks import BatchNorm2d
 from models.detector import Detector
-from utils import compat
 
 NORMS = (nn.BatchNorm2d, BatchNorm2d)  # and no other subclass, which may do more
 
@@ -59,34 +57,3 @@ def _fold_graph(module: fx.GraphModule) -> None:
 def _fit(conv: nn.Module, norm: nn.Module) -> bool:
     """Whether a batch norm has statistics that can be folded into a convolution."""
     return type(conv) is nn.Conv2d and type(norm) in NORMS and norm.running_mean is not None
-
-
-class FoldedCopy:
-    """The folded copy of a detector, made anew when the detector has changed since."""
-
-    def __init__(self) -> None:
-        self._copy: Detector | None = None
-        self._versions: list[tuple[int, ...]] = []
-        self._buffers = torch.empty(0)
-
-    def of(self, model: Detector, can_change: bool) -> Detector:
-        """Return the folded copy of `model`, which is in evaluation mode.
-
-        can_change: whether others have the model, so that it may have changed; finding out takes a
-        millisecond. A model with hooks, which want to see its own layers, is returned itself.
-        """
-        if not can_change:
-            if self._copy is None:
-                self._copy = fold_batch_norms(model)
-            return self._copy
-        if compat.has_forward_hooks(model):
-            return model
-        versions = [*map(compat.tensor_version, (*model.parameters(), *model.buffers()))]
-        # Batch norm writes to its statistics without leaving a trace in their versions.
-        values = [b.detach().flatten().double().cpu() for b in model.buffers()]
-        buffers = torch.cat(values) if values else torch.empty(0)
-        same = versions == self._versions and torch.equal(buffers, self._buffers)
-        if self._copy is None or not same:
-            self._copy = fold_batch_norms(model)
-            self._versions, self._buffers = versions, buffers
-        return self._copy

@@ -30,8 +30,10 @@ class PortableConstants(TorchFunctionMode):
 
 
 def _arange(
-    cells: Tensor, *bounds: Any, end: Any = None, dtype: torch.dtype | None = None, **_: Any
+    cells: Tensor, *bounds: Any, end: Any = None, dtype: torch.dtype | None = None, **options: Any
 ) -> Tensor | None:
+    if options.keys() & {"start", "step"}:
+        return None
     bounds = bounds if end is None else (*bounds, end)
     # Numbers of cells are tensors while torch.jit traces.
     if any(isinstance(b, float) or b < 0 for b in bounds) or len(bounds) > 2:

@@ -4,8 +4,10 @@ timm is optional and imported only when such a backbone is asked for.
 """
 
 import difflib
+import logging
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +19,9 @@ from models.hub_check import check_hub
 from models.weights import load_matching_weights
 from utils.errors import UserError
 from utils.log import warning
+
+# Or else timm's messages, which name no argument, would be printed on stderr.
+logging.getLogger("timm").addHandler(logging.NullHandler())
 
 PREFIX = "timm/"
 STRIDES = (8, 16, 32)
@@ -106,6 +111,8 @@ class TimmBackbone(nn.Module):
         Raises UserError if the file cannot be read, or is of another network.
         """
         flag = f"--weights {path}"
+        if not Path(path).is_file():
+            raise UserError(f"{flag}: not found")
         allowed = f"need those of the whole network {self.name}, as timm publishes them"
         return self._load(flag, "cannot be loaded", allowed, file=path, custom_load=False)
 
@@ -123,15 +130,23 @@ class TimmBackbone(nn.Module):
         `flag`, `problem`, the reason, and `hint`.
         """
         timm = _import_timm(self.name)
+
+        def load() -> dict[str, Tensor]:
+            return timm.create_model(
+                self.name, pretrained=True, pretrained_cfg_overlay=config, **self._options()
+            ).state_dict()
+
         try:
             if hub_id:
                 check_hub(hub_id, "model.safetensors", "pytorch_model.bin")
-            donor = timm.create_model(
-                self.name, pretrained=True, pretrained_cfg_overlay=config, **self._options()
-            )
+            saved = load()
+            # What it does not find timm leaves random, which is something else each time.
+            with torch.random.fork_rng(devices=[]):
+                again = load()
         except Exception as error:  # network and damaged files raise many types
             raise UserError(f"{flag}: {problem}: {_first_line(error)} ({hint})") from None
-        message = load_matching_weights(self.features, donor.state_dict(), flag)
+        saved = {key: value for key, value in saved.items() if torch.equal(value, again[key])}
+        message = load_matching_weights(self.features, saved, flag)
         if self.in_channels != 3:
             message += f" (timm adapts the first convolution from 3 channels to {self.in_channels})"
         return message

@@ -238,8 +238,7 @@ class TransformersDetector(Detector):
 
         `class_names` must be set. A row is what a tensor holds for one class.
         """
-        donor = load_donor(self.source)
-        saved = donor.state_dict()
+        donor, saved = load_donor(self.source)
         names = {_plain_name(label): int(k) for k, label in donor.config.id2label.items()}
         rows = {
             k: names[_plain_name(name)]
@@ -258,6 +257,8 @@ class TransformersDetector(Detector):
                 # Of "no object", where there is such a row.
                 tensor[here:] = values[there:].to(tensor.dtype)
         message += f" from {self.source}"
+        if not donors:
+            return f"{message}; those of the {here} classes are not in the file"
         if rows:
             text = ", ".join(self.class_names[k] for k in rows)
             return f"{message}; those of {len(rows)} of {here} classes are kept, by name: {text}"

@@ -61,15 +61,24 @@ def read_architecture(source: str) -> dict[str, Any]:
     config = _read_config(source)
     for key in ("id2label", "label2id"):
         config.pop(key, None)
-    processor, _ = _fetch(
-        f"--model {source}", lambda: ImageProcessingMixin.get_image_processor_dict(source)
+    processor = _fetch(
+        f"--model {source}", lambda: dict(ImageProcessingMixin.get_image_processor_dict(source)[0])
     )
-    normalizes = processor.get("do_normalize", False)
-    return {
-        "config": config,
-        "mean": [*map(float, processor["image_mean"])] if normalizes else None,
-        "std": [*map(float, processor["image_std"])] if normalizes else None,
-    }
+    mean, std = processor.get("image_mean"), processor.get("image_std")
+    if not processor.get("do_normalize", False):
+        return {"config": config, "mean": None, "std": None}
+    if not (_is_rgb(mean) and _is_rgb(std) and all(std)):
+        raise UserError(
+            f"--model {source}: preprocessor_config.json: found image_mean {mean!r} and image_std "
+            f"{std!r} (need three numbers each, and none of image_std 0)"
+        )
+    return {"config": config, "mean": [*map(float, mean)], "std": [*map(float, std)]}
+
+
+def _is_rgb(values: Any) -> bool:
+    """Return whether a value of a JSON file is a list of three numbers."""
+    is_list = isinstance(values, list) and len(values) == 3
+    return is_list and all(isinstance(value, int | float) for value in values)
 
 
 def _read_config(source: str) -> dict[str, Any]:
@@ -82,9 +91,9 @@ def _read_config(source: str) -> dict[str, Any]:
     def read() -> Any:
         if not Path(source).is_dir():
             check_hub(source, "config.json")
-        return PreTrainedConfig.get_config_dict(source)
+        return dict(PreTrainedConfig.get_config_dict(source)[0])
 
-    config, _ = _fetch(f"--model {source}", read)
+    config = _fetch(f"--model {source}", read)
     model_type = config.get("model_type")
     if model_type not in MODEL_TYPES:
         raise UserError(
@@ -92,8 +101,8 @@ def _read_config(source: str) -> dict[str, Any]:
             f"{', '.join(MODEL_TYPES)})"
         )
     config = _drop_keys(config)
-    for part in (config, config.get("backbone_config") or {}):
-        if part.get("num_channels", 3) != 3:
+    for part in (config, config.get("backbone_config")):
+        if isinstance(part, dict) and part.get("num_channels", 3) != 3:
             channels = part["num_channels"]
             raise UserError(f"--model {source}: takes images of {channels} channels, not of 3")
     return config
@@ -149,16 +158,17 @@ def build(source: str, config: Mapping[str, Any], num_classes: int) -> nn.Module
         raise UserError(f"--model {source}: cannot be built: {reason[:200]}") from None
 
 
-def load_donor(source: str) -> nn.Module:
-    """Return the detector of a hub id or folder with its weights.
+def load_donor(source: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """Return the detector of a hub id or folder with its weights, and its state.
 
-    Not read from the file directly, because transformers renames tensors of older files to what its
-    modules are called now.
+    What its file does not have is not in the state: transformers leaves it random. The file is not
+    read directly, because transformers renames tensors of older ones to what its modules are called
+    now.
     """
     from transformers import AutoConfig, AutoModelForObjectDetection
 
     config = AutoConfig.for_model(**_read_config(source))
-    return _fetch(
+    donor, loading = _fetch(
         f"--weights DEFAULT: {source}",
         lambda: AutoModelForObjectDetection.from_pretrained(
             source,
@@ -166,5 +176,8 @@ def load_donor(source: str) -> nn.Module:
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
         ),
     )
+    missing = set(loading["missing_keys"])
+    return donor, {k: v for k, v in donor.state_dict().items() if k not in missing}

@@ -1,6 +1,7 @@
 """What detect.py looks at, what it says about the rest, and that no result replaces another."""
 
 import sys
+import tracemalloc
 from pathlib import Path
 
 import cv2
@@ -9,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from data.sources import Frame
+from data.video import VideoWriter
 from detect import ResultWriter, iter_images
 from utils.errors import UserError
 
@@ -112,9 +115,44 @@ def test_folder_whose_name_is_a_number_or_ends_as_a_video(tmp_path, monkeypatch)
     assert seen("day.mp4") == (["b.png"], [])
 
 
+def test_what_is_called_a_video_and_is_no_file_is_named(tmp_path):
+    folder = tmp_path / "in"
+    video(folder / "b.avi", 1)
+    (folder / "a.mp4").symlink_to("gone.mp4")
+    (tmp_path / "day.mp4").mkdir()
+    (folder / "c.mp4").symlink_to(tmp_path / "day.mp4")
+    images, errors = seen(folder)
+    assert images == ["b.avi 0"] and len(errors) == 2
+    for error, name in zip(errors, ("a.mp4", "c.mp4"), strict=True):
+        assert error.startswith(f"{folder / name}: no frame could be read")
+    (tmp_path / "list.txt").write_text("day.mp4\nin/b.avi\n")
+    for source in (tmp_path / "list.txt", tmp_path / "*" / "[b-c].*"):
+        images, (error,) = seen(source)
+        assert images == ["b.avi 0"] and ".mp4: no frame could be read" in error
+
+
+def test_a_video_whose_name_begins_like_a_url(tmp_path, monkeypatch):
+    writer = VideoWriter(tmp_path / "10:30.mp4")
+    for _ in range(2):
+        writer.write(torch.zeros(3, 64, 80, dtype=torch.uint8), 10)
+    writer.close()
+    monkeypatch.chdir(tmp_path)
+    assert seen("10:30.mp4") == (["10:30.mp4 0", "10:30.mp4 1"], [])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are Unicode")
+def test_a_video_whose_name_is_not_utf8_is_named(tmp_path):
+    image(tmp_path / "a.png")
+    video(tmp_path / "b.avi").rename(tmp_path / "b\udcff.avi")
+    images, (error,) = seen(tmp_path)
+    assert images == ["a.png"]
+    assert error == f"{tmp_path}/b\udcff.avi: OpenCV needs a path in UTF-8 (rename it)"
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
+        ("9" * 30, f"--source {'9' * 30}: not found"),
         ("nowhere", "--source nowhere: not found (need an image, directory, glob"),
         ("nowhere.mp4", "--source nowhere.mp4: not found"),
         ("notes.md", "--source notes.md: not a format that is read (images: .avif .bmp "),
@@ -147,6 +185,50 @@ def test_videos_in_a_folder_without_opencv_are_named(tmp_path, monkeypatch):
     images, (error,) = seen(tmp_path)
     assert images == ["a.png"]
     assert error.startswith(f"{tmp_path}/b.avi: videos and cameras need OpenCV (pip install")
+
+
+def test_a_video_that_is_listed_twice_is_written_twice(tmp_path):
+    video(tmp_path / "a.avi", 2)
+    (tmp_path / "list.txt").write_text("a.avi\na.avi\n")
+    results = write_results([tmp_path / "list.txt"], tmp_path / "results")
+    assert [name for name in results if name.endswith(".mp4")] == ["a.mp4", "a_2.mp4"]
+
+
+def test_a_long_video_takes_no_memory(tmp_path):
+    """Without --save-json: a camera sends frames for days."""
+    frame = Frame("0", 0, torch.zeros(3, 16, 16, dtype=torch.uint8), fps=10)
+    detections = {
+        "boxes": torch.ones(20, 4),
+        "scores": torch.ones(20),
+        "labels": torch.zeros(20, dtype=torch.int64),
+    }
+    writer = ResultWriter(tmp_path, ("a",), save_txt=False)
+    tracemalloc.start()
+    for index in range(200):
+        if index == 50:
+            before, _ = tracemalloc.get_traced_memory()
+        writer.add(frame._replace(index=index), detections)
+    writer.close()
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert after - before < 100_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resource limits of Linux")
+def test_a_video_on_a_full_disk_is_one_sentence(tmp_path):
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writer = VideoWriter(tmp_path / "a.mp4")
+    noise = torch.randint(0, 256, (3, 240, 320), dtype=torch.uint8)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    try:
+        for _ in range(20):
+            writer.write(noise, 10)
+        with pytest.raises(UserError, match=r"a\.mp4: 20 frames could not be written"):
+            writer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
 
 def write_results(sources: list[Path], results: Path) -> list[str]:

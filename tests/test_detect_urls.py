@@ -95,6 +95,12 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.send_error(401)
 
+    def send_host(self, suffix: str) -> None:
+        """Send the reader to the host of the query, with a password for this one."""
+        self.send_response(302)
+        self.send_header("Location", f"http://{self.path.partition('?')[2]}/locked.png")
+        self.end_headers()
+
     def send_moved(self, suffix: str) -> None:
         self.send_response(302)
         self.send_header("Location", "file:///etc/hostname")
@@ -132,7 +138,7 @@ def server(videos):
 
 @pytest.fixture(autouse=True)
 def no_proxy(monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
 
 
 def seen(source: object) -> tuple[list[tuple[str, int | None]], list[str]]:
@@ -163,6 +169,14 @@ def test_a_password_is_sent_and_not_shown(server):
     assert str(error.value) == (
         f"--source http://{server}/locked.png: cannot be read: the server answers 401 Unauthorized"
     )
+
+
+def test_a_password_is_not_sent_to_another_host(server):
+    url = f"{server}/host.png?{server}"
+    assert seen(f"http://me:secret@{url}") == ([(f"http://{url}", None)], [])
+    other = server.replace("127.0.0.1", "localhost")
+    with pytest.raises(UserError, match="the server answers 401 Unauthorized"):
+        next(iter_images(f"http://me:secret@{server}/host.png?{other}"))
 
 
 @pytest.mark.parametrize(

@@ -231,6 +231,8 @@ def test_export_half_precision(weights, real_images, tmp_path):
         (["--imgsz", "64", "64", "64"], "--imgsz 64 64 64: found 3 numbers"),
         (["--format", "tflite"], "--format: invalid choice: 'tflite'"),
         (["--weights", "nothing.pt"], "nothing.pt: cannot be read"),
+        (["--weights", ""], ".: cannot be read"),
+        (["--imgsz", "1000000000"], "out of memory (reduce --batch-size or --imgsz)"),
     ],
 )
 def test_export_error_is_one_line(options, message, weights, tmp_path, capsys):

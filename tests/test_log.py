@@ -42,3 +42,14 @@ def test_full_disk_under_stdout_is_said_once(monkeypatch, capsys):
         log.info("three")
     expected = "stdout: cannot be written: No space left on device (this does not end the run)\n"
     assert capsys.readouterr().err == expected
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_do_not_end_a_command(closed, tmp_path):
+    data = write_tiny(tmp_path, train=2, val=1)
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "data.describe"]
+    for file, status in ((data, 0), ("no.yaml", 2)):
+        done = subprocess.run([*command, file], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == status and "Traceback" not in done.stderr
+        assert "no.yaml" not in done.stdout  # a message for stderr

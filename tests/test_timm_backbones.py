@@ -186,6 +186,12 @@ def test_weights_that_cannot_be_had_are_one_sentence(cache, tiny, tmp_path, caps
     page = "timm/lcnet_050.ra2_in1k on the Hugging Face hub"
     error = capsys.readouterr().err
     assert_one_line_error(error, f"--weights DEFAULT: cannot be downloaded from {page}: ")
+    assert run_train(**args, weights=tmp_path / "none.safetensors") == 2
+    assert_one_line_error(capsys.readouterr().err, "none.safetensors: not found")
+    other = {f"backbone.{key}": value for key, value in random_weights(NAME).items()}
+    safetensors.save_file(other, tmp_path / "other.safetensors")
+    assert run_train(**args, weights=tmp_path / "other.safetensors") == 2
+    assert_one_line_error(capsys.readouterr().err, "other.safetensors: ", " parameters fit")
     (tmp_path / "w.safetensors").write_bytes(b"no weights")
     assert run_train(**args, weights=tmp_path / "w.safetensors") == 2
     assert_one_line_error(capsys.readouterr().err, "w.safetensors: cannot be loaded: ")

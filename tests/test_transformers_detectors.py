@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,8 @@ from torchvision.ops import box_convert
 transformers = pytest.importorskip("transformers", minversion="5.18")
 pytest.importorskip("scipy")
 
+from safetensors.torch import load_file, save_file  # noqa: E402
+
 import detect  # noqa: E402
 import export  # noqa: E402
 import val  # noqa: E402
@@ -36,6 +39,7 @@ from models.detector import Detector  # noqa: E402
 from models.deterministic_sampling import DeterministicSampling  # noqa: E402
 from models.freezing import freeze  # noqa: E402
 from utils.checkpoint import FORMAT  # noqa: E402
+from utils.errors import UserError  # noqa: E402
 from utils.metrics import METRICS  # noqa: E402
 
 ADAMW = "optimizer: adamw\nlr0: 0.0005\nweight_decay: 0.0001\ngrad_clip: 0.1\nclose_mosaic: 1\n"
@@ -300,6 +304,26 @@ def test_rows_of_classes_of_the_same_name_are_kept(dfine_folder):
     assert torch.equal(after[3], donor["model.enc_score_head.weight"][2])
 
 
+def test_weights_that_are_not_in_the_file_are_not_called_loaded(dfine_folder, tmp_path):
+    folder = shutil.copytree(dfine_folder, tmp_path / "copy")
+    weights = load_file(folder / "model.safetensors")
+    save = partial(save_file, filename=folder / "model.safetensors", metadata={"format": "pt"})
+    model = build_model(f"transformers/{folder}", 4)
+    model.class_names = tuple(CLASSES.values())
+    before = {k: v.clone() for k, v in model.detector.state_dict().items()}
+    backbone = {k: v for k, v in weights.items() if k.startswith("model.backbone.")}
+    save(backbone)
+    message = model.load_pretrained()
+    count = sum(p.numel() for p in model.detector.model.backbone.parameters())
+    assert message.startswith(f"--weights DEFAULT: loaded {count:,} of the model's ")
+    assert message.endswith("; those of the 4 classes are not in the file")
+    after = model.detector.state_dict()
+    assert all(torch.equal(after[k], backbone.get(k, before[k])) for k in before)
+    save({f"other.{k}": v for k, v in weights.items()})
+    with pytest.raises(UserError, match=r"--weights DEFAULT: 0 of .* parameters fit"):
+        model.load_pretrained()
+
+
 def test_new_classes_start_with_a_probability_of_0_01(dfine_folder):
     model = build_model(f"transformers/{dfine_folder}", 5)
     biases = model.detector.model.enc_score_head.bias
@@ -383,6 +407,7 @@ def edit_json(file: Path, **values: object) -> None:
         ("{folder}", {"imgsz": 32}, ["--imgsz 32: the model needs at least 64 pixels"]),
         ("{folder}", {"weights": None}, ["--weights DEFAULT: ", "cannot be read: "]),
         ("{folder}", {"processor": None}, ["cannot be read: "]),
+        ("{folder}", {"processor": {"do_normalize": True}}, ["found image_mean None", "three"]),
     ],
 )
 def test_error_messages(name, edits, parts, dfine_folder, tiny, tmp_path, capsys):
@@ -392,8 +417,8 @@ def test_error_messages(name, edits, parts, dfine_folder, tiny, tmp_path, capsys
         edits.pop("weights")
         (folder / "model.safetensors").unlink()
     if "processor" in edits:
-        edits.pop("processor")
-        (folder / "preprocessor_config.json").unlink()
+        processor, file = edits.pop("processor"), folder / "preprocessor_config.json"
+        file.write_text(json.dumps(processor)) if processor else file.unlink()
     edit_json(folder / "config.json", **edits)
     model = name.format(folder=f"transformers/{folder}")
     assert run_train(**options, model=model, data=tiny, project=tmp_path) == 2

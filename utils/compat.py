@@ -114,17 +114,3 @@ def implicit_resolvers_without(
         first: [(tag, pattern) for tag, pattern in resolvers if tag not in tags]
         for first, resolvers in loader_class.yaml_implicit_resolvers.items()
     }
-
-
-def has_forward_hooks(model: nn.Module) -> bool:
-    """Return whether something registered a hook on the forward pass of a module of `model`."""
-    return any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-
-
-def tensor_version(tensor: Tensor) -> tuple[int, ...]:
-    """Return numbers that change when a tensor is written to, moved or replaced.
-
-    Autograd counts the writes. Tensors made in inference mode have no such count.
-    """
-    writes = 0 if tensor.is_inference() else tensor._version
-    return id(tensor), tensor.data_ptr(), writes

@@ -25,6 +25,7 @@ ENVIRONMENT_ERRORS = {  # part of the message of a RuntimeError raised by torch 
     ),
     "out of memory": _OUT_OF_MEMORY,
     "can't allocate memory": _OUT_OF_MEMORY,
+    "Storage size calculation overflowed": _OUT_OF_MEMORY,
     "gloo/transport": _LOST_PROCESS,
     "remote process exited": _LOST_PROCESS,  # NCCL
 }

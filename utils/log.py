@@ -100,11 +100,14 @@ def _discard(stream: TextIO) -> None:
 
 
 def accept_any_text() -> None:
-    """Let stdout and stderr print every text, whatever their encoding.
+    """Let stdout and stderr print every text, whatever their encoding, or none if they are closed.
 
     A character that the encoding lacks, and a byte of a file name that is not UTF-8, becomes a
     backslash with its number.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the process was started with it closed: `>&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 - for good
     for stream in (sys.stdout, sys.stderr):
         # Python's choice for the C locale, surrogateescape, prints such bytes as they are.
         if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
