@@ -53,6 +53,7 @@ class Detector(nn.Module):
         param_groups  which parameters the optimizer treats how
         set_class_weights  if its class loss can be weighted
         load_pretrained, load_backbone_file  if there are published weights
+        class_tensors  if some have a row for each class
         libraries  which ones, besides torch, its numbers depend on the versions of
         forward  if it does its own batching and post-processing
 
@@ -243,6 +244,14 @@ class Detector(nn.Module):
                 decay_group = "matrices" if p in hidden_convs else "weights"
                 groups[decay_group if p.ndim > 1 else "no_decay"].append(p)
         return groups
+
+    def class_tensors(self) -> set[str]:
+        """Return the names of the tensors of the state with a row for each class.
+
+        Of a checkpoint with other classes, `--weights` takes their rows by the classes' names. The
+        other tensors are taken where the shapes are the same.
+        """
+        return set()
 
     def load_pretrained(self) -> str:
         """Load the published weights of the model, or of its backbone, and return a message.

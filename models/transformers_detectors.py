@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import box_convert
 
+from models.class_rows import copy_rows, kept_classes, rows_by_name
 from models.detector import Detector, Targets
 from models.deterministic_sampling import DeterministicSampling
 from models.portable_constants import PortableConstants
@@ -239,29 +240,20 @@ class TransformersDetector(Detector):
         `class_names` must be set. A row is what a tensor holds for one class.
         """
         donor, saved = load_donor(self.source)
-        names = {_plain_name(label): int(k) for k, label in donor.config.id2label.items()}
-        rows = {
-            k: names[_plain_name(name)]
-            for k, name in enumerate(self.class_names)
-            if _plain_name(name) in names
-        }
+        rows = rows_by_name(self.class_names, donor.config.id2label)
         class_tensors = self._class_tensors() & saved.keys()
         donors = {name: saved.pop(name) for name in class_tensors}
         message = load_matching_weights(self, _with_prefix(saved), "--weights DEFAULT")
         state = self.detector.state_dict()  # shares its memory with the detector
         here, there = self.detector.config.num_labels, donor.config.num_labels
-        with torch.no_grad():
-            for name, values in donors.items():
-                tensor = state[name]
-                tensor[[*rows]] = values[[*rows.values()]].to(tensor.dtype)
-                # Of "no object", where there is such a row.
-                tensor[here:] = values[there:].to(tensor.dtype)
+        for name, values in donors.items():
+            no_object = {here + k: there + k for k in range(len(values) - there)}  # if it has a row
+            copy_rows(state[name], values, rows | no_object)
         message += f" from {self.source}"
         if not donors:
             return f"{message}; those of the {here} classes are not in the file"
         if rows:
-            text = ", ".join(self.class_names[k] for k in rows)
-            return f"{message}; those of {len(rows)} of {here} classes are kept, by name: {text}"
+            return f"{message}; {kept_classes(self.class_names, rows)}"
         return f"{message}; none of the {here} classes is one of its {there}"
 
     def _class_tensors(self) -> set[str]:
@@ -274,10 +266,6 @@ class TransformersDetector(Detector):
 
 def _with_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"detector.{name}": value for name, value in state.items()}
-
-
-def _plain_name(name: str) -> str:
-    return str(name).lower().replace("_", " ").replace("-", " ").strip()
 
 
 def _stride(config: Any) -> int:

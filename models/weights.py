@@ -3,11 +3,13 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model_weights
 
+from models.class_rows import copy_rows, kept_classes, rows_by_name
 from models.detector import Detector
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
@@ -40,8 +42,10 @@ def load_initial_weights(model: Detector, weights: str | None, pretrained: bool)
     return messages
 
 
-def load_checkpoint_weights(model: nn.Module, path: Path) -> str:
+def load_checkpoint_weights(model: Detector, path: Path) -> str:
     """Load the EMA tensors of the checkpoint `path` that fit `model` and return a message.
+
+    Of the classes, where they are not the same in the same order, those of the same name.
 
     Raises UserError if the file is not a checkpoint of this project, or of a model that has too
     little in common with `model`.
@@ -53,12 +57,30 @@ def load_checkpoint_weights(model: nn.Module, path: Path) -> str:
         )
     checkpoint = load_checkpoint(path)
     try:
-        return load_matching_weights(model, checkpoint["ema"]["model"], f"--weights {path}")
+        return _load_average(model, checkpoint, f"--weights {path}")
     except (LookupError, TypeError, AttributeError, RuntimeError):
         raise UserError(
             f"--weights {path}: holds no weights that this version can read (need best.pt or "
             "last.pt of a run of this version)"
         ) from None
+
+
+def _load_average(model: Detector, checkpoint: Mapping[str, Any], flag: str) -> str:
+    """Load the EMA tensors of `checkpoint` that fit `model`; return a message."""
+    saved, state = dict(checkpoint["ema"]["model"]), model.state_dict()
+    donor_names = checkpoint.get("class_names") or []
+    names = getattr(model, "class_names", donor_names)
+    rows = rows_by_name(names, dict(enumerate(donor_names)))
+    has_same_classes = len(names) == len(donor_names) and rows == {k: k for k in range(len(names))}
+    donors = {}
+    if rows and not has_same_classes:
+        for name in model.class_tensors() & saved.keys():
+            if state[name].shape[1:] == saved[name].shape[1:]:
+                donors[name] = saved.pop(name)
+    message = load_matching_weights(model, saved, flag)
+    for name, values in donors.items():
+        copy_rows(state[name], values, rows)
+    return f"{message}; {kept_classes(names, rows)}" if donors else message
 
 
 def load_torchvision_weights(module: nn.Module, name: str, flag: str) -> str:

@@ -218,6 +218,11 @@ class YOLO(Detector):
             backbone = getattr(backbone, child, backbone)
         return [*backbone.children(), *self.neck.children()]
 
+    def class_tensors(self) -> set[str]:
+        """Return the names of the weights and biases of the last convolutions for classes."""
+        layers = [f"head.cls_branches.{i}.2" for i in range(len(self.head.cls_branches))]
+        return {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
+
     def load_pretrained(self) -> str:
         """Load the published weights of a backbone of torchvision or timm; return a message."""
         if isinstance(self.backbone, Backbone):

@@ -37,6 +37,38 @@ def test_load_initial_weights_takes_the_ema_tensors_that_fit(tmp_path):
     assert load_initial_weights(model, None, pretrained=False) == []
 
 
+@pytest.mark.parametrize(
+    ("saved", "rows", "kept"),
+    [
+        (["cat", "Traffic_Light", "dog"], {0: 1, 2: 0}, "2 of 3 classes are kept, by name: "
+         "traffic light, cat"),
+        (["traffic light", "tree", "cat"], None, None),  # the same, in the same order
+        (["a", "b", "c"], None, None),  # others, perhaps the same ones renamed: by position
+        (["cat", "a", "b", "c", "d"], {2: 0}, "1 of 3 classes are kept, by name: cat"),
+        (["traffic light"], {0: 0}, "1 of 3 classes are kept, by name: traffic light"),
+    ],
+)  # fmt: skip
+def test_rows_of_classes_are_taken_by_name(saved, rows, kept, tmp_path):
+    source, model = build_model("yolo-n", len(saved)), build_model("yolo-n", 3)
+    for layer in (f"head.cls_branches.{level}.2.weight" for level in range(3)):
+        assert not torch.equal(source.state_dict()[layer][:1], model.state_dict()[layer][:1])
+    checkpoint = {"ema": {"model": source.state_dict()}, "class_names": saved}
+    save_checkpoint(checkpoint, tmp_path / "best.pt")
+    model.class_names = ("traffic light", "tree", "cat")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    (message,) = load_initial_weights(model, str(tmp_path / "best.pt"), pretrained=False)
+    assert message.endswith(kept) if kept else message.endswith("parameters")
+    for level in range(3):
+        for kind in ("weight", "bias"):
+            name = f"head.cls_branches.{level}.2.{kind}"
+            there, here = source.state_dict()[name], model.state_dict()[name]
+            for k in range(3):
+                expected = before[name][k]
+                if rows is None or k in rows:
+                    expected = there[k if rows is None else rows[k]]
+                assert torch.equal(here[k], expected), (name, k)
+
+
 @pytest.mark.parametrize(("size", "width"), [("n", 64), ("s", 128)])
 def test_class_count_changes_the_last_convolutions_only(size, width):
     one, many = (build_model(f"yolo-{size}", count).state_dict() for count in (1, 1000))

@@ -1,0 +1,33 @@
+"""The rows of a head, one for each class, taken from other weights by the names of the classes."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+
+def rows_by_name(names: Sequence[str], donor_names: Mapping[int, str]) -> dict[int, int]:
+    """Return for each class of `names` the index of the donor's class that has the same name.
+
+    Upper and lower case, `_` and `-` do not matter. The keys are indices in `names`; a class that
+    the donor does not have is not among them.
+    """
+    there = {_plain_name(name): int(k) for k, name in donor_names.items()}
+    here = enumerate(map(_plain_name, names))
+    return {k: there[name] for k, name in here if name in there}
+
+
+@torch.no_grad()
+def copy_rows(tensor: Tensor, donor: Tensor, rows: Mapping[int, int]) -> None:
+    """Overwrite rows of `tensor` with those of `donor`: `rows` has an index there for one here."""
+    tensor[[*rows]] = donor[[*rows.values()]].to(tensor)
+
+
+def kept_classes(names: Sequence[str], rows: Mapping[int, int]) -> str:
+    """Return which classes of `names` keep the rows of other weights, as a part of a message."""
+    text = ", ".join(names[k] for k in rows)
+    return f"those of {len(rows)} of {len(names)} classes are kept, by name: {text}"
+
+
+def _plain_name(name: str) -> str:
+    return str(name).lower().replace("_", " ").replace("-", " ").strip()
