@@ -175,6 +175,7 @@ def evaluate_detector(args: argparse.Namespace) -> None:
     limit = ground_truth.detection_limit
     model.allow_detections(limit)
     info(*limit_message(limit, args.split))
+    results_dir = new_dir(Path(args.project), args.name, args.exist_ok)  # before the long part
     loader = DataLoader(
         ValSet(data, imgsz, model.stride),
         args.batch_size,
@@ -194,7 +195,6 @@ def evaluate_detector(args: argparse.Namespace) -> None:
     precision = "" if dtype == torch.float32 else f", {amp_name(dtype)}"
     info(f"ms/image at {imgsz} px, batch size {args.batch_size}, {device}{precision}: {ms}")
 
-    results_dir = new_dir(Path(args.project), args.name, args.exist_ok)
     metrics = {
         "all": _nan_as_null(result.overall),
         "classes": [_nan_as_null(row) for row in result.classes],

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import read_results, run_train, write_tiny
+from conftest import assert_one_line_error, read_results, run_train, write_tiny
 from PIL import Image
 from preloaded import run_python
 from pycocotools.coco import COCO
@@ -319,4 +319,15 @@ def test_val_ctrl_c_exits_130_without_output(trained_run, tmp_path, monkeypatch,
         assert val.main([str(word) for word in command]) == 130
     finally:
         signal.signal(signal.SIGINT, original)
-    assert capsys.readouterr() == ("", "") and not (tmp_path / "val").exists()
+    assert capsys.readouterr() == ("", "") and not [*(tmp_path / "val" / "exp").iterdir()]
+
+
+def test_val_finds_out_at_the_start_that_it_cannot_write(
+    trained_run, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(val, "run_inference", lambda *_: pytest.fail("has evaluated"))
+    (tmp_path / "file").touch()
+    command = ["--weights", best_weights(trained_run), "--device", "cpu"]
+    command += ["--project", tmp_path / "file" / "val"]
+    assert val.main([str(word) for word in command]) == 2
+    assert_one_line_error(capsys.readouterr().err, f"--project {tmp_path / 'file' / 'val'}: ")
