@@ -219,7 +219,7 @@ class ResultWriter:
                 stem = unique_stem(f"{stem}_{frame.index}.txt", self._used_stems)
             label_file = self.directory / "labels" / f"{stem}.txt"
             write_labels(label_file, detections, frame.image.shape[-2:])
-        if self.save_json:  # a camera never ends: nothing is kept that nobody has asked for
+        if self.save_json:  # memory must not grow with the length of a stream
             self.predictions += rows_of_json(frame, detections, names)
 
     def _new_path(self, source: str, suffix: str) -> Path:

@@ -223,12 +223,12 @@ def _has_published_weights(args: argparse.Namespace) -> bool:
     return args.pretrained or weights == "DEFAULT" or weights.endswith(".safetensors")
 
 
-def hyp_message(args: argparse.Namespace, given: Mapping[str, Any]) -> list[str]:
+def hyp_message(args: argparse.Namespace, overrides: Mapping[str, Any]) -> list[str]:
     """Return a message if the hyp file was chosen because of the weights, else [].
 
-    `args` and `given` are what `parse_args` returned.
+    `args` and `overrides` are what `parse_args` returned.
     """
-    if "hyp" in given or args.hyp not in (FINETUNE, FINETUNE_DETECTOR):
+    if "hyp" in overrides or args.hyp not in (FINETUNE, FINETUNE_DETECTOR):
         return []
     return [f"hyperparameters for pretrained weights: hyp/{args.hyp} (--hyp FILE for others)"]
 

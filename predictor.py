@@ -29,8 +29,7 @@ class Predictor:
     Attributes:
         model: the torch module, a `Detector` in evaluation mode; to train or export it, or to have
             gradients, call it. Until somebody asks for it, a predictor of `load` computes with a
-            copy whose batch norms are folded into its convolutions, and from then on with this one,
-            whatever is done to it.
+            copy whose batch norms are folded into its convolutions, and from then on with this one.
         channels: of an image; 3 are RGB.
         names: the class names; the name of label k is `names[k]`.
         imgsz: pixels of the longer side of the images that the model gets.

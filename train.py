@@ -59,7 +59,6 @@ from utils.memory import disable_malloc_trim, peak_memory_gb
 from utils.metrics import combine, evaluate_classes, format_table
 from utils.nonfinite import report_skip
 from utils.optimizers import build_optimizer
-from utils.pictures import draw_end, draw_lr_plan, draw_train_batch
 from utils.plan import build_checked_scheduler, check_lr
 from utils.progress import Progress, summary_line
 from utils.report import REPORT_CONF, RunSummary, command_line
@@ -71,6 +70,7 @@ from utils.resume import (
     start_or_resume,
 )
 from utils.run_dir import RunDir, new_run_dir, run_dir_of
+from utils.run_plots import draw_final_plots, draw_lr_plan, draw_train_batch
 from utils.seeds import seed_everything
 from utils.tensorboard import TensorBoardLogger
 from utils.track import Track
@@ -392,7 +392,7 @@ def main(argv: list[str] | None = None) -> None:
                 files=run.val_data.files,
                 read_image=partial(read_image, channels=run.val_data.channels),
             )
-            reports = draw_end(
+            reports = draw_final_plots(
                 path, summary, run.loaders.val, run.ema.model, run.device, run.dtype, keep_going
             )
         with keep_going.without("TensorBoard's images"):

@@ -44,7 +44,7 @@ def _import_cv2(source: str) -> ModuleType:
 
 
 def is_camera(source: str) -> bool:
-    """Return whether `source` is the index of a camera: a number, and there is no such file."""
+    """Return whether `source` is the index of a camera: a number that is not the name of a file."""
     return source.isdecimal() and len(source) < 10 and not Path(source).exists()
 
 

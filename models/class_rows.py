@@ -23,7 +23,7 @@ def copy_rows(tensor: Tensor, donor: Tensor, rows: Mapping[int, int]) -> None:
     tensor[[*rows]] = donor[[*rows.values()]].to(tensor)
 
 
-def kept_classes(names: Sequence[str], rows: Mapping[int, int]) -> str:
+def matched_classes_message(names: Sequence[str], rows: Mapping[int, int]) -> str:
     """Return which classes of `names` keep the rows of other weights, as a part of a message."""
     text = ", ".join(names[k] for k in rows)
     return f"those of {len(rows)} of {len(names)} classes are kept, by name: {text}"

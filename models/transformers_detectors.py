@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import box_convert
 
-from models.class_rows import copy_rows, kept_classes, rows_by_name
+from models.class_rows import copy_rows, matched_classes_message, rows_by_name
 from models.detector import Detector, Targets
 from models.deterministic_sampling import DeterministicSampling
 from models.portable_constants import PortableConstants
@@ -253,7 +253,7 @@ class TransformersDetector(Detector):
         if not donors:
             return f"{message}; those of the {here} classes are not in the file"
         if rows:
-            return f"{message}; {kept_classes(self.class_names, rows)}"
+            return f"{message}; {matched_classes_message(self.class_names, rows)}"
         return f"{message}; none of the {here} classes is one of its {there}"
 
     def _class_tensors(self) -> set[str]:

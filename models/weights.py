@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model_weights
 
-from models.class_rows import copy_rows, kept_classes, rows_by_name
+from models.class_rows import copy_rows, matched_classes_message, rows_by_name
 from models.detector import Detector
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
@@ -80,7 +80,7 @@ def _load_average(model: Detector, checkpoint: Mapping[str, Any], flag: str) -> 
     message = load_matching_weights(model, saved, flag)
     for name, values in donors.items():
         copy_rows(state[name], values, rows)
-    return f"{message}; {kept_classes(names, rows)}" if donors else message
+    return f"{message}; {matched_classes_message(names, rows)}" if donors else message
 
 
 def load_torchvision_weights(module: nn.Module, name: str, flag: str) -> str:

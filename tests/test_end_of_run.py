@@ -18,8 +18,8 @@ from conftest import (
     write_tiny,
 )
 
-import utils.pictures
 import utils.report
+import utils.run_plots
 import val
 from utils.errors import UserError
 
@@ -118,7 +118,7 @@ def test_a_picture_that_fails_is_a_warning_and_made_at_resume(
 
     run_dir = tmp_path / "exp"
     with monkeypatch.context() as patch:
-        patch.setattr(utils.pictures, function, fail)
+        patch.setattr(utils.run_plots, function, fail)
         data = complete_run / "tiny" / "data.yaml"
         assert run_train(data=data, epochs=1, project=tmp_path) == 0
     warning, *rest = stderr_lines(capsys)

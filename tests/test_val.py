@@ -330,4 +330,5 @@ def test_val_finds_out_at_the_start_that_it_cannot_write(
     command = ["--weights", best_weights(trained_run), "--device", "cpu"]
     command += ["--project", tmp_path / "file" / "val"]
     assert val.main([str(word) for word in command]) == 2
-    assert_one_line_error(capsys.readouterr().err, f"--project {tmp_path / 'file' / 'val'}: ")
+    message = f"--project {tmp_path / 'file' / 'val'}: cannot create"
+    assert_one_line_error(capsys.readouterr().err, message, command="val.py")

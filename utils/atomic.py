@@ -40,7 +40,7 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
 def _sync_directory(path: Path) -> None:
     """Wait until a rename in the directory is on disk; a power failure can undo it otherwise.
 
-    Some network file systems cannot do it. That is no failure of the file, which is in its place.
+    Some network file systems cannot do it; the file is in its place all the same.
     """
     with suppress(OSError):
         directory = os.open(path, os.O_RDONLY)

@@ -24,7 +24,7 @@ def auto_batch_size(
     device: torch.device,
     dtype: torch.dtype,
     num_images: int,
-    at_least: int,
+    min_batch_size: int,
     dist: DistributedContext,
 ) -> int:
     """Return the global batch size for images of `imgsz` pixels, and print it.
@@ -33,7 +33,7 @@ def auto_batch_size(
     UserError as `largest_batch` does.
     """
     fitting = dist.on_main(largest_batch, model, imgsz, device, dtype)
-    batch_size = limit_batch(fitting, num_images, at_least, dist.world_size)
+    batch_size = limit_batch(fitting, num_images, min_batch_size, dist.world_size)
     images = plural(fitting, "image")
     info(f"--batch-size auto: {batch_size} (a GPU has memory for {images})")
     return batch_size
@@ -75,13 +75,13 @@ def memory_budget(device: torch.device) -> float:
     return MEMORY_FRACTION * (free + torch.cuda.memory_reserved(device))
 
 
-def limit_batch(batch_size: int, num_images: int, at_least: int, world_size: int) -> int:
+def limit_batch(batch_size: int, num_images: int, min_batch_size: int, world_size: int) -> int:
     """Return the global batch size for `batch_size` images on each of `world_size` GPUs.
 
     An epoch of `num_images` keeps `MIN_STEPS` steps, unless that needs a batch size below
-    `at_least`.
+    `min_batch_size`.
     """
-    limit = max(num_images // MIN_STEPS, at_least) // world_size
+    limit = max(num_images // MIN_STEPS, min_batch_size) // world_size
     return world_size * max(1, min(batch_size, limit))
 
 

@@ -100,7 +100,7 @@ def _discard(stream: TextIO) -> None:
 
 
 def accept_any_text() -> None:
-    """Let stdout and stderr print every text, whatever their encoding, or none if they are closed.
+    """Let stdout and stderr print every text in every encoding, or none if they are closed.
 
     A character that the encoding lacks, and a byte of a file name that is not UTF-8, becomes a
     backslash with its number.

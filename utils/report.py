@@ -81,7 +81,7 @@ class RunSummary:
 def command_line(program: str, args: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
     """Return the command that runs `program` with `args`, without defaults and --resume.
 
-    An argument without a default is one of an older version, and left out.
+    Arguments of an older version, which have no default, are omitted.
     """
     words = ["python", program]
     for key, value in args.items():

@@ -206,7 +206,7 @@ def numerics_environment(
 def environment_diff(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:
     """Return what differs between two `numerics_environment`s, as text; "" if nothing does.
 
-    Of what is not `saved`, such as the GPU of a run that had none, nothing is said.
+    Keys that are not in `saved`, such as the GPU of a run without one, are ignored.
     """
     return ", ".join(
         f"{key} {saved[key]} -> {value}"

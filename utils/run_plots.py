@@ -1,4 +1,4 @@
-"""The pictures of a training run and its report, as its directory holds them.
+"""The plots of a training run and its report, in its directory.
 
 An error in one of them is a warning and never ends a run.
 """
@@ -34,7 +34,7 @@ def draw_train_batch(run_dir: Path, batch: Batch, class_names: Sequence[str]) ->
         draw_batch(*batch, class_names, path)
 
 
-def draw_end(
+def draw_final_plots(
     run_dir: Path,
     summary: RunSummary,
     val_batches: Iterable[Batch],
