@@ -59,3 +59,18 @@ def test_atomic_write_where_a_directory_cannot_be_synced(tmp_path, monkeypatch):
         file.write(b"complete")
     assert (tmp_path / "file").read_bytes() == b"complete"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_atomic_write_reports_a_disk_that_fails_to_sync_the_directory(tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def fail_for_directories(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, "Input/output error")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail_for_directories)
+    failure = pytest.raises(OSError, match="Input/output error")
+    with failure as raised, atomic_write(tmp_path / "file") as file:
+        file.write(b"complete")
+    assert raised.value.filename == str(tmp_path)

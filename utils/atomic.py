@@ -3,9 +3,11 @@
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from utils.errors import DISK_ERRORS
 
 
 @contextmanager
@@ -40,11 +42,16 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
 def _sync_directory(path: Path) -> None:
     """Wait until a rename in the directory is on disk; a power failure can undo it otherwise.
 
-    Some network file systems cannot do it; the file is in its place all the same.
+    Some network file systems cannot do it; the file is in its place all the same. A disk that fails
+    or is full is an error.
     """
-    with suppress(OSError):
+    try:
         directory = os.open(path, os.O_RDONLY)
         try:
             os.fsync(directory)
         finally:
             os.close(directory)
+    except OSError as error:
+        if error.errno in DISK_ERRORS:
+            error.filename = str(path)
+            raise
