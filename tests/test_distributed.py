@@ -101,7 +101,7 @@ try:
     with fail_at("data"):
         train.main(["--device", "cpu"])
 except ZeroDivisionError:
-    print("threads:", torch.get_num_threads(), flush=True)
+    print(f"threads: {torch.get_num_threads()}\\n", end="", flush=True)  # in one write
 """
 
 
