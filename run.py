@@ -2,11 +2,13 @@
 
 from argparse import Namespace
 from array import array
+from functools import partial
 
 import torch
 from torch import nn
 
 from data.formats import Annotations
+from data.images import read_image
 from data.loaders import Loaders
 from models.detector import Detector
 from utils.amp import LossScaler
@@ -18,6 +20,7 @@ from utils.ground_truth import GroundTruth
 from utils.hyp import Hyp
 from utils.interrupt import StopSignals
 from utils.progress import Progress
+from utils.report import RunSummary
 from utils.run_dir import RunDir
 from utils.schedulers import BatchWarmup
 from utils.tensorboard import TensorBoardLogger
@@ -50,3 +53,19 @@ class Run:
     run_dir: RunDir
     checkpointer: Checkpointer
     tensorboard: TensorBoardLogger
+
+    def summary(self, command: str) -> RunSummary:
+        """Return what the report says about the run, with the command line that starts it again."""
+        return RunSummary(
+            command=command,
+            environment=self.environment,
+            hyp=self.hyp,
+            rows=self.progress.history,
+            planned=self.lr_plan,
+            batches_per_epoch=len(self.loaders.sampler),
+            result=self.progress.best_result,
+            ground_truth=self.ground_truth,
+            detections=self.progress.best_detections,
+            files=self.val_data.files,
+            read_image=partial(read_image, channels=self.val_data.channels),
+        )

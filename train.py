@@ -12,7 +12,6 @@ this file.
 
 import math
 import sys
-from functools import partial
 from pathlib import Path
 
 from utils.cpus import limit_spinning
@@ -26,7 +25,6 @@ from torch import nn
 from data.augment import apply_color_matrix, mosaic_warning
 from data.config import channels_message, read_data_config
 from data.formats import images_in_both_splits, invalid_count, read_train_val
-from data.images import read_image
 from data.loaders import build_loaders
 from data.locate import find_data_yaml
 from data.prefetch import prefetch
@@ -61,7 +59,7 @@ from utils.nonfinite import report_skip
 from utils.optimizers import build_optimizer
 from utils.plan import build_checked_scheduler, check_lr
 from utils.progress import Progress, summary_line
-from utils.report import REPORT_CONF, RunSummary, command_line
+from utils.report import REPORT_CONF, command_line
 from utils.resume import (
     Start,
     check_data_unchanged,
@@ -368,8 +366,7 @@ def main(argv: list[str] | None = None) -> None:
             progress.next_epoch()
             run.checkpointer.save(improved, epoch_ended=True)
             if progress.early_stopped:
-                epochs = plural(args.patience, "epoch")
-                info(f"early stopping: mAP50-95 has not improved for {epochs}")
+                info(f"early stopping: no better mAP50-95 for {plural(args.patience, 'epoch')}")
             elif not is_last_epoch:
                 run.checkpointer.exit_if_interrupted()
 
@@ -379,19 +376,7 @@ def main(argv: list[str] | None = None) -> None:
         keep_going = KeepGoing()  # the run is saved; no error in a plot may end it
         reports: list[str] = []
         if draws_plots:
-            summary = RunSummary(
-                command=command_line("train.py", vars(args), defaults()),
-                environment=run.environment,
-                hyp=run.hyp,
-                rows=progress.history,
-                planned=run.lr_plan,
-                batches_per_epoch=len(run.loaders.sampler),
-                result=progress.best_result,
-                ground_truth=run.ground_truth,
-                detections=progress.best_detections,
-                files=run.val_data.files,
-                read_image=partial(read_image, channels=run.val_data.channels),
-            )
+            summary = run.summary(command_line("train.py", vars(args), defaults()))
             reports = draw_final_plots(
                 path, summary, run.loaders.val, run.ema.model, run.device, run.dtype, keep_going
             )

@@ -171,7 +171,7 @@ def test_train_stops_early(tiny, tmp_path, capsys):
     hyp = write_hyp(tmp_path, "optimizer: sgd\nlr0: 1e-9\nscheduler: {warmup_epoch: 0}\n")
     args = {"hyp": hyp, "data": tiny, "epochs": 20, "noplots": True, "project": tmp_path}
     assert run_train(**args, patience=2) == 0
-    message = "early stopping: mAP50-95 has not improved for 2 epochs"
+    message = "early stopping: no better mAP50-95 for 2 epochs"
     assert message in capsys.readouterr().out
     progress = load_state(tmp_path / "exp")["progress"]
     assert len(read_results(tmp_path / "exp")) < 20
