@@ -78,7 +78,7 @@ def test_evaluate_agrees_with_pycocotools_on_a_trained_model(bccd):
     optimizer = torch.optim.AdamW(model.parameters(), 0.002)
     train_set = TrainSet(train, Hyp(mosaic=0), 0, 0)
     for epoch in range(4):
-        sampler = EpochBatchSampler(len(train_set), 16, (160, 160), 0)
+        sampler = EpochBatchSampler(64, 8, (160, 160), 0)
         sampler.epoch = epoch
         for images, targets in DataLoader(train_set, batch_sampler=sampler, collate_fn=collate):
             optimizer.zero_grad()
