@@ -5,8 +5,9 @@
 BIN is the bin directory of a virtual environment with Ultralytics. Each setting trains in a process
 of its own, with the whole loop as train.py has it. They take turns of some seconds, in which the
 others are stopped, next to 0, 1, 2 and 4 processes that do nothing but compute. "automatic", which
-decides when it starts, is started anew for each number of them. Printed are the median over the
-turns and the range. The first batch that ends in a turn does not count.
+decides when it starts, is started anew for each number of them, once they have computed for a
+minute. Printed are the median over the turns and each turn. The first batch that ends in a turn
+does not count.
 """
 
 import argparse
@@ -174,6 +175,8 @@ def measure(
     """Print the throughput of all settings next to `count` busy processes, which are running."""
     if "automatic" in runs:
         runs.pop("automatic").kill()
+    if count:
+        time.sleep(70)  # it counts what has been busy for a minute
     runs["automatic"] = Training("automatic", args, data, folder)
     rates: dict[str, list[float]] = {setting: [] for setting in runs}
     for _ in range(args.rounds):
