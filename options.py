@@ -131,7 +131,11 @@ def build_parser() -> Parser:
         metavar="NAME",
         help="run directory: exp, or if it exists exp2, exp3, ... (%(default)s)",
     )
-    add("--exist-ok", action="store_true", help="reuse an existing run directory")
+    add(
+        "--exist-ok",
+        action="store_true",
+        help="reuse an existing run directory; its checkpoints and results.csv are deleted",
+    )
     add(
         "--resume",
         nargs="?",

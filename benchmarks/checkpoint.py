@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
@@ -24,6 +23,7 @@ from utils.amp import amp_dtype, autocast
 from utils.checkpoint import save_checkpoint
 from utils.device import select_device, set_deterministic
 from utils.ema import EMA
+from utils.hyp import Hyp
 from utils.optimizers import build_optimizer
 
 
@@ -35,7 +35,7 @@ class Run:
     ) -> None:
         self.device, self.dtype = device, amp_dtype("auto", device)
         self.model = build_model(name, 3).to(device, memory_format=torch.channels_last).train()
-        hyp = SimpleNamespace(optimizer=optimizer, lr0=1e-3, momentum=0.9, weight_decay=0.01)
+        hyp = Hyp(optimizer=optimizer, lr0=1e-3, weight_decay=0.01)
         self.optimizer = build_optimizer(self.model, hyp)
         self.ema = EMA(self.model, 0.999)
         self.images = torch.randint(

@@ -39,8 +39,9 @@ def main() -> None:
     args = p.parse_args()
     sys.path.insert(0, str(ROOT))
     from data.config import read_data_config
+    from data.shapes import make_builtin
 
-    read_data_config(ROOT / "data" / "shapes.yaml")  # generates the dataset if it does not exist
+    make_builtin(read_data_config(ROOT / "data" / "shapes.yaml"))  # or the first start draws it
     seconds: dict[str, list[float]] = {name: [] for name in PROGRAMS}
     with tempfile.TemporaryDirectory() as project:
         for _ in range(args.rounds):

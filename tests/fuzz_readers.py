@@ -33,7 +33,7 @@ IMAGE, LABELS, HYP = FOLDER / "images" / "a.png", FOLDER / "labels" / "a.txt", F
 def labels(content: bytes) -> None:
     LABELS.write_bytes(content)
     scan = Scan()
-    read_yolo(scan, [str(IMAGE)], [0, 1, 2])
+    read_yolo(scan, "images", [str(IMAGE)], [0, 1, 2])
     data = Annotations.from_arrays(scan.finish("abc"))
     assert len(data.boxes) == len(data.labels) == data.offsets[-1] and len(data) == 1
     assert ((data.boxes >= 0) & (data.boxes <= 1)).all()

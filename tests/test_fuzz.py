@@ -5,8 +5,13 @@ The tests without an assertion require that no other exception is raised.
 
 import json
 import os
+import runpy
+import shutil
+import sys
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -262,3 +267,18 @@ def test_parse_lf_raises_only_value_and_arithmetic_errors(text, x, y):
         assert str(error)
     else:
         assert isinstance(value, int | float)
+
+
+@pytest.mark.parametrize("reader", ["labels", "yaml", "images", "pixels"])
+def test_the_targets_of_fuzz_readers_take_their_seeds(reader, monkeypatch):
+    """As atheris calls them, which takes longer to import than all of them to run."""
+    fake = SimpleNamespace(instrument_imports=lambda include: nullcontext())
+    monkeypatch.setitem(sys.modules, "atheris", fake)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    module = runpy.run_path(str(Path(__file__).with_name("fuzz_readers.py")))
+    try:
+        Image.new("RGB", (9, 7)).save(module["IMAGE"])
+        for seed in module["seeds"](reader):
+            module[reader](seed)
+    finally:
+        shutil.rmtree(module["FOLDER"])

@@ -12,8 +12,7 @@ the scheduler only remembers that position: planning, training and resuming use 
             scheduler.step_batch()  # before each batch
             ...
 
-To use it in another repository, copy this file and utils/lf.py, which turns an `lf` given as a text
-into a function. Without such texts this file is enough: delete the import of `parse_lf`.
+To use it in another repository, copy this file; for an `lf` given as a text, utils/lf.py, too.
 
 To add a schedule, write a subclass of `BatchWarmup` and list it in `SCHEDULERS`, or, for a function
 of the sample count, add a line to `SCHEDULES`.
@@ -31,8 +30,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
-
-from utils.lf import parse_lf
 
 # ------------------------------------------------------------------ the sample-count schedules
 
@@ -150,6 +147,13 @@ def _set_lr(group: dict[str, Any], lr: float) -> None:
         group["lr"].fill_(lr)
     else:
         group["lr"] = lr
+
+
+def _parse_lf(text: str) -> Callable[[float, float], float]:
+    # Imported here, because without such texts a copy of this file needs no other one.
+    from utils.lf import parse_lf
+
+    return parse_lf(text)
 
 
 def _to_plain(value: Any) -> Any:
@@ -465,7 +469,7 @@ class CosineAnnealingWarmbootingLR(BatchWarmup):
 
     @lf.setter
     def lf(self, lf: Callable[[float, float], float] | str | None) -> None:
-        self._lf = parse_lf(lf) if isinstance(lf, str) else lf
+        self._lf = _parse_lf(lf) if isinstance(lf, str) else lf
 
     @property
     def gap(self) -> float:
@@ -544,7 +548,7 @@ class CosineAnnealingWarmbootingLR(BatchWarmup):
                 "(build the scheduler with that lf first)"
             )
         if isinstance(lf, str):  # parsed before anything is changed: the text may be invalid
-            lf = self.lf if lf == getattr(self.lf, "text", None) else parse_lf(lf)
+            lf = self.lf if lf == getattr(self.lf, "text", None) else _parse_lf(lf)
         super().load_state_dict(state)
         self.lf = lf
 
