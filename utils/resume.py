@@ -66,6 +66,9 @@ def start_or_resume(
     with checkpoint_errors(path):
         # An argument that was added to the code since the run was started gets its default.
         resumed = Namespace(**vars(args) | resume_args(checkpoint, path, overrides, hyp_dir))
+        world_size = checkpoint["environment"].get("world_size", dist.world_size)
+        if world_size != dist.world_size and "threads" not in overrides:
+            resumed.threads = None  # chosen anew: each of more processes has fewer CPUs
         hyp = Hyp(**checkpoint["hyp"])
     return Start(resumed, hyp, run_dir_of(path) / "hyp.yaml", path, checkpoint)
 
