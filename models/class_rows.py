@@ -20,8 +20,15 @@ def rows_by_name(names: Sequence[str], donor_names: Mapping[int, str]) -> dict[i
 
 
 @torch.no_grad()
-def copy_rows(tensor: Tensor, donor: Tensor, rows: Mapping[int, int]) -> None:
-    """Overwrite rows of `tensor` with those of `donor`: `rows` has an index there for one here."""
+def copy_rows(
+    tensor: Tensor, donor: Tensor, rows: Mapping[int, int], num_classes: int, num_donor_classes: int
+) -> None:
+    """Overwrite rows of `tensor` with those of `donor`: `rows` has an index there for one here.
+
+    And what follows the rows of the classes, such as one of "no object".
+    """
+    others = range(len(donor) - num_donor_classes)
+    rows = {**rows, **{num_classes + k: num_donor_classes + k for k in others}}
     tensor[[*rows]] = donor[[*rows.values()]].to(tensor)
 
 
