@@ -80,7 +80,7 @@ def test_resume_refuses_a_contradiction_by_name(options, message, moved_run, cap
 def test_resume_accepts_arguments_that_agree_with_the_run(moved_run):
     same = {"imgsz": 50, "batch_size": 4, "epochs": 3, "seed": 0, "patience": 50, "model": "yolo-n"}
     free = {"data": moved_run / "data" / "data.yaml", "workers": 1, "save_every": 0}
-    location = {"name": "runs/exp", "project": moved_run}
+    location = {"name": "runs/exp", "project": moved_run, "exist_ok": True}
     assert resume_train(moved_run / "runs" / "exp", **same, **free, **location, noplots=True) == 0
 
 

@@ -140,13 +140,15 @@ def _started_with(saved: Any) -> str:
     return "with it" if saved is True else f"with {saved}"
 
 
-def _check_location(key: str, value: str, flag: str, run_dir: Path) -> None:
-    parts = Path(value).parts
-    is_other_name = key == "name" and parts != run_dir.parts[-len(parts) :]
-    is_other_project = key == "project" and not run_dir.resolve().is_relative_to(
-        Path(value).resolve()
-    )
-    if is_other_name or is_other_project:
+def _check_location(key: str, value: Any, flag: str, run_dir: Path) -> None:
+    """Raise UserError if the value of one of `LOCATION_ARGS` is not where the run is."""
+    is_other = False
+    if key == "name":
+        parts = Path(value).parts
+        is_other = parts != run_dir.parts[-len(parts) :]
+    elif key == "project":
+        is_other = not run_dir.resolve().is_relative_to(Path(value).resolve())
+    if is_other:
         raise UserError(
             f"{flag}: the run to resume is {run_dir} (leave the argument out, or resume another "
             "run with --resume RUN)"
