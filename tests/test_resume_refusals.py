@@ -97,6 +97,19 @@ def test_resume_compares_image_sizes_as_the_model_rounds_them(tiny, tmp_path, mo
     assert run_train(**args, imgsz=64, resume="auto") == 0
 
 
+@pytest.mark.parametrize("name", ["best.pt", "epoch10.pt"])
+def test_resume_auto_does_not_delete_what_is_left_of_a_run(name, tiny, tmp_path, capsys):
+    """Somebody has deleted last.pt, the largest file, of a run that had finished."""
+    checkpoint = tmp_path / "mine" / "weights" / name
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"a month of training")
+    args = {"data": tiny, "epochs": 1, "noplots": True, "project": tmp_path, "name": "mine"}
+    assert run_train(**args, resume="auto") == 2
+    message = f"--resume auto: {checkpoint.parent} has {name} and no last.pt"
+    assert_one_line_error(capsys.readouterr().err, message)
+    assert checkpoint.read_bytes() == b"a month of training"
+
+
 def test_resume_refuses_an_argument_that_the_run_was_started_before(moved_run, capsys):
     """In a fork that has added an argument to the code since then."""
     run_dir = moved_run / "runs" / "exp"

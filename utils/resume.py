@@ -77,13 +77,22 @@ def checkpoint_to_resume(args: Namespace) -> Path | None:
     """Return the checkpoint that `args.resume` names, or None for a new run.
 
     "" is the newest below `project`; "auto" the last one of `project`/`name` if it has one;
-    anything else a run directory or a file. Raises UserError when "" finds nothing.
+    anything else a run directory or a file. Raises UserError when "" finds nothing, or a new run,
+    which "auto" would start, would delete other checkpoints.
     """
     if args.resume is None:
         return None
     if args.resume == "auto":
         path = Path(args.project) / args.name / "weights" / "last.pt"
-        return path if path.exists() else None
+        if path.exists():
+            return path
+        others = sorted([*path.parent.glob("best.pt"), *path.parent.glob("epoch*.pt")])
+        if others and not args.exist_ok:
+            raise UserError(
+                f"--resume auto: {path.parent} has {others[0].name} and no last.pt (choose another "
+                "--name; with --exist-ok a new run deletes it)"
+            )
+        return None
     path = Path(args.resume) if args.resume else latest_checkpoint(Path(args.project))
     return path / "weights" / "last.pt" if path.is_dir() else path
 
