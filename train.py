@@ -135,7 +135,8 @@ def build(
     args.epochs = args.epochs or config.epochs
     args.imgsz = fit_imgsz(args.imgsz or config.imgsz, model.stride, model.min_size)
     min_imgsz, max_imgsz = bounds = imgsz_bounds(args.imgsz, model.stride)
-    check_cuda_graphs(args, hyp, device, bounds, dist.world_size, "cuda_graphs" in overrides)
+    is_given = "cuda_graphs" in overrides
+    uses_graphs = check_cuda_graphs(args, hyp, device, bounds, dist.world_size, is_given)
     args.batch_size = args.batch_size or config.batch_size
     if args.batch_size == "auto":
         args.batch_size = auto_batch_size(
@@ -213,7 +214,7 @@ def build(
         detect_anomaly(model)
     if args.compile:
         model.compile_network(args.compile)
-    if args.cuda_graphs:
+    if uses_graphs:
         shape = (sampler.batch_size, train_data.channels, max_imgsz, max_imgsz)
         capture_training(model, run.frozen_modules, shape, device, run.dtype)
     run.ddp_model = dist.wrap_ddp(model, same_order)

@@ -16,6 +16,7 @@ import numpy as np
 from utils.atomic import atomic_write
 
 MIN_SCAN_SECONDS = 1.0  # a faster scan is not cached
+MAX_CLOCK_ERROR = 60 * 10**9  # nanoseconds that the clock of a file server may be ahead
 Arrays = dict[str, np.ndarray]
 
 
@@ -38,16 +39,17 @@ def cached(path: Path, cache_key: str, scan: Callable[[], tuple[Arrays, Iterable
 def _fingerprint(cache_key: str, inputs: Iterable[str]) -> tuple[np.ndarray, int]:
     """Return a hash (32,) uint8 of the key and the path, size and time of every input.
 
-    Also the latest of the times, in nanoseconds. A missing input counts, too: the hash changes when
-    it appears.
+    Also the latest of the times until now, in nanoseconds. A missing input counts, too: the hash
+    changes when it appears.
     """
     digest = hashlib.blake2b(cache_key.encode("utf-8", "surrogatepass"), digest_size=32)
-    latest_ns = 0
+    latest_ns, now_ns = 0, time.time_ns() + MAX_CLOCK_ERROR
     for name in inputs:
         try:
             status = os.stat(name)  # noqa: PTH116 - faster than Path, 200,000 times
             text = f"\n{name} {status.st_size} {status.st_mtime_ns}"
-            latest_ns = max(latest_ns, status.st_mtime_ns)
+            if status.st_mtime_ns <= now_ns:  # a date in the future is not that of a change
+                latest_ns = max(latest_ns, status.st_mtime_ns)
         except OSError:
             text = f"\n{name}"
         digest.update(text.encode("utf-8", "surrogatepass"))

@@ -121,11 +121,15 @@ def _why_no_frame(source: str) -> str:
 
 
 class VideoWriter:
-    """Writes a video (MPEG-4) to the file `path`, with the size and rate of its first frame."""
+    """Writes a video (MPEG-4) to the file `path`, with the size and rate of its first frame.
+
+    Frames of another size, as when a stream changes its resolution, are resized.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._writer: Any = None
+        self._size = 0, 0  # width and height
         self._count = 0
 
     def write(self, image: Tensor, fps: float) -> None:
@@ -134,10 +138,14 @@ class VideoWriter:
         if self._writer is None:
             codec = cv2.VideoWriter_fourcc(*"mp4v")
             height, width = image.shape[1:]
-            self._writer = cv2.VideoWriter(_path_for_cv2(self.path), codec, fps, (width, height))
+            self._size = width, height
+            self._writer = cv2.VideoWriter(_path_for_cv2(self.path), codec, fps, self._size)
             if not self._writer.isOpened():
                 raise UserError(f"{self.path}: cannot be written as a video (MPEG-4, by OpenCV)")
-        self._writer.write(cv2.cvtColor(image.permute(1, 2, 0).numpy(), cv2.COLOR_RGB2BGR))
+        pixels = cv2.cvtColor(image.permute(1, 2, 0).numpy(), cv2.COLOR_RGB2BGR)
+        if pixels.shape[1::-1] != self._size:
+            pixels = cv2.resize(pixels, self._size)  # OpenCV would drop the frame
+        self._writer.write(pixels)
         self._count += 1
 
     def close(self) -> None:
@@ -149,5 +157,5 @@ class VideoWriter:
         # OpenCV reports no error of a write.
         count = cv2.VideoCapture(_path_for_cv2(self.path)).get(cv2.CAP_PROP_FRAME_COUNT)
         if count < self._count:
-            frames = plural(self._count, "frame")
+            frames = plural(self._count - max(0, int(count)), "frame")
             raise UserError(f"{self.path}: {frames} could not be written (is the disk full?)")

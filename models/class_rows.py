@@ -9,17 +9,26 @@ from torch import Tensor
 def rows_by_name(names: Sequence[str], donor_names: Mapping[int, str]) -> dict[int, int]:
     """Return for each class of `names` the index of the donor's class that has the same name.
 
-    Upper and lower case, `_` and `-` do not matter. The keys are indices in `names`; a class that
-    the donor does not have is not among them.
+    Upper and lower case, `_` and `-` do not matter, unless the donor has the very same name: A and
+    a may be two classes. The keys are indices in `names`; a class that the donor does not have is
+    not among them.
     """
-    there = {_plain_name(name): int(k) for k, name in donor_names.items()}
-    here = enumerate(map(_plain_name, names))
-    return {k: there[name] for k, name in here if name in there}
+    same = {str(name): int(k) for k, name in donor_names.items()}
+    similar = {_plain_name(name): k for name, k in same.items()}
+    rows = {k: same.get(name, similar.get(_plain_name(name))) for k, name in enumerate(names)}
+    return {k: row for k, row in rows.items() if row is not None}
 
 
 @torch.no_grad()
-def copy_rows(tensor: Tensor, donor: Tensor, rows: Mapping[int, int]) -> None:
-    """Overwrite rows of `tensor` with those of `donor`: `rows` has an index there for one here."""
+def copy_rows(
+    tensor: Tensor, donor: Tensor, rows: Mapping[int, int], num_classes: int, num_donor_classes: int
+) -> None:
+    """Overwrite rows of `tensor` with those of `donor`: `rows` has an index there for one here.
+
+    And what follows the rows of the classes, such as one of "no object".
+    """
+    others = range(len(donor) - num_donor_classes)
+    rows = {**rows, **{num_classes + k: num_donor_classes + k for k in others}}
     tensor[[*rows]] = donor[[*rows.values()]].to(tensor)
 
 
@@ -30,4 +39,4 @@ def matched_classes_message(names: Sequence[str], rows: Mapping[int, int]) -> st
 
 
 def _plain_name(name: str) -> str:
-    return str(name).lower().replace("_", " ").replace("-", " ").strip()
+    return name.lower().replace("_", " ").replace("-", " ").strip()

@@ -240,15 +240,14 @@ class TransformersDetector(Detector):
         `class_names` must be set. A row is what a tensor holds for one class.
         """
         donor, saved = load_donor(self.source)
+        saved = _with_prefix(saved)
         rows = rows_by_name(self.class_names, donor.config.id2label)
-        class_tensors = self._class_tensors() & saved.keys()
-        donors = {name: saved.pop(name) for name in class_tensors}
-        message = load_matching_weights(self, _with_prefix(saved), "--weights DEFAULT")
-        state = self.detector.state_dict()  # shares its memory with the detector
+        donors = {name: saved.pop(name) for name in self.class_tensors() & saved.keys()}
+        message = load_matching_weights(self, saved, "--weights DEFAULT")
+        state = self.state_dict()  # shares its memory with the detector
         here, there = self.detector.config.num_labels, donor.config.num_labels
         for name, values in donors.items():
-            no_object = {here + k: there + k for k in range(len(values) - there)}  # if it has a row
-            copy_rows(state[name], values, rows | no_object)
+            copy_rows(state[name], values, rows, here, there)
         message += f" from {self.source}"
         if not donors:
             return f"{message}; those of the {here} classes are not in the file"
@@ -256,12 +255,13 @@ class TransformersDetector(Detector):
             return f"{message}; {matched_classes_message(self.class_names, rows)}"
         return f"{message}; none of the {here} classes is one of its {there}"
 
-    def _class_tensors(self) -> set[str]:
-        """Return the names of the tensors of the state that have a row for each class."""
+    def class_tensors(self) -> set[str]:
+        """Return the names of the tensors whose shape depends on the number of classes."""
         with torch.random.fork_rng(devices=[]):
             config = self.architecture["config"]
-            larger = build(self.source, config, self.detector.config.num_labels + 1).state_dict()
-        return {k for k, v in self.detector.state_dict().items() if v.shape != larger[k].shape}
+            larger = build(self.source, config, self.detector.config.num_labels + 1)
+        shapes = {name: value.shape for name, value in _with_prefix(larger.state_dict()).items()}
+        return {k for k, v in self.state_dict().items() if v.shape != shapes.get(k, v.shape)}
 
 
 def _with_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

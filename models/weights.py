@@ -79,7 +79,7 @@ def _load_average(model: Detector, checkpoint: Mapping[str, Any], flag: str) -> 
                 donors[name] = saved.pop(name)
     message = load_matching_weights(model, saved, flag)
     for name, values in donors.items():
-        copy_rows(state[name], values, rows)
+        copy_rows(state[name], values, rows, len(names), len(donor_names))
     return f"{message}; {matched_classes_message(names, rows)}" if donors else message
 
 

@@ -155,6 +155,22 @@ def test_cache_file_can_be_read_by_whom_the_umask_allows(tiny, scans, umask, mod
     assert cache_file.stat().st_mode & 0o777 == mode
 
 
+def test_scan_of_a_file_with_a_date_in_the_future_is_cached(tmp_path, monkeypatch):
+    """As of a camera whose clock is wrong: no run would ever find a cache."""
+    monkeypatch.setattr(data.cache, "MIN_SCAN_SECONDS", -1.0)
+    file, counts = tmp_path / "image.jpg", []
+    file.touch()
+    os.utime(file, (time.time(), time.time() + 1e7))
+
+    def scan():
+        counts.append(1)
+        return {"count": np.array([1])}, [str(file)]
+
+    for _ in range(2):
+        data.cache.cached(tmp_path / "x.npz", "key", scan)
+    assert len(counts) == 1
+
+
 def test_scan_of_a_file_that_changes_meanwhile_is_not_cached(tmp_path, monkeypatch):
     """As when somebody draws boxes while a run starts: the next one must not miss them."""
     monkeypatch.setattr(data.cache, "MIN_SCAN_SECONDS", -1.0)

@@ -17,6 +17,7 @@ from conftest import (
 )
 
 from utils import cgroup, cpus, device
+from utils.checkpoint import save_checkpoint
 from utils.cpus import auto_threads, cpu_count
 
 
@@ -167,6 +168,25 @@ def test_a_resumed_run_keeps_its_threads(any_threads, tiny, tmp_path, capsys, mo
     assert "computing with" not in printed.out
     assert not without_short_run_warnings(printed.err)
     assert_same_run(tmp_path / "whole" / "exp", tmp_path / "exp")
+
+
+def test_another_number_of_processes_has_another_number_of_threads(
+    any_threads, tiny, tmp_path, capsys, monkeypatch
+):
+    """Each of two processes would compute with all CPUs; one after eight, with an eighth."""
+    args = {"data": tiny, "epochs": 2, "noplots": True, "project": tmp_path}
+    with signal_at("batch", epoch=1, batch=0):
+        assert run_train(**args, threads=3) == 143
+    state = load_state(tmp_path / "exp")
+    state["environment"]["world_size"] = 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    for options, threads in (({"threads": 2}, 2), ({}, 4)):
+        capsys.readouterr()
+        save_checkpoint(state, tmp_path / "exp" / "weights" / "last.pt")
+        with signal_at("batch", epoch=1, batch=1):
+            assert resume_train(tmp_path / "exp", **options) == 143
+        changes = f"world_size 2 -> 1, threads 3 -> {threads}"
+        assert f"environment changed ({changes})" in capsys.readouterr().err
 
 
 def test_users_choose_the_number_of_threads(any_threads, tiny, tmp_path, capsys, monkeypatch):

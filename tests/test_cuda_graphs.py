@@ -42,8 +42,9 @@ def test_excluded_options(args, accumulate, imgsz, world_size, sentence):
     with pytest.raises(UserError) as error:
         check_cuda_graphs(Namespace(**ARGS | args, cuda_graphs=True), hyp, CUDA, imgsz, world_size)
     assert str(error.value) == f"--cuda-graphs: does not work with {sentence}"
-    check_cuda_graphs(Namespace(**ARGS, cuda_graphs=True), Hyp(), CUDA, (64, 64), 1)
-    check_cuda_graphs(Namespace(**ARGS | args, cuda_graphs=False), hyp, CUDA, imgsz, world_size)
+    assert check_cuda_graphs(Namespace(**ARGS, cuda_graphs=True), Hyp(), CUDA, (64, 64), 1)
+    without = Namespace(**ARGS | args, cuda_graphs=False)
+    assert not check_cuda_graphs(without, hyp, CUDA, imgsz, world_size)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from data.sources import Frame
-from data.video import VideoWriter
+from data.video import VideoWriter, read_video
 from detect import ResultWriter, iter_images
 from utils.errors import UserError
 
@@ -212,6 +212,16 @@ def test_a_long_video_takes_no_memory(tmp_path):
     after, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert after - before < 100_000
+
+
+def test_a_video_whose_frames_change_their_size_has_all_of_them(tmp_path):
+    """As a stream that adapts to its network; OpenCV would drop the frames of another size."""
+    writer = VideoWriter(tmp_path / "a.mp4")
+    for height in (64, 64, 48, 96):
+        writer.write(torch.zeros(3, height, 80, dtype=torch.uint8), 10)
+    writer.close()
+    sizes = {frame.shape for frame, _ in read_video(str(tmp_path / "a.mp4"))}
+    assert len([*read_video(str(tmp_path / "a.mp4"))]) == 4 and sizes == {(3, 64, 80)}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resource limits of Linux")

@@ -223,6 +223,7 @@ def test_resume_without_a_gpu_of_a_run_with_cuda_graphs(moved_run, capsys):
     with signal_at("batch"):
         assert resume_train(run_dir, data=data) == 143
     assert f"{problem}; the run continues without\n" in capsys.readouterr().err
+    assert load_state(run_dir)["args"]["cuda_graphs"]  # back on a GPU it has them again
 
 
 def test_detect_anomaly_is_for_the_start_that_asks_for_it(moved_run):

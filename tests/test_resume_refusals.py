@@ -80,7 +80,7 @@ def test_resume_refuses_a_contradiction_by_name(options, message, moved_run, cap
 def test_resume_accepts_arguments_that_agree_with_the_run(moved_run):
     same = {"imgsz": 50, "batch_size": 4, "epochs": 3, "seed": 0, "patience": 50, "model": "yolo-n"}
     free = {"data": moved_run / "data" / "data.yaml", "workers": 1, "save_every": 0}
-    location = {"name": "runs/exp", "project": moved_run}
+    location = {"name": "runs/exp", "project": moved_run, "exist_ok": True}
     assert resume_train(moved_run / "runs" / "exp", **same, **free, **location, noplots=True) == 0
 
 
@@ -95,6 +95,19 @@ def test_resume_compares_image_sizes_as_the_model_rounds_them(tiny, tmp_path, mo
     assert run_train(**args, imgsz=128, resume="auto") == 2
     assert_one_line_error(capsys.readouterr().err, "--imgsz 128: conflicts with", "with 96")
     assert run_train(**args, imgsz=64, resume="auto") == 0
+
+
+@pytest.mark.parametrize("name", ["best.pt", "epoch10.pt"])
+def test_resume_auto_does_not_delete_what_is_left_of_a_run(name, tiny, tmp_path, capsys):
+    """Somebody has deleted last.pt, the largest file, of a run that had finished."""
+    checkpoint = tmp_path / "mine" / "weights" / name
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"a month of training")
+    args = {"data": tiny, "epochs": 1, "noplots": True, "project": tmp_path, "name": "mine"}
+    assert run_train(**args, resume="auto") == 2
+    message = f"--resume auto: {checkpoint.parent} has {name} and no last.pt"
+    assert_one_line_error(capsys.readouterr().err, message)
+    assert checkpoint.read_bytes() == b"a month of training"
 
 
 def test_resume_refuses_an_argument_that_the_run_was_started_before(moved_run, capsys):

@@ -38,6 +38,7 @@ from models import build_model, load  # noqa: E402
 from models.detector import Detector  # noqa: E402
 from models.deterministic_sampling import DeterministicSampling  # noqa: E402
 from models.freezing import freeze  # noqa: E402
+from models.weights import load_initial_weights  # noqa: E402
 from utils.checkpoint import FORMAT  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 from utils.metrics import METRICS  # noqa: E402
@@ -302,6 +303,30 @@ def test_rows_of_classes_of_the_same_name_are_kept(dfine_folder):
     after = model.detector.state_dict()["model.enc_score_head.weight"]
     assert torch.equal(after[:3], before[:3])
     assert torch.equal(after[3], donor["model.enc_score_head.weight"][2])
+
+
+def test_rows_of_classes_of_a_checkpoint_are_kept_by_name(dfine_folder, tmp_path):
+    """As many classes, in another order. The last row of some tensors is not one of a class."""
+    names = ("cat", "dog", "bird")
+    source, model = (build_model(f"transformers/{dfine_folder}", 3) for _ in range(2))
+    for tensor in source.state_dict().values():
+        tensor += torch.randn(()) if tensor.is_floating_point() else 0
+    checkpoint = {"format": FORMAT, "ema": {"model": source.state_dict()}, "class_names": names}
+    torch.save(checkpoint, tmp_path / "best.pt")
+    model.class_names = ("bird", "Dog", "lamp")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    (message,) = load_initial_weights(model, str(tmp_path / "best.pt"), pretrained=False)
+    assert message.endswith("; those of 2 of 3 classes are kept, by name: bird, Dog")
+    saved, after, sizes = source.state_dict(), model.state_dict(), []
+    for key, value in after.items():
+        if not ("class_embed" in key or "enc_score_head" in key):
+            assert torch.equal(value, saved[key]), key
+            continue
+        sizes.append(len(value))
+        assert torch.equal(value[:2], saved[key][[2, 1]]), key
+        assert torch.equal(value[2], before[key][2]), key
+        assert torch.equal(value[3:], saved[key][3:]), key
+    assert {*sizes} == {3, 4}
 
 
 def test_weights_that_are_not_in_the_file_are_not_called_loaded(dfine_folder, tmp_path):

@@ -69,6 +69,22 @@ def test_rows_of_classes_are_loaded_by_name(saved, rows, message_end, tmp_path):
                 assert torch.equal(here[k], expected), (name, k)
 
 
+def test_classes_that_differ_in_case_only_keep_their_own_rows(tmp_path):
+    """As the letters of number plates do."""
+    source, model = build_model("yolo-n", 4), build_model("yolo-n", 5)
+    checkpoint = {"ema": {"model": source.state_dict()}, "class_names": ["A", "a", "-", "_"]}
+    save_checkpoint(checkpoint, tmp_path / "best.pt")
+    model.class_names = ("_", "-", "a", "A", "B")
+    load_initial_weights(model, str(tmp_path / "best.pt"), pretrained=False)
+    name = "head.cls_branches.0.2.weight"
+    assert torch.equal(model.state_dict()[name][:4], source.state_dict()[name].flip(0))
+    same = build_model("yolo-n", 4)
+    same.class_names = ("A", "a", "-", "_")
+    (message,) = load_initial_weights(same, str(tmp_path / "best.pt"), pretrained=False)
+    assert torch.equal(same.state_dict()[name], source.state_dict()[name])
+    assert message.endswith(" parameters")
+
+
 @pytest.mark.parametrize(("size", "width"), [("n", 64), ("s", 128)])
 def test_class_count_changes_the_last_convolutions_only(size, width):
     one, many = (build_model(f"yolo-{size}", count).state_dict() for count in (1, 1000))

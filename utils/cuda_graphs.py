@@ -16,19 +16,19 @@ def check_cuda_graphs(
     imgsz: tuple[int, int],
     world_size: int,
     is_given: bool = True,
-) -> None:
-    """Raise UserError if `--cuda-graphs` is given with what it excludes.
+) -> bool:
+    """Return whether to record CUDA graphs. Raises UserError for what `--cuda-graphs` excludes.
 
     A run that was started with it may be resumed on another device, or by more processes. If it
-    `is_given` by that command, too, it is an error; otherwise a warning, and `args.cuda_graphs`
-    becomes False.
+    `is_given` by that command, too, it is an error; otherwise a warning, and this start does
+    without graphs. `args` stay as they are, so that a later one has them again.
 
     Graphs are recorded for one shape of a batch (`imgsz`: the smallest and the largest), and they
     overwrite the gradients of the batch before. DDP would wait for the whole backward pass before
     it sends the first gradient.
     """
     if not args.cuda_graphs:
-        return
+        return False
     excluded = {
         f"--device {device} (it needs a CUDA device)": device.type != "cuda",
         f"{world_size} processes (it is for one)": world_size > 1,
@@ -39,9 +39,9 @@ def check_cuda_graphs(
     }
     conflicts = [what for what, is_there in excluded.items() if is_there]
     if not conflicts:
-        return
+        return True
     problem = f"--cuda-graphs: does not work with {conflicts[0]}"
     if is_given:
         raise UserError(problem)
     warning(f"{problem}; the run continues without")
-    args.cuda_graphs = False
+    return False

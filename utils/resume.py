@@ -66,6 +66,9 @@ def start_or_resume(
     with checkpoint_errors(path):
         # An argument that was added to the code since the run was started gets its default.
         resumed = Namespace(**vars(args) | resume_args(checkpoint, path, overrides, hyp_dir))
+        world_size = checkpoint["environment"].get("world_size", dist.world_size)
+        if world_size != dist.world_size and "threads" not in overrides:
+            resumed.threads = None  # chosen anew: each of more processes has fewer CPUs
         hyp = Hyp(**checkpoint["hyp"])
     return Start(resumed, hyp, run_dir_of(path) / "hyp.yaml", path, checkpoint)
 
@@ -74,13 +77,22 @@ def checkpoint_to_resume(args: Namespace) -> Path | None:
     """Return the checkpoint that `args.resume` names, or None for a new run.
 
     "" is the newest below `project`; "auto" the last one of `project`/`name` if it has one;
-    anything else a run directory or a file. Raises UserError when "" finds nothing.
+    anything else a run directory or a file. Raises UserError when "" finds nothing, or a new run,
+    which "auto" would start, would delete other checkpoints.
     """
     if args.resume is None:
         return None
     if args.resume == "auto":
         path = Path(args.project) / args.name / "weights" / "last.pt"
-        return path if path.exists() else None
+        if path.exists():
+            return path
+        others = sorted([*path.parent.glob("best.pt"), *path.parent.glob("epoch*.pt")])
+        if others and not args.exist_ok:
+            raise UserError(
+                f"--resume auto: {path.parent} has {others[0].name} and no last.pt (choose another "
+                "--name; with --exist-ok a new run deletes it)"
+            )
+        return None
     path = Path(args.resume) if args.resume else latest_checkpoint(Path(args.project))
     return path / "weights" / "last.pt" if path.is_dir() else path
 
@@ -137,13 +149,15 @@ def _started_with(saved: Any) -> str:
     return "with it" if saved is True else f"with {saved}"
 
 
-def _check_location(key: str, value: str, flag: str, run_dir: Path) -> None:
-    parts = Path(value).parts
-    is_other_name = key == "name" and parts != run_dir.parts[-len(parts) :]
-    is_other_project = key == "project" and not run_dir.resolve().is_relative_to(
-        Path(value).resolve()
-    )
-    if is_other_name or is_other_project:
+def _check_location(key: str, value: Any, flag: str, run_dir: Path) -> None:
+    """Raise UserError if the value of one of `LOCATION_ARGS` is not where the run is."""
+    is_other = False
+    if key == "name":
+        parts = Path(value).parts
+        is_other = parts != run_dir.parts[-len(parts) :]
+    elif key == "project":
+        is_other = not run_dir.resolve().is_relative_to(Path(value).resolve())
+    if is_other:
         raise UserError(
             f"{flag}: the run to resume is {run_dir} (leave the argument out, or resume another "
             "run with --resume RUN)"
