@@ -135,8 +135,7 @@ def build(
     args.epochs = args.epochs or config.epochs
     args.imgsz = fit_imgsz(args.imgsz or config.imgsz, model.stride, model.min_size)
     min_imgsz, max_imgsz = bounds = imgsz_bounds(args.imgsz, model.stride)
-    is_given = "cuda_graphs" in overrides
-    uses_graphs = check_cuda_graphs(args, hyp, device, bounds, dist.world_size, is_given)
+    uses_graphs = check_cuda_graphs(args, hyp, device, bounds, dist.world_size, overrides)
     args.batch_size = args.batch_size or config.batch_size
     if args.batch_size == "auto":
         args.batch_size = auto_batch_size(

@@ -1,6 +1,7 @@
 """What `--cuda-graphs` cannot be combined with."""
 
 from argparse import Namespace
+from collections.abc import Collection
 
 import torch
 
@@ -15,13 +16,13 @@ def check_cuda_graphs(
     device: torch.device,
     imgsz: tuple[int, int],
     world_size: int,
-    is_given: bool = True,
+    overrides: Collection[str] = ("cuda_graphs",),
 ) -> bool:
     """Return whether to record CUDA graphs. Raises UserError for what `--cuda-graphs` excludes.
 
-    A run that was started with it may be resumed on another device, or by more processes. If it
-    `is_given` by that command, too, it is an error; otherwise a warning, and this start does
-    without graphs. `args` stay as they are, so that a later one has them again.
+    A run that was started with it may be resumed on another device, or by more processes. If it is
+    among the `overrides` of that command, too, it is an error; otherwise a warning, and this start
+    does without graphs. `args` stay as they are, so that a later one has them again.
 
     Graphs are recorded for one shape of a batch (`imgsz`: the smallest and the largest), and they
     overwrite the gradients of the batch before. DDP would wait for the whole backward pass before
@@ -41,7 +42,7 @@ def check_cuda_graphs(
     if not conflicts:
         return True
     problem = f"--cuda-graphs: does not work with {conflicts[0]}"
-    if is_given:
+    if "cuda_graphs" in overrides:
         raise UserError(problem)
     warning(f"{problem}; the run continues without")
     return False
