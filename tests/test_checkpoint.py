@@ -1,5 +1,6 @@
 """Checkpoints: plain data, whole or not at all, restored by part; nothing in them runs."""
 
+import io
 import os
 import pickle
 import resource
@@ -8,6 +9,7 @@ import zipfile
 import pytest
 import torch
 
+from utils import checkpoint
 from utils.checkpoint import load_checkpoint, part_states, restore, save_checkpoint
 from utils.errors import UserError
 
@@ -33,6 +35,20 @@ def test_save_failure_keeps_the_last_file(tmp_path):
         save_checkpoint({"epoch": 2, "what": lambda: None}, tmp_path / "last.pt")
     assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_save_raises_what_interrupts_it(tmp_path, monkeypatch):
+    """As torch's signal handler does, in any line, when a DataLoader worker was killed."""
+
+    class InterruptedFile(io.BytesIO):
+        def write(self, data: bytes) -> int:
+            if self.tell() > 1000:
+                raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+            return super().write(data)
+
+    monkeypatch.setattr(checkpoint, "atomic_write", lambda _: InterruptedFile())
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        save_checkpoint({"w": torch.zeros(1000)}, tmp_path / "last.pt")
 
 
 def test_save_on_a_full_disk_raises_oserror(tmp_path):

@@ -138,7 +138,7 @@ def test_closed_terminal_saves_the_run(tmp_path):
     )
     os.close(terminal)
     output = b""
-    while not re.search(rb"[1-9]/300 ", output):  # of the progress bar
+    while not re.search(rb"epoch 0/[^\n]* [1-9][0-9]*/300 ", output):  # of the progress bar
         output += os.read(controller, 1000)
     workers = child_pids(process.pid)
     os.close(controller)
@@ -159,7 +159,7 @@ def test_killed_worker_ends_the_run_with_one_line(reference, tmp_path):
     worker = child_pids(process.pid)[0]
     os.kill(worker, signal.SIGKILL)
     stderr = process.communicate(timeout=TIMEOUT)[1]
-    assert process.returncode == 2
+    assert process.returncode == 2, stderr
     assert_one_line_error(stderr, ENVIRONMENT_ERRORS["DataLoader worker (pid"])
     assert not is_running(worker)
     assert not list(tmp_path.rglob("*.tmp"))

@@ -42,8 +42,9 @@ def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
         with atomic_write(path) as file:
             torch.save({"format": FORMAT, **state}, file)
     except RuntimeError as error:
-        # torch's writer raises an error of its own when the file below it fails.
-        if isinstance(error.__context__, OSError):
+        # If the file below it fails, or a signal handler raises (as torch's does when a DataLoader
+        # worker was killed), torch's writer then raises an error of its own about the file's end.
+        if error.__context__ is not None:
             raise error.__context__ from None
         raise
 
