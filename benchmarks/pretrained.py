@@ -90,9 +90,8 @@ def draw_curves(axes: Axes, results: dict[str, list[Run]], in_minutes: bool) -> 
         for run in runs:
             x = [step * (i + 1) for i in range(len(run.scores))]
             axes.plot(x, run.scores, color=f"C{color}", alpha=0.3, linewidth=1)
-        means = [
-            statistics.mean(scores) for scores in zip(*(run.scores for run in runs), strict=True)
-        ]
+        epochs = zip(*(run.scores for run in runs), strict=False)  # one may have stopped early
+        means = [statistics.mean(scores) for scores in epochs]
         x = [step * (i + 1) for i in range(len(means))]
         axes.plot(x, means, color=f"C{color}", linewidth=2, label=VARIANTS[variant])
     axes.set_xlabel("minutes" if in_minutes else "epochs")
