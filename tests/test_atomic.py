@@ -45,16 +45,20 @@ def test_atomic_write_of_a_cache_by_two_processes_at_once(tmp_path, monkeypatch)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_atomic_write_where_a_directory_cannot_be_synced(tmp_path, monkeypatch):
-    """As on some network file systems: the file is in its place all the same."""
+def fail_to_sync_directories(monkeypatch, number: int) -> None:
     fsync = os.fsync
 
     def fsync_files_only(descriptor: int) -> None:
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "Invalid argument")
+            raise OSError(number, os.strerror(number))
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync_files_only)
+
+
+def test_atomic_write_where_a_directory_cannot_be_synced(tmp_path, monkeypatch):
+    """As on some network file systems: the file is in its place all the same."""
+    fail_to_sync_directories(monkeypatch, errno.EINVAL)
     with atomic_write(tmp_path / "file") as file:
         file.write(b"complete")
     assert (tmp_path / "file").read_bytes() == b"complete"
@@ -62,14 +66,7 @@ def test_atomic_write_where_a_directory_cannot_be_synced(tmp_path, monkeypatch):
 
 
 def test_atomic_write_reports_a_disk_that_fails_to_sync_the_directory(tmp_path, monkeypatch):
-    fsync = os.fsync
-
-    def fail_for_directories(descriptor: int) -> None:
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EIO, "Input/output error")
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", fail_for_directories)
+    fail_to_sync_directories(monkeypatch, errno.EIO)
     failure = pytest.raises(OSError, match="Input/output error")
     with failure as raised, atomic_write(tmp_path / "file") as file:
         file.write(b"complete")

@@ -39,12 +39,14 @@ def test_needs_a_cuda_device(tiny, tmp_path, capsys):
 )
 def test_excluded_options(args, accumulate, imgsz, world_size, sentence):
     hyp = Hyp(accumulate=accumulate)
+    given = ["cuda_graphs"]
+    with_graphs = Namespace(**ARGS | args, cuda_graphs=True)
     with pytest.raises(UserError) as error:
-        check_cuda_graphs(Namespace(**ARGS | args, cuda_graphs=True), hyp, CUDA, imgsz, world_size)
+        check_cuda_graphs(with_graphs, hyp, CUDA, imgsz, world_size, given)
     assert str(error.value) == f"--cuda-graphs: does not work with {sentence}"
-    assert check_cuda_graphs(Namespace(**ARGS, cuda_graphs=True), Hyp(), CUDA, (64, 64), 1)
+    assert check_cuda_graphs(Namespace(**ARGS, cuda_graphs=True), Hyp(), CUDA, (64, 64), 1, given)
     without = Namespace(**ARGS | args, cuda_graphs=False)
-    assert not check_cuda_graphs(without, hyp, CUDA, imgsz, world_size)
+    assert not check_cuda_graphs(without, hyp, CUDA, imgsz, world_size, [])
 
 
 @pytest.fixture

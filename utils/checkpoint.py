@@ -44,7 +44,7 @@ def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
     except RuntimeError as error:
         # If the file below it fails, or a signal handler raises (as torch's does when a DataLoader
         # worker was killed), torch's writer then raises an error of its own about the file's end.
-        if error.__context__ is not None:
+        if isinstance(error.__context__, OSError | RuntimeError):
             raise error.__context__ from None
         raise
 

@@ -16,7 +16,7 @@ def check_cuda_graphs(
     device: torch.device,
     imgsz: tuple[int, int],
     world_size: int,
-    overrides: Collection[str] = ("cuda_graphs",),
+    overrides: Collection[str],
 ) -> bool:
     """Return whether to record CUDA graphs. Raises UserError for what `--cuda-graphs` excludes.
 

@@ -19,7 +19,7 @@ from utils.errors import UserError
 from utils.hyp import Hyp, load_hyp
 from utils.letterbox import imgsz_bounds
 from utils.log import plural
-from utils.run_dir import latest_checkpoint, run_dir_of
+from utils.run_dir import latest_checkpoint, run_dir_of, saved_checkpoints
 from utils.yamlfile import find_file
 
 # Arguments that may differ from the run's; the data must have the same content.
@@ -86,7 +86,7 @@ def checkpoint_to_resume(args: Namespace) -> Path | None:
         path = Path(args.project) / args.name / "weights" / "last.pt"
         if path.exists():
             return path
-        others = sorted([*path.parent.glob("best.pt"), *path.parent.glob("epoch*.pt")])
+        others = saved_checkpoints(path.parent.parent)
         if others and not args.exist_ok:
             raise UserError(
                 f"--resume auto: {path.parent} has {others[0].name} and no last.pt (choose another "

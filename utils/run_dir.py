@@ -49,14 +49,19 @@ def new_run_dir(project: Path, name: str, exist_ok: bool) -> Path:
     path = new_dir(project, name, exist_ok)
     try:
         (path / "weights").mkdir(exist_ok=True)
-        for old in ("weights/last.pt", "weights/best.pt", "results.csv"):
-            (path / old).unlink(missing_ok=True)
-        for old in (path / "weights").glob("epoch*.pt"):
-            if old.stem.removeprefix("epoch").isdecimal():
-                old.unlink()
+        for old in (*saved_checkpoints(path), path / "results.csv"):
+            old.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"--project {project}: cannot use {path}: {error.strerror}") from None
     return path
+
+
+def saved_checkpoints(run_dir: Path) -> list[Path]:
+    """Return the checkpoints in a run directory: last.pt and best.pt, if it has them, epochN.pt."""
+    weights = run_dir / "weights"
+    named = [path for path in (weights / "last.pt", weights / "best.pt") if path.exists()]
+    numbered = sorted(weights.glob("epoch*.pt"))
+    return named + [path for path in numbered if path.stem.removeprefix("epoch").isdecimal()]
 
 
 def run_dir_of(checkpoint: Path) -> Path:
