@@ -4,7 +4,8 @@
 [--table OUT.csv] [--plot OUT.png] [-- TRAIN'S OPTIONS]`.
 Runs are sequential by default. `--jobs N` runs N at a time, each with one thread on its own core;
 mAP is the same, but wall times are then not comparable. Reported are the best epoch of each run, as
-in `best.pt`, and the last one.
+in `best.pt`, and the last one; with `--without-ema`, also the last weights that the optimizer left,
+without their average.
 
 `--peer BIN`, the bin directory of a virtual environment with Ultralytics, also trains its yolov8n
 with its own defaults at the same image and batch size for `--peer-epochs`. To compare at equal wall
@@ -13,6 +14,8 @@ time, set `--epochs` accordingly.
 
 import argparse
 import csv
+import json
+import math
 import os
 import statistics
 import subprocess
@@ -23,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
 
+import torch
 from matplotlib.figure import Figure
 from peer_data import copy_dataset
 
@@ -56,6 +60,19 @@ def run(
         if row["metrics/mAP50-95"]
     ]
     return (*max(scores), scores[-1][0], seconds)
+
+
+def evaluate_last_weights(run_dir: Path) -> float:
+    """Return mAP50-95 of the last weights of a run, not of their EMA."""
+    checkpoint = torch.load(run_dir / "weights" / "last.pt", weights_only=True)
+    checkpoint["ema"]["model"] = checkpoint["model"]
+    weights = run_dir / "weights" / "without_ema.pt"
+    torch.save(checkpoint, weights)
+    command = [sys.executable, ROOT / "val.py", "--weights", weights, "--noplots"]
+    command += ["--project", run_dir.parent, "--name", "without_ema"]
+    subprocess.run([*map(str, command)], check=True, stdout=subprocess.DEVNULL)
+    text = (run_dir.parent / "without_ema" / "metrics.json").read_text(encoding="utf-8")
+    return json.loads(text)["all"]["mAP50-95"]
 
 
 def train_command(
@@ -138,6 +155,9 @@ def main() -> None:
     p.add_argument("--epochs", type=int, default=40)
     p.add_argument("--peer", type=Path, help="bin directory with Ultralytics' yolo")
     p.add_argument("--peer-epochs", type=int, default=40)
+    p.add_argument(
+        "--without-ema", action="store_true", help="also evaluate the last weights without the EMA"
+    )
     p.add_argument("--table", type=Path, help="CSV file for the results of each run")
     p.add_argument("--plot", type=Path, help="image file for a plot of the runs")
     p.add_argument("options", nargs="*", help="more options for train.py, after --")
@@ -152,16 +172,18 @@ def main() -> None:
         try:
             with tempfile.TemporaryDirectory() as project, copy_dataset(args.data) as data:
                 command = train_command(hyp, seed, data, Path(project), args)
-                result = run(command, Path(project) / "exp" / "results.csv", core)
+                run_dir = Path(project) / "exp"
+                best, best50, last, seconds = run(command, run_dir / "results.csv", core)
+                has_ema = args.without_ema and hyp != PEER
+                raw = evaluate_last_weights(run_dir) if has_ema else math.nan
         finally:
             cores.put(core)
-        best, best50, last, seconds = result
         print(
             f"{hyp} seed {seed}: mAP50-95 {best:.4f} (last {last:.4f}), mAP50 {best50:.4f}, "
-            f"{seconds:.0f} s",
+            f"{seconds:.0f} s, without EMA {raw:.4f}",
             flush=True,
         )
-        return hyp, seed, result
+        return hyp, seed, (best, best50, last, raw, seconds)
 
     with ThreadPoolExecutor(cores.qsize()) as pool:
         # All hyp files of a seed run close together, so changes in machine speed affect all alike.
@@ -171,18 +193,19 @@ def main() -> None:
         with args.table.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(
-                ["hyp", "seed", "mAP50-95", "mAP50", "mAP50-95 of the last epoch", "seconds"]
+                ["hyp", "seed", "mAP50-95", "mAP50", "last mAP50-95", "without EMA", "seconds"]
             )
             writer.writerows([hyp, seed, *result] for hyp, seed, result in results)
     by_hyp = {hyp: [result for name, _, result in results if name == hyp] for hyp in hyps}
     if args.plot:
         draw({hyp: [best for best, *_ in runs] for hyp, runs in by_hyp.items()}, args.plot)
-    print(f"\n{'hyp':<24} runs  mAP50-95 +- sd    last +- sd        mAP50 +- sd       seconds")
+    columns = "mAP50-95 +- sd    last +- sd        without EMA       mAP50 +- sd       seconds"
+    print(f"\n{'hyp':<24} runs  {columns}")
     for hyp, runs in by_hyp.items():
-        best, best50, last, seconds = ([*column] for column in zip(*runs, strict=True))
+        best, best50, last, raw, seconds = ([*column] for column in zip(*runs, strict=True))
         columns = "   ".join(
             f"{statistics.mean(values):.4f} +- {standard_deviation(values):.4f}"
-            for values in (best, last, best50)
+            for values in (best, last, raw, best50)
         )
         print(f"{Path(hyp).name:<24} {len(best):4}  {columns}   {statistics.median(seconds):.0f}")
 

@@ -8,6 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+# The share of each batch in the running statistics. They must keep up with the weights, which change
+# fast at first: with YOLOv5's 0.03, validation after 6 epochs of BCCD saw statistics of weights long
+# gone, and a mAP50-95 of 0.27 instead of 0.57. The EMA averages the statistics of the batches, too.
+NORM_MOMENTUM = 0.2
+
+
 class BatchNorm2d(nn.BatchNorm2d):
     """`nn.BatchNorm2d` that counts its batches only if it uses the number: if `momentum` is None.
 
@@ -36,7 +42,7 @@ class ConvNormAct(nn.Sequential):
         padding = (kernel_size - stride + 1) // 2
         super().__init__(
             nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False),
-            BatchNorm2d(out_channels, eps=1e-3, momentum=0.03),
+            BatchNorm2d(out_channels, eps=1e-3, momentum=NORM_MOMENTUM),
             nn.SiLU(),
         )
 
