@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-# The share of each batch in the running statistics. They must keep up with the weights, which change
-# fast at first: with YOLOv5's 0.03, validation after 6 epochs of BCCD saw statistics of weights long
-# gone, and a mAP50-95 of 0.27 instead of 0.57. The EMA averages the statistics of the batches, too.
+# The share of each batch in the running statistics, which must keep up with weights that change
+# fast at first. With 0.03, as YOLOv5 has it, validation after 6 epochs of BCCD normalized by the
+# statistics of old weights, and mAP50-95 was 0.27 instead of 0.57. The EMA averages them further.
 NORM_MOMENTUM = 0.2
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import box_iou, complete_box_iou_loss
 
@@ -74,6 +75,22 @@ def test_yolo_returns_losses_in_training_and_detections_in_evaluation():
             and (boxes[:, 1::2] <= height).all()
         )
         assert (scores.diff() <= 0).all() and result["labels"].max() < 3
+
+
+def test_validation_normalizes_by_the_statistics_of_recent_batches():
+    torch.manual_seed(0)
+    model, images = build_model("yolo-n", 3).train(), torch.rand(4, 3, 128, 128)
+    norms = [module for module in model.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    inputs = {}
+    for norm in norms:
+        norm.register_forward_pre_hook(lambda module, args: inputs.update({module: args[0]}))
+    with torch.no_grad():
+        for _ in range(40):  # two epochs of a small dataset
+            model.backbone(images)
+    for norm in norms:
+        variance, mean = torch.var_mean(inputs[norm], dim=(0, 2, 3))
+        torch.testing.assert_close(norm.running_mean, mean, rtol=0.01, atol=1e-3)
+        torch.testing.assert_close(norm.running_var, variance, rtol=0.01, atol=1e-3)
 
 
 def test_yolo_accepts_uint8_and_float_images_of_any_size():
