@@ -5,8 +5,8 @@ is the bin directory of a virtual environment with Ultralytics. It trains yolov8
 and again with `nbs=16`: by default it takes an optimizer step every 64 images. Each trainer has the
 whole machine, validates after every epoch, and draws no plots. Minutes are those of its
 results.csv: from the first batch on, validation included, imports and the scan of the data not.
-With `--busy` the peer's are epochs times its fastest epoch, for a machine that runs other programs
-next to it during some of its epochs.
+With `--busy` the peer's are epochs times its fastest epoch on the dataset, for a machine that runs
+other programs next to it during some of its epochs.
 
 Printed for every dataset: the best mAP of the peer's whole run and when it had it, when this
 repository first had as much, and the ratio of the two times.
@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from peer_data import copy_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
+OURS = "this repository, yolo-n"
 
 
 class Curve(NamedTuple):
@@ -80,10 +81,17 @@ def run_ultralytics(data: Path, args: argparse.Namespace, project: Path, *option
     subprocess.run(command, check=True, capture_output=True)
     rows = read_rows(project / "exp" / "results.csv")
     time = [float(row["time"]) / 60 for row in rows]  # cumulative
-    if args.busy:
-        fastest = min(end - start for start, end in itertools.pairwise([0.0, *time]))
-        time = [fastest * (epoch + 1) for epoch in range(len(time))]
     return Curve(time, [float(row["metrics/mAP50-95"]) for row in rows])
+
+
+def at_full_speed(curves: list[Curve]) -> list[Curve]:
+    """Return the curves as if each epoch had taken as long as the fastest of all of them."""
+    epochs = [pair for curve in curves for pair in itertools.pairwise([0.0, *curve.minutes])]
+    fastest = min(end - start for start, end in epochs)
+    return [
+        Curve([fastest * (epoch + 1) for epoch in range(len(curve.scores))], curve.scores)
+        for curve in curves
+    ]
 
 
 def first_reached(curve: Curve, score: float) -> float | None:
@@ -135,7 +143,7 @@ def main() -> None:
     p.add_argument("--plot", type=Path, help="image file for the curves")
     p.add_argument("options", nargs="*", help="more options for train.py, after --")
     args = p.parse_args()
-    trainers = {"this repository, yolo-n": run_train}
+    trainers = {OURS: run_train}
     if args.peer:
         trainers["Ultralytics, yolov8n"] = run_ultralytics
         trainers["Ultralytics, yolov8n, nbs=16"] = lambda *a: run_ultralytics(*a, "nbs=16")
@@ -148,9 +156,12 @@ def main() -> None:
                 curves[trainer] = run(data, args, Path(project))
             points = zip(*curves[trainer], strict=True)
             print(name, trainer, *(f"{m:.2f}:{s:.3f}" for m, s in points), flush=True)
-        first, *peers = curves.items()
-        for trainer, curve in peers:
-            print(f"{name}, {describe(first[1], trainer, curve)}", flush=True)
+        names = [*curves][1:]
+        if args.busy and names:
+            curves |= zip(names, at_full_speed([curves[trainer] for trainer in names]), strict=True)
+        for trainer in names:
+            ours = curves[OURS]
+            print(f"{name}, {describe(ours, trainer, curves[trainer])}", flush=True)
     if args.table:
         with args.table.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
