@@ -127,7 +127,13 @@ def shared_folder(factory: pytest.TempPathFactory, name: str, make: Callable[[Pa
 def train_long(folder: Path) -> None:
     data = write_tiny(folder / "tiny", train=24)
     hyp = write_hyp(folder, "close_mosaic: 4\n")
-    assert run_train(data=data, hyp=hyp, epochs=20, workers=None, project=folder) == 0
+    assert run_train(data=data, hyp=hyp, epochs=20, workers=None, amp="off", project=folder) == 0
+
+
+@pytest.fixture
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute in float32 on every CPU: bf16, in which some are faster, has three digits."""
+    monkeypatch.setattr("utils.amp.prefers_bf16", lambda device: False)
 
 
 @pytest.fixture(scope="session")

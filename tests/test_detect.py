@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from preloaded import run_python
 from test_formats import png_bomb
 from torchvision.transforms.v2.functional import to_pil_image
 
@@ -45,14 +44,10 @@ def read_labels(results: Path) -> dict[str, np.ndarray]:
     return {file.stem: np.loadtxt(file, ndmin=2) for file in files}
 
 
-def test_detect_directory_matches_val(trained_run, tmp_path):
+def test_detect_directory_matches_val(trained_run, tmp_path, float32):
     images = trained_run / "tiny" / "images" / "val"
-    command = [ROOT / "detect.py", "--weights", best_weights(trained_run)]
-    command += ["--source", images, "--conf", "0.05", "--iou", "0.7", "--device", "cpu"]
-    command += ["--save-txt", "--save-json"]
-    process = run_python(command, cwd=tmp_path)
-    assert process.returncode == 0, process.stderr
-    results = tmp_path / "runs" / "detect" / "exp"
+    options = ["--conf", "0.05", "--iou", "0.7", "--save-txt", "--save-json"]
+    results = run_detect(trained_run, images, tmp_path / "detect", *options)
     assert {p.name for p in results.glob("*.png")} == {p.name for p in images.iterdir()}
     predictions = json.loads((results / "predictions.json").read_text())
     labels = read_labels(results)

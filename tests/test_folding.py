@@ -14,6 +14,8 @@ from models.folding import fold_batch_norms
 from predictor import Predictor, load
 from utils.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.usefixtures("float32")
+
 
 def norms(model: nn.Module) -> int:
     return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
@@ -55,7 +57,7 @@ def test_folding_changes_no_detection(backbone):
             for d in (one, other)
         )
         distances = torch.cdist(rows, others, p=torch.inf)
-        assert distances.min(0).values.max() < 0.01 and distances.min(1).values.max() < 0.01
+        assert distances.min(0).values.max() < 0.02 and distances.min(1).values.max() < 0.02
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     # In float64 nothing but rounding in the last of 15 digits may differ.

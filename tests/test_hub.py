@@ -61,14 +61,16 @@ def test_hub_load_next_to_own_modules(load_model, own_first, trained_run, tmp_pa
 
 def test_hub_model_equals_loaded_model(trained_run):
     weights = trained_run / "exp" / "weights" / "best.pt"
-    hub_model, model = (f(weights, device="cpu", conf=0.01) for f in (hubconf.load, load))
-    assert type(hub_model.model).__module__ == f"{hubconf.PACKAGE}.models.yolo"
+    hub_model, model = (f(weights, device="cpu", conf=0.001) for f in (hubconf.load, load))
     assert hub_model.names == model.names and hub_model.imgsz == model.imgsz
     image = torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(0))
     (expected,) = model(image)
     for other in (hub_model, pickle.loads(pickle.dumps(hub_model))):
         (detections,) = other(image)
+        assert len(expected["boxes"])
         assert all(torch.equal(detections[key], expected[key]) for key in expected)
+    # Last, because a model that was given away is no longer folded, and rounds differently.
+    assert type(hub_model.model).__module__ == f"{hubconf.PACKAGE}.models.yolo"
 
 
 def test_hub_imports_are_redirected_in_every_module(trained_run):

@@ -104,7 +104,8 @@ def test_val_losses_without_an_object():
 
 def test_val_losses_of_two_processes_with_different_numbers_of_batches(tmp_path):
     data = write_tiny(tmp_path / "tiny")  # 5 images: 3 and 2, in batches of one
-    arguments = train_args(data=data, epochs=1, batch_size=2, noplots=True, project=tmp_path)
+    options = {"epochs": 1, "batch_size": 2, "amp": "off", "noplots": True}
+    arguments = train_args(data=data, project=tmp_path, **options)
     done = run_python([*torchrun(2), ROOT / "train.py", *arguments], cwd=ROOT)
     assert done.returncode == 0, done.stderr
     model = load(tmp_path / "exp" / "weights" / "last.pt").to(memory_format=torch.channels_last)
