@@ -178,9 +178,10 @@ def main() -> None:
                 raw = evaluate_last_weights(run_dir) if has_ema else math.nan
         finally:
             cores.put(core)
+        without_ema = f", without EMA {raw:.4f}" if has_ema else ""
         print(
             f"{hyp} seed {seed}: mAP50-95 {best:.4f} (last {last:.4f}), mAP50 {best50:.4f}, "
-            f"{seconds:.0f} s, without EMA {raw:.4f}",
+            f"{seconds:.0f} s{without_ema}",
             flush=True,
         )
         return hyp, seed, (best, best50, last, raw, seconds)

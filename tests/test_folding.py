@@ -41,6 +41,7 @@ def model_with_statistics(backbone: str | None) -> Detector:
 @pytest.mark.parametrize(
     "backbone", [None, "torchvision/resnet18", "torchvision/mobilenet_v3_large"]
 )
+@torch.backends.mkldnn.flags(enabled=False)  # oneDNN rounds differently on each kind of CPU
 @torch.no_grad()
 def test_folding_changes_no_detection(backbone):
     model = model_with_statistics(backbone)
@@ -57,7 +58,7 @@ def test_folding_changes_no_detection(backbone):
             for d in (one, other)
         )
         distances = torch.cdist(rows, others, p=torch.inf)
-        assert distances.min(0).values.max() < 0.02 and distances.min(1).values.max() < 0.02
+        assert distances.min(0).values.max() < 0.01 and distances.min(1).values.max() < 0.01
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     # In float64 nothing but rounding in the last of 15 digits may differ.
