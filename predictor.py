@@ -13,7 +13,7 @@ from data.images import checked_image, pil_to_tensor
 from models import load as load_model
 from models.detector import Detections, Detector
 from models.folding import fold_batch_norms
-from utils.amp import amp_dtype, autocast
+from utils.amp import autocast, inference_dtype
 from utils.device import select_device
 from utils.errors import UserError
 from utils.letterbox import check_imgsz, letterbox_size
@@ -101,7 +101,7 @@ class Predictor:
         new_height, new_width = letterbox_size(height, width, self.imgsz)
         resized = resize(image, new_height, new_width).to(self.device)
         self._model.set_thresholds(self.conf, self.iou)
-        with autocast(self.device, amp_dtype("auto", self.device)):
+        with autocast(self.device, inference_dtype(self._model.amp, self.device)):
             (detections,) = self._run([resized])
         scale = torch.tensor([new_width / width, new_height / height])
         boxes = detections["boxes"].float().cpu() / scale.repeat(2)

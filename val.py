@@ -30,8 +30,8 @@ from data.formats import Annotations, original_ids, read_split
 from data.locate import find_data_yaml
 from data.shapes import make_builtin
 from models import load
-from models.detector import Detector
-from utils.amp import amp_dtype, amp_name
+from models.detector import Detections, Detector, Sizes
+from utils.amp import amp_name, inference_dtype
 from utils.atomic import atomic_write
 from utils.cli import Parser, dir_name, int_range, run_cli, unit_interval
 from utils.confusion import confusion_matrix, match_detections
@@ -143,12 +143,12 @@ def evaluate_detector(args: argparse.Namespace) -> None:
     """Evaluate the detector in `args.weights`, print the metrics and write the results."""
     device = select_device(args.device)
     set_threads()
-    dtype = amp_dtype("auto", device)
     set_deterministic(device.type == "cpu")
     disable_malloc_trim()
 
     # channels_last, because training validates in it and the metrics must be the same.
     model = load(args.weights).to(device, memory_format=torch.channels_last)
+    dtype = inference_dtype(model.amp, device)
     model.set_thresholds(args.conf, args.iou)
     imgsz = imgsz_bounds(args.imgsz or model.imgsz, model.stride)[1]
     check_imgsz(imgsz, model.min_size)
@@ -260,13 +260,13 @@ class TimedDetector(nn.Module):
         super().__init__()
         self.model, self.timer = model, timer
 
-    def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
+    def forward(self, images: Tensor, sizes: Sizes) -> Detections:
         self.timer.stop("preprocess")
         if not self.model.exportable:  # its post-processing cannot be called separately
-            detections = self.model(images)
+            detections = self.model(images, sizes=sizes)
             self.timer.stop("inference with NMS")
             return detections
-        batch, sizes = self.model.prepare(images)
+        batch, sizes = self.model.prepare(images, sizes)
         boxes, scores = self.model.predict(batch)
         self.timer.stop("inference")
         detections = self.model.postprocess(boxes, scores, sizes)

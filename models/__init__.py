@@ -78,10 +78,10 @@ def load(path: str | Path) -> Detector:
     """Load the detector in a checkpoint, `best.pt` or `last.pt`, with its EMA weights.
 
     It is on the CPU, in evaluation mode, and has `class_names`, `imgsz`, the (largest) image size
-    in pixels that it was trained at, `data`, the data.yaml of its training, and `single_cls`,
-    whether all of its classes were trained as one. It gives as many detections of an image as
-    counted in validation, if that is more than it gives by default. After `.train()` it returns
-    unweighted losses; the weights are those of the hyp file: `box`, `cls` and `dfl`.
+    in pixels that it was trained at, `data`, the data.yaml of its training, `amp`, its precision,
+    and `single_cls`, whether all of its classes were trained as one. It gives as many detections of
+    an image as counted in validation, if that is more than it gives by default. After `.train()` it
+    returns unweighted losses; the weights are those of the hyp file: `box`, `cls` and `dfl`.
     Raises UserError if the file is not found, corrupted, or not a checkpoint of this project.
     """
     checkpoint = load_checkpoint(Path(path))
@@ -91,6 +91,7 @@ def load(path: str | Path) -> Detector:
         model.class_names = tuple(checkpoint["class_names"])
         model.imgsz = imgsz_bounds(checkpoint["args"]["imgsz"], model.stride)[1]
         model.data = str(checkpoint["args"]["data"])
+        model.amp = str(checkpoint["args"].get("amp", "auto"))
         model.single_cls = bool(checkpoint["args"].get("single_cls"))
         model.allow_detections(checkpoint.get("detection_limit", 0))
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError):

@@ -15,6 +15,7 @@ from utils.errors import UserError
 from utils.letterbox import GRAY, round_up
 
 Targets = Sequence[dict[str, Tensor]]
+Sizes = Sequence[tuple[int, int]]  # height and width of each image
 Detections = list[dict[str, Tensor]]
 NMS = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
@@ -62,8 +63,8 @@ class Detector(nn.Module):
             plain data, stored in every checkpoint
         channels  by `build_model`: of an image
         class_names  by train.py and `models.load`
-        imgsz, data, single_cls  by `models.load`: the image size, data.yaml and --single-cls of the
-            run
+        imgsz, data, amp, single_cls  by `models.load`: the image size, data.yaml, --amp and
+            --single-cls of the run
     """
 
     stride = 32
@@ -83,6 +84,7 @@ class Detector(nn.Module):
     class_names: tuple[str, ...]
     imgsz: int
     data: str
+    amp = "auto"
     single_cls: bool
 
     def losses(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
@@ -94,7 +96,7 @@ class Detector(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} does not implement predict()")
 
     def detect_and_sum_losses(
-        self, images: Tensor | Sequence[Tensor], targets: Targets
+        self, images: Tensor | Sequence[Tensor], targets: Targets, sizes: Sizes | None = None
     ) -> tuple[Detections, dict[str, Tensor], Tensor | None]:
         """Return the detections in a batch and, without a second forward pass, its losses.
 
@@ -103,35 +105,42 @@ class Detector(nn.Module):
         dataset divided by the total of the divisors does not depend on how the data are divided
         into batches. A family that has no losses in evaluation mode returns {} and None.
         """
-        return self(images), {}, None
+        return self(images, sizes=sizes), {}, None
 
     def forward(
-        self, images: Tensor | Sequence[Tensor], targets: Targets | None = None
+        self,
+        images: Tensor | Sequence[Tensor],
+        targets: Targets | None = None,
+        sizes: Sizes | None = None,
     ) -> dict[str, Tensor] | Detections:
         """Return the losses in training mode, the detections in evaluation mode.
 
         images: (B, C, H, W), or B images (C, h, w) of any sizes; uint8 in 0..255 or float in 0..1.
         targets, in training mode only: for each image `boxes` (n, 4), xyxy in pixels, and `labels`
         (n,), int64 from 0; n may be 0, and the tensors may be on the CPU.
+        sizes, in evaluation mode only: height and width of each image at the top left of its part
+        of `images`, if the rest is padding, in which nothing is detected.
         Losses are as `losses` returns them, detections as `postprocess` does.
         Raises ValueError in training mode without targets.
         """
         if self.training and targets is None:
             raise ValueError("targets are required in training mode")
-        batch, sizes = self.prepare(images)
+        batch, sizes = self.prepare(images, sizes)
         if self.training:
             return self.losses(batch, targets)
         return self.postprocess(*self.predict(batch), sizes)
 
-    def prepare(self, images: Tensor | Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
+    def prepare(
+        self, images: Tensor | Sequence[Tensor], sizes: Sizes | None = None
+    ) -> tuple[Tensor, Sizes]:
         """Return images, as `forward` takes them, as one batch, and their heights and widths.
 
         The batch is float in 0..1 and padded with gray at the right and the bottom, so that height
-        and width are multiples of `stride`.
+        and width are multiples of `stride`. `sizes` are returned if they are given.
         """
-        sizes = [tuple(image.shape[-2:]) for image in images]
-        height = round_up(max(h for h, _ in sizes), self.stride)
-        width = round_up(max(w for _, w in sizes), self.stride)
+        shapes = [tuple(image.shape[-2:]) for image in images]
+        height = round_up(max(h for h, _ in shapes), self.stride)
+        width = round_up(max(w for _, w in shapes), self.stride)
         if not (isinstance(images, Tensor) and images.shape[-2:] == (height, width)):
             gray = GRAY / 255 if images[0].is_floating_point() else GRAY
             images = torch.stack(
@@ -141,13 +150,14 @@ class Detector(nn.Module):
                 ]
             )
         images = images.to(memory_format=torch.channels_last)
-        return images if images.is_floating_point() else images.float() / 255, sizes
+        images = images if images.is_floating_point() else images.float() / 255
+        return images, sizes or shapes
 
     def postprocess(
         self,
         boxes: Tensor,
         scores: Tensor,
-        sizes: Sequence[tuple[int, int]],
+        sizes: Sizes,
         nms: NMS = batched_nms,
     ) -> Detections:
         """Select the detections of each image from the predictions of a batch.

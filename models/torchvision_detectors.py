@@ -10,7 +10,7 @@ from torchvision.models import detection, get_model, list_models
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from models.blocks import set_in_channels
-from models.detector import Detections, Detector, Targets
+from models.detector import Detections, Detector, Sizes, Targets
 from models.weights import PREFIX, load_torchvision_weights
 
 
@@ -89,13 +89,18 @@ class TorchvisionDetector(Detector):
             self.detector.topk_candidates = math.ceil(factor * self.detector.topk_candidates)
 
     def forward(
-        self, images: Tensor | Sequence[Tensor], targets: Targets | None = None
+        self,
+        images: Tensor | Sequence[Tensor],
+        targets: Targets | None = None,
+        sizes: Sizes | None = None,
     ) -> dict[str, Tensor] | Detections:
         """Return the losses in training mode, the detections in evaluation mode, as `Detector`."""
         images = [
             image.float() if image.is_floating_point() else image.float() / 255 for image in images
         ]
         if not self.training:
+            if sizes is not None:
+                images = [image[:, :h, :w] for image, (h, w) in zip(images, sizes, strict=True)]
             return [_drop_background(detections) for detections in self.detector(images)]
         if targets is None:
             raise ValueError("targets are required in training mode")

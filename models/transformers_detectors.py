@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torchvision.ops import box_convert
 
 from models.class_rows import copy_rows, matched_classes_message, rows_by_name
-from models.detector import Detector, Targets
+from models.detector import Detector, Sizes, Targets
 from models.deterministic_sampling import DeterministicSampling
 from models.portable_constants import PortableConstants
 from models.transformers_hub import build, import_transformers, load_donor, read_architecture
@@ -109,9 +109,11 @@ class TransformersDetector(Detector):
         cells = sum((height // stride) * (width // stride) for stride in self._map_strides)
         return cells >= self.detector.config.num_queries
 
-    def prepare(self, images: Tensor | Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
+    def prepare(
+        self, images: Tensor | Sequence[Tensor], sizes: Sizes | None = None
+    ) -> tuple[Tensor, Sizes]:
         """Return a batch and sizes as `Detector` does; a batch of few cells is padded further."""
-        batch, sizes = super().prepare(images)
+        batch, sizes = super().prepare(images, sizes)
         height, width = old = batch.shape[-2:]
         while not self._has_enough_cells(height, width):
             if height < width:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.blocks import ConvNormAct, CSPStage, PyramidPooling
 from models.cuda_graph import CudaGraph
-from models.detector import Detections, Detector, Targets
+from models.detector import Detections, Detector, Sizes, Targets
 from models.head import Head, Predictions
 from models.loss import detection_loss, detection_loss_sums, loss_sums
 from models.timm_backbones import PREFIX as TIMM_PREFIX
@@ -179,10 +179,10 @@ class YOLO(Detector):
         return self.head.decode(predictions), predictions.cls_logits.sigmoid()
 
     def detect_and_sum_losses(
-        self, images: Tensor | Sequence[Tensor], targets: Targets
+        self, images: Tensor | Sequence[Tensor], targets: Targets, sizes: Sizes | None = None
     ) -> tuple[Detections, dict[str, Tensor], Tensor | None]:
         """Return the detections in a batch, the sums of its losses, and of the target scores."""
-        batch, sizes = self.prepare(images)
+        batch, sizes = self.prepare(images, sizes)
         predictions = self.raw_predictions(batch)
         detections = self.postprocess(*self._boxes_and_scores(predictions), sizes)
         losses = detection_loss_sums(predictions, targets, self.loss_sums, self.class_weights)

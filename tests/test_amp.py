@@ -13,8 +13,9 @@ from conftest import (
     signal_at,
 )
 
+import val
 from utils import amp
-from utils.amp import LossScaler, amp_dtype, amp_name
+from utils.amp import LossScaler, amp_dtype, amp_name, inference_dtype
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,23 @@ def test_names_are_types():
     types = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}
     for name, dtype in types.items():
         assert amp_dtype(name, torch.device("cpu")) == dtype and amp_name(dtype) == name
+
+
+def test_a_trained_model_computes_in_the_type_of_its_training(tiny, tmp_path, capsys, monkeypatch):
+    """So val.py repeats the metrics of training: of fp16 only on a GPU, CPUs are slow in it."""
+    expected = {"bf16": "bf16", "off": "off", "auto": "bf16", "fp16": "bf16"}
+    monkeypatch.setattr(amp, "prefers_bf16", lambda device: True)
+    for name, dtype in expected.items():
+        assert amp_name(inference_dtype(name, torch.device("cpu"))) == dtype
+    assert inference_dtype("fp16", torch.device("cuda")) == torch.float16
+    for name in ("bf16", "off"):
+        assert run_train(data=tiny, epochs=1, amp=name, noplots=True, project=tmp_path / name) == 0
+        weights = tmp_path / name / "exp" / "weights" / "best.pt"
+        capsys.readouterr()
+        command = ["--weights", weights, "--noplots", "--device", "cpu", "--project", tmp_path]
+        assert val.main([str(word) for word in command]) == 0
+        (timing,) = (line for line in capsys.readouterr().out.splitlines() if "ms/image" in line)
+        assert (", bf16:" in timing) == (name == "bf16")
 
 
 def test_fp16_run_learns_and_resumes_bitwise_identically(tiny, tmp_path):

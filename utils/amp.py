@@ -26,6 +26,14 @@ def amp_dtype(name: str, device: torch.device) -> torch.dtype:
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name, torch.float32)
 
 
+def inference_dtype(amp: str, device: torch.device) -> torch.dtype:
+    """Return the type that a model trained with `--amp` AMP computes in: that of its training.
+
+    So it detects what it detected in validation. float16, in which CPUs are slow, only on a GPU.
+    """
+    return amp_dtype("auto" if amp == "fp16" and device.type != "cuda" else amp, device)
+
+
 def amp_name(dtype: torch.dtype) -> str:
     """Return the name in `AMP` of a type that `amp_dtype` returned."""
     return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "off")
