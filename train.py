@@ -134,7 +134,7 @@ def build(
         model.set_class_weights(class_weights)
     args.epochs = args.epochs or config.epochs
     args.imgsz = fit_imgsz(args.imgsz or config.imgsz, model.stride, model.min_size)
-    min_imgsz, max_imgsz = bounds = imgsz_bounds(args.imgsz, model.stride)
+    _, max_imgsz = bounds = imgsz_bounds(args.imgsz, model.stride)
     uses_graphs = check_cuda_graphs(args, hyp, device, bounds, dist.world_size, overrides)
     args.batch_size = args.batch_size or config.batch_size
     if args.batch_size == "auto":
@@ -146,7 +146,9 @@ def build(
         warning(f"--batch-size {args.batch_size}: larger than the training set; using {size}")
 
     stage("loaders")
-    run.loaders = build_loaders(train_data, val_data, args, hyp, model.stride, device, dist)
+    run.loaders = build_loaders(
+        train_data, val_data, args, hyp, model.stride, model.min_size, device, dist
+    )
     sampler = run.loaders.sampler
 
     stage("weights")
@@ -156,7 +158,7 @@ def build(
         model = run.model = convert_sync_batchnorm(model, device)
     run.frozen_modules = freeze(model, args.freeze) if args.freeze else []
     if sampler.batch_size < 2 * dist.world_size and not args.sync_bn:
-        check_batch_of_one(model, min_imgsz, run.frozen_modules, args.batch_size)
+        check_batch_of_one(model, sampler.min_imgsz, run.frozen_modules, args.batch_size)
     model.to(device, memory_format=torch.channels_last)
 
     stage("schedule")
@@ -334,7 +336,7 @@ def main(argv: list[str] | None = None) -> None:
         if start.checkpoint is None:
             info(*hyp_message(args, overrides))
         warning(*mosaic_warning(run.hyp, args.epochs))
-        info(*channels_message(run.train_data.channels))
+        info(*run.loaders.sampler.small_message(), *channels_message(run.train_data.channels))
         if dist.is_main:
             run.run_dir.write_yaml(hyp=run.hyp.model_dump(), args=vars(args))
         if draws_plots:

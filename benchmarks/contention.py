@@ -78,6 +78,7 @@ class Training:
             python, program = sys.executable, COUNT + OURS
             options = ["--data", data, "--imgsz", size[0], "--batch-size", size[1], "--device"]
             options += ["cpu", "--noplots", "--noval", "--project", self.path.parent]
+            options += ["--hyp", ROOT / "benchmarks" / "ablations" / "full_size.yaml"]
         command = [python, "-W", "ignore", "-c", program, self.path, ROOT, *options]
         environment = {name: text for name, text in os.environ.items() if "OMP_" not in name}
         self.errors = self.path.with_name("stderr")

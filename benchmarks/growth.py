@@ -64,7 +64,8 @@ def train(data: Path, epochs: int, args: argparse.Namespace) -> tuple[list[float
             "--save-every": 0,
             "--project": project,
         }
-        command = [sys.executable, ROOT / "train.py", "--noval", "--noplots"]
+        hyp = ROOT / "benchmarks" / "ablations" / "full_size.yaml"
+        command = [sys.executable, ROOT / "train.py", "--noval", "--noplots", "--hyp", hyp]
         for flag, value in options.items():
             command += [flag, value]
         with subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True) as process:

@@ -37,6 +37,7 @@ from utils.hyp import Hyp
 from utils.memory import disable_malloc_trim
 
 ROOT = Path(__file__).resolve().parents[1]
+FULL_SIZE = ROOT / "benchmarks" / "ablations" / "full_size.yaml"
 
 
 def read_column(path: Path, name: str) -> list[float]:
@@ -54,7 +55,7 @@ def run_train(
     """Train with train.py, and return the seconds of each epoch but the first and the last."""
     size = ["--imgsz", imgsz, "--batch-size", args.batch_size, "--epochs", args.epochs]
     command = [sys.executable, ROOT / "train.py", "--data", data, *size, "--noplots"]
-    command += ["--project", project, *options]
+    command += ["--hyp", FULL_SIZE, "--project", project, *options]
     subprocess.run([*map(str, command)], check=True, capture_output=True)
     return read_column(project / "exp" / "results.csv", "seconds")[1:-1]
 

@@ -16,7 +16,7 @@ from utils.device import default_workers
 from utils.distributed import DistributedContext
 from utils.hyp import Hyp
 from utils.interrupt import start_forkserver, worker_init
-from utils.letterbox import imgsz_bounds
+from utils.letterbox import imgsz_bounds, small_bounds
 from utils.shared_memory import check_shared_memory
 
 
@@ -41,14 +41,16 @@ def build_loaders(
     args: Namespace,
     hyp: Hyp,
     stride: int,
+    min_size: int,
     device: torch.device,
     dist: DistributedContext,
 ) -> Loaders:
     """Build the loaders that the arguments of `train.py` ask for.
 
-    `args.imgsz` is in multiples of the model's `stride`; `args.batch_size` is that of all processes
-    together. Raises UserError when images cannot be cached as `args.cache` says, a batch cannot be
-    divided among the processes, or the workers' batches do not fit into shared memory.
+    `args.imgsz` is in multiples of the model's `stride`, and no sample is smaller than its
+    `min_size`; `args.batch_size` is that of all processes together. Raises UserError when images
+    cannot be cached as `args.cache` says, a batch cannot be divided among the processes, or the
+    workers' batches do not fit into shared memory.
     """
     imgsz = imgsz_bounds(args.imgsz, stride)
     workers = args.workers
@@ -65,7 +67,15 @@ def build_loaders(
     val_set = ValSet(val_data, imgsz[1], stride, args.cache)
     preload_images([train_set, val_set], args.cache, dist)
     sampler = EpochBatchSampler(
-        len(train_set), args.batch_size, imgsz, args.seed, dist.rank, dist.world_size, stride
+        len(train_set),
+        args.batch_size,
+        imgsz,
+        args.seed,
+        dist.rank,
+        dist.world_size,
+        stride,
+        hyp.num_small_epochs(args.epochs),
+        small_bounds(imgsz, stride, min_size),
     )
     options = {
         "num_workers": workers,

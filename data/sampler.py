@@ -35,7 +35,8 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
     middle of it, before iterating.
 
     `imgsz` is the smallest and largest sample size in pixels, multiples of `stride`; each batch
-    gets one of the multiples in between.
+    gets one of the multiples in between. In the first `small_epochs` epochs it is `small_imgsz`,
+    except for the very first batch: one that does not fit into memory is to fail at once.
 
     With several processes, each gets its fraction of every batch; together they are the batches
     of a single process. Raises UserError if a batch is too small to be divided.
@@ -50,12 +51,15 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
         rank: int = 0,
         world_size: int = 1,
         stride: int = 32,
+        small_epochs: int = 0,
+        small_imgsz: tuple[int, int] = (32, 32),
     ) -> None:
         self.num_samples = num_samples
         self.num_batches = math.ceil(num_samples / batch_size)
         self.batch_size = math.ceil(num_samples / self.num_batches)
         self.imgsz, self.stride, self.seed = imgsz, stride, seed
         self.rank, self.world_size = rank, world_size
+        self.small_epochs, self.small_imgsz = small_epochs, small_imgsz
         self.epoch = 0
         self.start_batch = 0
         if self.batch_size < world_size:
@@ -67,6 +71,19 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
 
     def __len__(self) -> int:
         return self.num_batches
+
+    @property
+    def min_imgsz(self) -> int:
+        """The smallest sample size in pixels."""
+        return self.small_imgsz[0] if self.small_epochs else self.imgsz[0]
+
+    def small_message(self) -> list[str]:
+        """Return a list with a message about the small epochs if there are any, else []."""
+        if not self.small_epochs:
+            return []
+        low, high = self.small_imgsz
+        size = high if low == high else f"{low}-{high}"
+        return [f"first {plural(self.small_epochs, 'epoch')} at {size} px (small_epochs)"]
 
     def source_images(self, first_batch: int, last_batch: int) -> list[int]:
         """Return the sorted indices of the images that these batches of the epoch may use.
@@ -99,7 +116,9 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
             ]
 
     def _batch_imgsz(self, batch: int) -> int:
-        low, high = (size // self.stride for size in self.imgsz)
+        is_small = 0 < self.epoch * len(self) + batch < self.small_epochs * len(self)
+        bounds = self.small_imgsz if is_small else self.imgsz
+        low, high = (size // self.stride for size in bounds)
         rng = np.random.default_rng((self.seed, self.epoch, 0, batch + 1))
         return self.stride * int(rng.integers(low, high + 1))
 

@@ -17,7 +17,7 @@ TARGETS = [{"boxes": torch.tensor([[4.0, 4.0, 40.0, 40.0]]), "labels": torch.ten
 
 
 CUDA = torch.device("cuda")
-ARGS = {"imgsz": "64", "hyp": "h.yaml", "detect_anomaly": False, "compile": None}
+ARGS = {"imgsz": "64", "hyp": "h.yaml", "epochs": 3, "detect_anomaly": False, "compile": None}
 
 
 def test_needs_a_cuda_device(tiny, tmp_path, capsys):
@@ -32,6 +32,7 @@ def test_needs_a_cuda_device(tiny, tmp_path, capsys):
     [
         ({}, 1, (64, 64), 2, "2 processes (it is for one)"),
         ({"imgsz": "64-128"}, 1, (64, 128), 1, "--imgsz 64-128 (give one size)"),
+        ({"epochs": 4}, 1, (64, 64), 1, "small_epochs: 6 in h.yaml (it must be 0)"),
         ({}, 4, (64, 64), 1, "accumulate: 4 in h.yaml (it must be 1)"),
         ({"detect_anomaly": True}, 1, (64, 64), 1, "--detect-anomaly (use one of the two)"),
         ({"compile": "inductor"}, 1, (64, 64), 1, "--compile inductor (use one of the two)"),

@@ -30,10 +30,12 @@ def check_cuda_graphs(
     """
     if not args.cuda_graphs:
         return False
+    num_small = hyp.num_small_epochs(args.epochs)
     excluded = {
         f"--device {device} (it needs a CUDA device)": device.type != "cuda",
         f"{world_size} processes (it is for one)": world_size > 1,
         f"--imgsz {args.imgsz} (give one size)": imgsz[0] != imgsz[1],
+        f"small_epochs: {hyp.small_epochs} in {args.hyp} (it must be 0)": num_small > 0,
         f"accumulate: {hyp.accumulate} in {args.hyp} (it must be 1)": hyp.accumulate > 1,
         "--detect-anomaly (use one of the two)": args.detect_anomaly,
         f"--compile {args.compile} (use one of the two)": args.compile is not None,

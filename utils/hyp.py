@@ -239,6 +239,12 @@ class Hyp(LossWeights, OptimizerHyp):
         description="factors of the class loss: a list in the order of the classes, or by class "
         "name, 1 for the others",
     )
+    small_epochs: int = Field(
+        6,
+        ge=0,
+        le=100000,
+        description="first epochs with samples of half --imgsz; at most a quarter of the run",
+    )
     mosaic: Fraction01 = Field(1.0, description="probability of a mosaic of four images")
     close_mosaic: int = Field(10, ge=0, le=100000, description="final epochs without mosaic")
     scale: float = Field(
@@ -269,6 +275,10 @@ class Hyp(LossWeights, OptimizerHyp):
                 "`python -m utils.from_yolov5 FILE > mine.yaml`"
             )
         return content
+
+    def num_small_epochs(self, epochs: int) -> int:
+        """Return how many epochs of a run of `epochs` have small samples: at most a quarter."""
+        return min(self.small_epochs, epochs // 4)
 
     def unused_loss_weights(self, losses: Collection[str], model: str) -> list[str]:
         """Return a message if `model` has none of the `losses` that a weight is for, else []."""

@@ -23,6 +23,16 @@ def imgsz_bounds(imgsz: int | str, stride: int = 32) -> tuple[int, int]:
     return sizes[0], sizes[-1]
 
 
+def small_bounds(bounds: tuple[int, int], stride: int, min_size: int) -> tuple[int, int]:
+    """Return half of `bounds`, as of `imgsz_bounds`: of the samples in the first epochs of a run.
+
+    Rounded up to multiples of `stride`, and no smaller than `min_size`, the model's.
+    """
+    smallest = round_up(min_size, stride)
+    low, high = (max(smallest, round_up(size // 2, stride)) for size in bounds)
+    return low, high
+
+
 def round_imgsz(imgsz: int | str, stride: int = 32) -> int | str:
     """Return `imgsz`, pixels or "MIN-MAX", with sizes rounded up to multiples of `stride`."""
     low, high = imgsz_bounds(imgsz, stride)

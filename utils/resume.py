@@ -69,8 +69,13 @@ def start_or_resume(
         world_size = checkpoint["environment"].get("world_size", dist.world_size)
         if world_size != dist.world_size and "threads" not in overrides:
             resumed.threads = None  # chosen anew: each of more processes has fewer CPUs
-        hyp = Hyp(**checkpoint["hyp"])
+        hyp = saved_hyp(checkpoint)
     return Start(resumed, hyp, run_dir_of(path) / "hyp.yaml", path, checkpoint)
+
+
+def saved_hyp(checkpoint: Mapping[str, Any]) -> Hyp:
+    """Return the hyperparameters of the run; of one from before `small_epochs` it has none."""
+    return Hyp(**{"small_epochs": 0} | checkpoint["hyp"])
 
 
 def checkpoint_to_resume(args: Namespace) -> Path | None:
@@ -119,7 +124,7 @@ def resume_args(
             if overrides["resume"] != "auto":  # `auto` has found the run by them
                 _check_location(key, value, flag, run_dir)
         elif key == "hyp":
-            _check_same_hyp(find_file(value, hyp_dir, "--hyp"), Hyp(**checkpoint["hyp"]), run_dir)
+            _check_same_hyp(find_file(value, hyp_dir, "--hyp"), saved_hyp(checkpoint), run_dir)
         elif key == "epochs" and value > saved_args["epochs"] and progress["early_stopped"]:
             raise UserError(
                 f"{flag}: {run_dir} was early-stopped after {plural(progress['epoch'], 'epoch')} "
