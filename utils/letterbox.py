@@ -6,6 +6,7 @@ from utils.errors import UserError
 from utils.log import warning
 
 GRAY = 114  # value of the padding around a letterboxed image, of 255
+MIN_SMALL = 64  # pixels; of a smaller image batch norm sees one value, a feature map of 1 x 1
 MAX_IMGSZ = 16384  # pixels; one training sample of this size takes 0.8 GB
 
 
@@ -26,10 +27,11 @@ def imgsz_bounds(imgsz: int | str, stride: int = 32) -> tuple[int, int]:
 def small_bounds(bounds: tuple[int, int], stride: int, min_size: int) -> tuple[int, int]:
     """Return half of `bounds`, as of `imgsz_bounds`: of the samples in the first epochs of a run.
 
-    Rounded up to multiples of `stride`, and no smaller than `min_size`, the model's.
+    Rounded up to multiples of `stride`, and no smaller than `MIN_SMALL` and `min_size`, the model's,
+    if the full size is not.
     """
-    smallest = round_up(min_size, stride)
-    low, high = (max(smallest, round_up(size // 2, stride)) for size in bounds)
+    smallest = round_up(max(min_size, MIN_SMALL), stride)
+    low, high = (min(size, max(smallest, round_up(size // 2, stride))) for size in bounds)
     return low, high
 
 
