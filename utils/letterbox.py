@@ -27,8 +27,8 @@ def imgsz_bounds(imgsz: int | str, stride: int = 32) -> tuple[int, int]:
 def small_bounds(bounds: tuple[int, int], stride: int, min_size: int) -> tuple[int, int]:
     """Return half of `bounds`, as of `imgsz_bounds`: of the samples in the first epochs of a run.
 
-    Rounded up to multiples of `stride`, and no smaller than `MIN_SMALL` and `min_size`, the model's,
-    if the full size is not.
+    Rounded up to multiples of `stride`; not below `MIN_SMALL` or the model's `min_size`,
+    unless the full size is.
     """
     smallest = round_up(max(min_size, MIN_SMALL), stride)
     low, high = (min(size, max(smallest, round_up(size // 2, stride))) for size in bounds)
