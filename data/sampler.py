@@ -11,6 +11,7 @@ from numpy.random.bit_generator import ISeedSequence
 from torch.utils.data import Sampler
 
 from utils.errors import UserError
+from utils.letterbox import round_imgsz
 from utils.log import plural
 
 MOSAIC_SIZE = 4  # images in a mosaic, and indices in a key
@@ -79,10 +80,10 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
 
     def small_message(self) -> list[str]:
         """Return a list with a message about the small epochs if there are any, else []."""
-        if not self.small_epochs:
+        if not self.small_epochs or self.small_imgsz == self.imgsz:
             return []
         low, high = self.small_imgsz
-        size = high if low == high else f"{low}-{high}"
+        size = round_imgsz(f"{low}-{high}", self.stride)
         return [f"first {plural(self.small_epochs, 'epoch')} at {size} px (small_epochs)"]
 
     def source_images(self, first_batch: int, last_batch: int) -> list[int]:

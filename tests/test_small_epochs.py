@@ -63,7 +63,7 @@ def test_small_epochs_are_at_most_a_quarter_of_the_run():
     ("bounds", "min_size", "expected"),
     [
         ((320, 320), 32, (160, 160)),
-        ((160, 160), 32, (96, 96)),  # 80 is no multiple of the stride
+        ((160, 160), 32, (96, 96)),  # 80 is not a multiple of the stride
         ((320, 640), 32, (160, 320)),
         ((32, 32), 32, (32, 32)),
         ((64, 96), 32, (64, 64)),  # of 32 pixels a batch of one image would be refused

@@ -74,7 +74,7 @@ def start_or_resume(
 
 
 def saved_hyp(checkpoint: Mapping[str, Any]) -> Hyp:
-    """Return the hyperparameters of the run; of one from before `small_epochs` it has none."""
+    """Return the hyperparameters of a run; one that was started before `small_epochs` has none."""
     return Hyp(**{"small_epochs": 0} | checkpoint["hyp"])
 
 
