@@ -135,7 +135,8 @@ def load(
     predictor = Predictor(load_model(path), device, conf, iou, imgsz, classes)
     model = predictor._model  # nobody else has it, until it is asked for
     if model.exportable:  # its network can be called separately
-        predictor._folded = fold_batch_norms(model)
+        dtype = inference_dtype(model.amp, predictor.device)
+        predictor._folded = fold_batch_norms(model, dtype)
     return predictor
 
 

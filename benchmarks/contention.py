@@ -58,6 +58,7 @@ THREADS = str(len(os.sched_getaffinity(0)))
 # The environment of each setting. An empty GOMP_SPINCOUNT is libgomp's own.
 SETTINGS = {
     "all threads, libgomp's spinning": {"GOMP_SPINCOUNT": "", "OMP_NUM_THREADS": THREADS},
+    "all threads, GOMP_SPINCOUNT=10000": {"GOMP_SPINCOUNT": "10000", "OMP_NUM_THREADS": THREADS},
     "all threads, GOMP_SPINCOUNT=1000": {"GOMP_SPINCOUNT": "1000", "OMP_NUM_THREADS": THREADS},
     "all threads, GOMP_SPINCOUNT=0": {"GOMP_SPINCOUNT": "0", "OMP_NUM_THREADS": THREADS},
     "one thread": {"OMP_NUM_THREADS": "1"},

@@ -1,11 +1,12 @@
-"""mAP50-95 over minutes, from random weights: this repository and Ultralytics, one after the other.
+"""mAP50-95 over minutes, from random weights: this repository and others, one after the other.
 
 `python benchmarks/time_to_accuracy.py --data DATA.yaml ... --peer BIN [--plot OUT.png]`, where BIN
 is the bin directory of a virtual environment with Ultralytics. It trains yolov8n with its defaults,
-and again with `nbs=16`: by default it takes an optimizer step every 64 images. Each trainer has the
+and again with `nbs=16`: by default it takes an optimizer step every 64 images. `--libreyolo BIN` is
+that of one with LibreYOLO, which trains yolo9-t with its defaults. Each trainer has the
 whole machine, validates after every epoch, and draws no plots. Minutes are those of its
 results.csv: from the first batch on, validation included, imports and the scan of the data not.
-With `--busy` the peer's are epochs times its fastest epoch on the dataset, for a machine that runs
+With `--busy` a peer's are epochs times its fastest epoch on the dataset, for a machine that runs
 other programs next to it during some of its epochs.
 
 Printed for every dataset: the best mAP of the peer's whole run and when it had it, when this
@@ -84,6 +85,27 @@ def run_ultralytics(data: Path, args: argparse.Namespace, project: Path, *option
     return Curve(time, [float(row["metrics/mAP50-95"]) for row in rows])
 
 
+def run_libreyolo(data: Path, args: argparse.Namespace, project: Path) -> Curve:
+    """Train yolo9-t with LibreYOLO."""
+    options = {
+        "--model": "yolo9-t",
+        "--data": data,
+        "--imgsz": args.imgsz,
+        "--batch": args.batch_size,
+        "--epochs": args.peer_epochs,
+        "--seed": args.seed,
+        "--device": "cpu",
+        "--eval-interval": 1,
+        "--project": project,
+    }
+    pairs = [str(word) for option in options.items() for word in option]
+    command = [str(args.libreyolo / "libreyolo"), "train", *pairs, "--no-pretrained"]
+    subprocess.run(command, check=True, capture_output=True)
+    rows = read_rows(project / "exp" / "results.csv")
+    seconds = itertools.accumulate(float(row["time"]) for row in rows)
+    return Curve([s / 60 for s in seconds], [float(row["metrics/mAP50-95"]) for row in rows])
+
+
 def at_full_speed(curves: list[Curve]) -> list[Curve]:
     """Return the curves as if each epoch had taken as long as the fastest of all of them."""
     epochs = [pair for curve in curves for pair in itertools.pairwise([0.0, *curve.minutes])]
@@ -133,7 +155,8 @@ def main() -> None:
     )
     p.add_argument("--data", type=Path, nargs="+", required=True)
     p.add_argument("--peer", type=Path, help="bin directory with Ultralytics' yolo")
-    p.add_argument("--busy", action="store_true", help="take the peer's fastest epoch for all")
+    p.add_argument("--libreyolo", type=Path, help="bin directory with libreyolo")
+    p.add_argument("--busy", action="store_true", help="take a peer's fastest epoch for all")
     p.add_argument("--imgsz", type=int, default=320)
     p.add_argument("--batch-size", type=int, default=16)
     p.add_argument("--epochs", type=int, default=40)
@@ -147,6 +170,8 @@ def main() -> None:
     if args.peer:
         trainers["Ultralytics, yolov8n"] = run_ultralytics
         trainers["Ultralytics, yolov8n, nbs=16"] = lambda *a: run_ultralytics(*a, "nbs=16")
+    if args.libreyolo:
+        trainers["LibreYOLO, yolo9-t"] = run_libreyolo
     results: dict[str, dict[str, Curve]] = {}
     for path in args.data:
         name = path.resolve().parent.name
@@ -157,8 +182,10 @@ def main() -> None:
             points = zip(*curves[trainer], strict=True)
             print(name, trainer, *(f"{m:.2f}:{s:.3f}" for m, s in points), flush=True)
         names = [*curves][1:]
-        if args.busy and names:
-            curves |= zip(names, at_full_speed([curves[trainer] for trainer in names]), strict=True)
+        if args.busy:
+            for _, same in itertools.groupby(names, lambda trainer: trainer.split(",")[0]):
+                group = [*same]
+                curves |= zip(group, at_full_speed([curves[t] for t in group]), strict=True)
         for trainer in names:
             ours = curves[OURS]
             print(f"{name}, {describe(ours, trainer, curves[trainer])}", flush=True)

@@ -3,6 +3,7 @@
 import copy
 from itertools import pairwise
 
+import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -12,18 +13,31 @@ from models.detector import Detector
 NORMS = (nn.BatchNorm2d, BatchNorm2d)  # and no other subclass, which may do more
 
 
-def fold_batch_norms(model: Detector) -> Detector:
+def fold_batch_norms(model: Detector, dtype: torch.dtype = torch.float32) -> Detector:
     """Return a copy of `model` for evaluation whose convolutions do what batch norms did.
 
     Folded are those that get the output of one convolution, which nothing else gets: neighbors in
     an `nn.Sequential` or in a graph of torch.fx, of which torchvision's backbones are made. Scores
     and boxes are those of `model` but for rounding. `model` stays as it is; the copy shares all
     other parameters and buffers with it.
+
+    dtype: what autocast lets convolutions compute in. If it is not float32, the copy must be called
+    under autocast, and its convolutions have their weights in that type, which autocast would
+    otherwise cast anew for each image: a tenth of the time of a small one.
     """
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     folded = copy.deepcopy(model, shared).eval()
     _fold(folded)
+    if dtype != torch.float32:
+        _cast_convs(folded, dtype)
     return folded
+
+
+def _cast_convs(model: nn.Module, dtype: torch.dtype) -> None:
+    for conv in model.modules():
+        if type(conv) is nn.Conv2d:
+            for name, parameter in [*conv.named_parameters(recurse=False)]:
+                setattr(conv, name, nn.Parameter(parameter.detach().to(dtype), False))
 
 
 def _fold(module: nn.Module) -> None:

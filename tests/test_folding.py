@@ -69,6 +69,20 @@ def test_folding_changes_no_detection(backbone):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
+@torch.no_grad()
+def test_weights_are_cast_as_autocast_casts_them():
+    """Once instead of for every image, so bitwise the same; `model` keeps its float32."""
+    model = model_with_statistics("torchvision/resnet18")
+    image = torch.rand(1, 3, 96, 128, generator=torch.Generator().manual_seed(1))
+    folded, cast = fold_batch_norms(model), fold_batch_norms(model, torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        for one, other in zip(cast.predict(image), folded.predict(image), strict=True):
+            assert torch.equal(one, other)
+    dtypes = {module.weight.dtype for module in cast.modules() if isinstance(module, nn.Conv2d)}
+    assert dtypes == {torch.bfloat16}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
 def test_folding_only_what_is_surely_adjacent():
     class Sum(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:

@@ -14,7 +14,9 @@ from utils import cgroup
 
 STAT_PATH = Path("/proc/stat")
 TICKS_PER_SECOND = 100  # of /proc/stat: the kernel's USER_HZ
-SPIN_COUNT = "1000"  # some microseconds; the default is milliseconds (docs/benchmarks.md)
+# A thirtieth of libgomp's default. Not fewer: a thread that sleeps at each of a step's barriers
+# costs an idle machine 15% (docs/benchmarks.md).
+SPIN_COUNT = "10000"
 WAIT_SETTINGS = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
 MIN_SECONDS, MAX_SECONDS = 0.2, 60.0  # over which the load is measured
 

@@ -35,17 +35,20 @@ def run_inference(
     """
     model.eval()
     rows = [np.zeros((0, 7))]
-    for images, targets in batches:
-        images = images.to(device, non_blocking=True)
-        sizes = [_size_without_padding(target) for target in targets]
-        with autocast(device, dtype):
-            if losses is None:
-                outputs = model(images, sizes=sizes)
-            else:
-                objects = [_without_crowds(target) for target in targets]
-                outputs, sums, divisor = model.detect_and_sum_losses(images, objects, sizes)
-                losses.add(sums, divisor)
-        rows.append(_rows(outputs, targets, max_detections))
+    # What autocast casts is kept until the outermost context ends. Without this one all weights
+    # would be cast anew for every batch.
+    with torch.autocast(device.type, enabled=False):
+        for images, targets in batches:
+            images = images.to(device, non_blocking=True)
+            sizes = [_size_without_padding(target) for target in targets]
+            with autocast(device, dtype):
+                if losses is None:
+                    outputs = model(images, sizes=sizes)
+                else:
+                    objects = [_without_crowds(target) for target in targets]
+                    outputs, sums, divisor = model.detect_and_sum_losses(images, objects, sizes)
+                    losses.add(sums, divisor)
+            rows.append(_rows(outputs, targets, max_detections))
     return np.concatenate(rows)
 
 
