@@ -2,7 +2,8 @@
 
 `python benchmarks/step.py [--imgsz 320] [--batch-size 16]`: synthetic images with 13 boxes each,
 the default hyp file, all cores. The precision is the one that train.py would choose here; `--amp
-off` and `--amp bf16` show the cost of the other.
+off` and `--amp bf16` show the cost of the other. Between the steps it measures the convolutions
+alone, forward and backward, in that precision too, which are the limit of the network.
 """
 
 import argparse
@@ -16,6 +17,8 @@ import torch
 from torch.profiler import profile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from throughput import time_convolutions
+
 from models import build_model
 from models.loss import detection_loss
 from utils.amp import AMP, amp_dtype, autocast
@@ -51,7 +54,8 @@ def main() -> None:
     )
     p.add_argument("--imgsz", type=int, default=320)
     p.add_argument("--batch-size", type=int, default=16)
-    p.add_argument("--steps", type=int, default=30)
+    p.add_argument("--steps", type=int, default=10, help="in a round (%(default)s)")
+    p.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
     p.add_argument("--amp", default="auto", choices=AMP)
     args = p.parse_args()
     disable_malloc_trim()
@@ -93,7 +97,11 @@ def main() -> None:
 
     for _ in range(3):
         step()
-    steps = [step() for _ in range(args.steps)]
+    steps, limits = [], []
+    for _ in range(args.rounds):
+        limits.append(1000 * time_convolutions(args.batch_size, args.imgsz, dtype))
+        steps += [step() for _ in range(args.steps)]
+    limit = statistics.median(limits)
     medians = {part: 1000 * statistics.median(s[part] for s in steps) for part in steps[0]}
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, {dtype}, "
@@ -102,6 +110,10 @@ def main() -> None:
     print(
         "  ".join(f"{part} {ms:.1f}" for part, ms in medians.items()),
         f" total {sum(medians.values()):.1f} ms",
+    )
+    print(
+        f"convolutions alone {limit:.1f} ms ({min(limits):.1f}-{max(limits):.1f}), "
+        f"{limit / sum(medians.values()):.0%} of the step"
     )
     with profile() as profiler:
         for _ in range(5):

@@ -82,7 +82,7 @@ def run_ultralytics(data: Path, imgsz: int, args: argparse.Namespace, project: P
     return [after - before for before, after in itertools.pairwise(elapsed[:-1])]
 
 
-def time_convolutions(batch_size: int, imgsz: int, rounds: int = 5) -> float:
+def time_convolutions(batch_size: int, imgsz: int, dtype: torch.dtype, rounds: int = 5) -> float:
     """Seconds of yolo-n's convolutions, forward and backward: the sum of each one's median."""
     model = build_model("yolo-n", 3).to(memory_format=torch.channels_last).train()
     calls: list[tuple[nn.Conv2d, torch.Size]] = []
@@ -93,7 +93,6 @@ def time_convolutions(batch_size: int, imgsz: int, rounds: int = 5) -> float:
         for module in model.modules()
         if isinstance(module, nn.Conv2d)
     ]
-    dtype = amp_dtype("auto", torch.device("cpu"))
     with torch.no_grad():
         model.head(model.neck(model.backbone(torch.zeros(batch_size, 3, imgsz, imgsz))))
     for hook in hooks:
@@ -137,6 +136,7 @@ def main() -> None:
     p.add_argument("--rounds", type=int, default=3)
     args = p.parse_args()
     disable_malloc_trim()
+    dtype = amp_dtype("auto", torch.device("cpu"))
     trainers = {
         "this repo, yolo-n": lambda *a: run_train(*a, "--noval"),
         "the same, validating": run_train,
@@ -157,7 +157,8 @@ def main() -> None:
                     with tempfile.TemporaryDirectory() as project:
                         epochs = trainer(data, imgsz, args, Path(project))
                     rates[name] += [num_images / seconds for seconds in epochs]
-                limits.append(args.batch_size / time_convolutions(args.batch_size, imgsz))
+                seconds = time_convolutions(args.batch_size, imgsz, dtype)
+                limits.append(args.batch_size / seconds)
             rates["convolutions alone"] = limits
             for name, values in rates.items():
                 print(
