@@ -43,7 +43,7 @@ from utils.checkpoint import restore
 from utils.checkpointer import Checkpointer
 from utils.cli import abs_path, cli_command
 from utils.cuda_graphs import check_cuda_graphs
-from utils.device import select_device, set_deterministic, set_threads
+from utils.device import select_device, set_deterministic, set_threads, watch_load
 from utils.distributed import DistributedContext, convert_sync_batchnorm
 from utils.ema import EMA
 from utils.errors import UserError
@@ -347,6 +347,7 @@ def main(argv: list[str] | None = None) -> None:
         run.tensorboard.open(path, progress.epoch)
         progress.start_timer()
         run.checkpointer.save()  # a full disk is reported early; from here a kill can be resumed
+        load = watch_load(run.device, dist.world_size * (1 + run.loaders.train.num_workers))
 
         while progress.epoch < args.epochs and not progress.early_stopped:
             epoch = progress.epoch
@@ -365,6 +366,7 @@ def main(argv: list[str] | None = None) -> None:
             row = progress.record_epoch(val_losses, metrics, run.scheduler.get_last_lr())
             run.tensorboard.log_epoch(row)
             info(f"{summary_line(row)}  {throughput:.0f} images/s")
+            warning(*load.message())
             progress.next_epoch()
             run.checkpointer.save(improved, epoch_ended=True)
             if progress.early_stopped:

@@ -1,5 +1,6 @@
 """utils/cpus.py: threads by quota, affinity and load, and how long they spin."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from conftest import (
 
 from utils import cgroup, cpus, device
 from utils.checkpoint import save_checkpoint
-from utils.cpus import auto_threads, cpu_count
+from utils.cpus import LoadWatch, auto_threads, cpu_count
 
 
 @pytest.fixture
@@ -116,6 +117,21 @@ def test_torch_decides_where_a_container_numbers_its_cpus_anew(machine):
 
 
 @pytest.mark.parametrize(
+    ("allowed", "busy", "threads", "sentences"),
+    [(2, [], 2, 0), (2, [1], 2, 1), (2, [0, 1], 1, 0), (8, [1, 3], 6, 0), (8, [1, 3], 8, 1)],
+)
+def test_threads_without_a_cpu_are_reported_once(machine, allowed, busy, threads, sentences):
+    machine(range(allowed), busy)
+    watch = LoadWatch(threads)
+    cpus.time.sleep(50)
+    assert watch.message() == []  # a load of seconds
+    cpus.time.sleep(50)
+    assert len(watch.message()) == sentences
+    cpus.time.sleep(100)
+    assert watch.message() == []
+
+
+@pytest.mark.parametrize(
     ("variables", "spinning"),
     [
         ({}, cpus.SPIN_COUNT),
@@ -204,3 +220,19 @@ def test_users_choose_the_number_of_threads(any_threads, tiny, tmp_path, capsys,
     assert resume_train(tmp_path / "exp", threads=1) == 0
     assert "environment changed (threads 3 -> 1)" in capsys.readouterr().err
     assert load_state(tmp_path / "exp")["environment"]["threads"] == 1
+
+
+def test_a_load_during_the_run_is_reported(any_threads, tiny, tmp_path, capsys, monkeypatch):
+    minutes = itertools.count()
+
+    def one_cpu_is_free():
+        seconds = 60 * next(minutes)
+        return cpus._Sample(seconds, idle=0, process=seconds)
+
+    monkeypatch.setattr(cpus, "_sample", one_cpu_is_free)
+    args = {"data": tiny, "epochs": 3, "noplots": True, "project": tmp_path}
+    for options, count in (({"threads": 2}, 1), ({"threads": 1}, 0), ({"workers": 1}, 0)):
+        capsys.readouterr()
+        assert run_train(**args, **options) == 0
+        lines = without_short_run_warnings(capsys.readouterr().err).splitlines()
+        assert sum("(--resume --threads 1 is faster then" in line for line in lines) == count

@@ -48,6 +48,36 @@ def auto_threads(default: int) -> int:
     return max(free, (count + 1) // 2)
 
 
+class LoadWatch:
+    """Notices that other programs take CPUs from this process while it computes.
+
+    `threads`: how many it computes with, and none of its child processes.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._start = _sample() if threads > 1 else None
+
+    def message(self) -> list[str]:
+        """Return a sentence if there were fewer free CPUs than threads for a minute, once.
+
+        For the end of each epoch. A thread that shares its CPU lets all the others wait.
+        """
+        end = _sample()
+        if not self._start or not end or end.clock - self._start.clock < MAX_SECONDS:
+            return []
+        free = round(_free_between(self._start, end))
+        self._start = end
+        if free >= self._threads:
+            return []
+        self._start = None
+        return [
+            f"other programs compute on the CPUs of this run, whose {self._threads} threads wait "
+            f"for each other (--resume --threads {max(1, free)} is faster then, and rounds "
+            "differently)"
+        ]
+
+
 class _Sample(NamedTuple):
     """Seconds until now: of the clock, idle ones of the CPUs, and those this process computed."""
 
@@ -88,6 +118,11 @@ def _free_cpus() -> float:
         end = _sample()
     if not start or not end:
         return float("inf")
+    return _free_between(start, end)
+
+
+def _free_between(start: _Sample, end: _Sample) -> float:
+    """Return how many CPUs have been idle or computed for this process."""
     return (end.idle - start.idle + end.process - start.process) / (end.clock - start.clock)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from utils import compat
-from utils.cpus import auto_threads, cpu_count
+from utils.cpus import LoadWatch, auto_threads, cpu_count
 from utils.errors import UserError
 from utils.log import info, plural
 
@@ -69,6 +69,16 @@ def set_threads(count: int | None = None) -> int:
     if count != torch.get_num_threads():
         torch.set_num_threads(count)
     return count
+
+
+def watch_load(device: torch.device, num_processes: int) -> LoadWatch:
+    """Return what notices other programs, for a run that computes on the CPU in one process.
+
+    `num_processes`: those of the run, DataLoader workers included. The CPUs that the others of them
+    use would look like those of other programs.
+    """
+    is_alone = device.type == "cpu" and num_processes == 1
+    return LoadWatch(torch.get_num_threads() if is_alone else 1)
 
 
 def default_workers(device: torch.device, local_world_size: int) -> int:
