@@ -223,10 +223,10 @@ def test_users_choose_the_number_of_threads(any_threads, tiny, tmp_path, capsys,
 
 
 def test_a_load_during_the_run_is_reported(any_threads, tiny, tmp_path, capsys, monkeypatch):
-    minutes = itertools.count()
+    calls = itertools.count()
 
     def one_cpu_is_free():
-        seconds = 60 * next(minutes)
+        seconds = 60 * next(calls)
         return cpus._Sample(seconds, idle=0, process=seconds)
 
     monkeypatch.setattr(cpus, "_sample", one_cpu_is_free)
