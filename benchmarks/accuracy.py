@@ -200,13 +200,14 @@ def main() -> None:
     by_hyp = {hyp: [result for name, _, result in results if name == hyp] for hyp in hyps}
     if args.plot:
         draw({hyp: [best for best, *_ in runs] for hyp, runs in by_hyp.items()}, args.plot)
-    columns = "mAP50-95 +- sd    last +- sd        without EMA       mAP50 +- sd       seconds"
-    print(f"\n{'hyp':<24} runs  {columns}")
+    raw_column = ["without EMA"] if args.without_ema else []
+    header = "   ".join(f"{name:<16}" for name in ["mAP50-95", "last", "mAP50", *raw_column])
+    print(f"\n{'hyp':<24} runs  {header}   seconds")
     for hyp, runs in by_hyp.items():
         best, best50, last, raw, seconds = ([*column] for column in zip(*runs, strict=True))
         columns = "   ".join(
             f"{statistics.mean(values):.4f} +- {standard_deviation(values):.4f}"
-            for values in (best, last, raw, best50)
+            for values in (best, last, best50, *([raw] if args.without_ema else []))
         )
         print(f"{Path(hyp).name:<24} {len(best):4}  {columns}   {statistics.median(seconds):.0f}")
 
