@@ -200,16 +200,15 @@ def main() -> None:
     by_hyp = {hyp: [result for name, _, result in results if name == hyp] for hyp in hyps}
     if args.plot:
         draw({hyp: [best for best, *_ in runs] for hyp, runs in by_hyp.items()}, args.plot)
-    raw_column = ["without EMA"] if args.without_ema else []
-    header = "   ".join(f"{name:<16}" for name in ["mAP50-95", "last", "mAP50", *raw_column])
-    print(f"\n{'hyp':<24} runs  {header}   seconds")
+    names = ["mAP50-95", "mAP50", "last", *(["without EMA"] if args.without_ema else [])]
+    print(f"\n{'hyp':<24} runs  {'   '.join(f'{name:<16}' for name in names)}   seconds")
     for hyp, runs in by_hyp.items():
-        best, best50, last, raw, seconds = ([*column] for column in zip(*runs, strict=True))
-        columns = "   ".join(
+        *columns, seconds = ([*column] for column in zip(*runs, strict=True))
+        cells = "   ".join(
             f"{statistics.mean(values):.4f} +- {standard_deviation(values):.4f}"
-            for values in (best, last, best50, *([raw] if args.without_ema else []))
+            for values in columns[: len(names)]
         )
-        print(f"{Path(hyp).name:<24} {len(best):4}  {columns}   {statistics.median(seconds):.0f}")
+        print(f"{Path(hyp).name:<24} {len(runs):4}  {cells}   {statistics.median(seconds):.0f}")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
 `python benchmarks/time_to_accuracy.py --data DATA.yaml ... --peer BIN [--plot OUT.png]`, where BIN
 is the bin directory of a virtual environment with Ultralytics. It trains yolov8n with its defaults,
 and again with `nbs=16`: by default it takes an optimizer step every 64 images. `--libreyolo BIN` is
-that of one with LibreYOLO, which trains yolo9-t with its defaults. Each trainer has the
-whole machine, validates after every epoch, and draws no plots. Minutes are those of its
-results.csv: from the first batch on, validation included, imports and the scan of the data not.
-With `--busy` a peer's are epochs times its fastest epoch on the dataset, for a machine that runs
-other programs next to it during some of its epochs.
+that of one with LibreYOLO, which trains yolo9-t with its defaults. Each trainer has the whole
+machine, validates after every epoch, and draws no plots. Minutes are those of its results.csv: from
+the first batch on, validation included, imports and the scan of the data not. With `--busy` a
+peer's are epochs times its fastest epoch on the dataset, for a machine that runs other programs
+next to it during some of its epochs.
 
 Printed for every dataset: the best mAP of the peer's whole run and when it had it, when this
 repository first had as much, and the ratio of the two times.

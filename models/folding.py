@@ -34,6 +34,7 @@ def fold_batch_norms(model: Detector, dtype: torch.dtype = torch.float32) -> Det
 
 
 def _cast_convs(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give the convolutions parameters of `dtype`; `to` would change those that others share."""
     for conv in model.modules():
         if type(conv) is nn.Conv2d:
             for name, parameter in [*conv.named_parameters(recurse=False)]:

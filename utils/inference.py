@@ -35,8 +35,8 @@ def run_inference(
     """
     model.eval()
     rows = [np.zeros((0, 7))]
-    # What autocast casts is kept until the outermost context ends. Without this one all weights
-    # would be cast anew for every batch.
+    # Until the outermost context ends, autocast keeps what it casts, if that requires gradients, as
+    # the weights of `models.load` do. Without this one they would be cast anew for every batch.
     with torch.autocast(device.type, enabled=False):
         for images, targets in batches:
             images = images.to(device, non_blocking=True)
